@@ -1,0 +1,5 @@
+"""python -m limbeck: the command line."""
+
+from limbeck.cli import main
+
+main()

@@ -1,0 +1,150 @@
+"""Example signals for any objective, made from what it needs and from the vocabulary. No objective is named here."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.check.contract import NotClaimed
+from limbeck.numerics import log_probs, top_k
+from limbeck.objective.base import Objective
+from limbeck.signals import VOCABULARY, Batch, Logits, Loss, Signals, TopK, View, unit_of
+
+ROWS = 6
+LENGTHS, PROMPTS = (4, 5, 3, 4, 6, 3), (1, 2, 1, 1, 3, 0)
+"""Positions of each row, and how many of them are not asked for."""
+SHARED = {"vocab": 11, "channel": 2, "height": 4, "width": 4}
+"""Axes that all roles agree on."""
+OWN = (6, 8, 4, 6)
+"""`dim`: a width for each seat, so that maps between widths are exercised."""
+OTHER = 3
+"""Every axis that is named in the vocabulary only."""
+
+Said = dict[str, Signals]
+
+
+def names(objective: Objective, seat: str, choose: int = 0) -> tuple[str, ...]:
+    """What a seat must say, with alternatives chosen (the last one, where there are not so many) and `hidden.*` written out."""
+    picked = [name.split("|")[min(choose, name.count("|"))] for name in objective.needs[seat]]
+    return tuple(dict.fromkeys(n for name in picked for n in ([name.replace("*", str(i)) for i in range(2)] if name.endswith(".*") else [name])))
+
+
+def batch(objective: Objective) -> Batch:
+    """Six rows of ragged text in three pairs; where chunks are asked for, each is two targets of one row."""
+    lengths, prompts = torch.tensor(LENGTHS), torch.tensor(PROMPTS)
+    view = View({"ids": torch.arange(sum(LENGTHS)) % SHARED["vocab"]}, lengths)
+    view = replace(view, asked=view.offsets >= prompts.repeat_interleave(lengths))
+    if "chunk" in {unit_of(name) for needs in objective.needs.values() for name in needs}:
+        row = view.rows("target")
+        place = torch.arange(len(row)) - torch.searchsorted(row, row)
+        starts = place % 2 == 0
+        view = replace(view, chunk_of=starts.cumsum(0) - 1, chunk_row=row[starts])
+    seats = {objective.role(seat): view for seat in objective.needs}
+    return Batch({"student": view, **seats}, ("chosen", "rejected") * (ROWS // 2), torch.arange(ROWS) // 2, tuple("abcdef"), torch.ones(ROWS))
+
+
+def value(name: str, num: int, dim: int, random: torch.Generator, dtype: torch.dtype) -> Any:
+    """A signal of that name, standard normal where it may be; labels are below the vocabulary, log-probabilities below 0."""
+    word = name.split(".")[0]
+    axes = VOCABULARY[word][1].split()
+    if word == "top_logits":
+        return TopK(*top_k(log_probs(torch.randn(num, SHARED["vocab"], generator=random, dtype=torch.float64)).to(dtype), SHARED["vocab"] - 1))
+    shape = [num, *(dim if axis == "dim" else SHARED.get(axis, OTHER) for axis in axes)]
+    if word in ("label", "ids"):
+        return torch.randint(SHARED["vocab"], shape, generator=random)
+    x = torch.randn(shape, generator=random, dtype=torch.float64)
+    return (-x.abs() - 0.1 if "logprob" in word else x).to(dtype)
+
+
+def say(objective: Objective, seed: int = 0, dtype: torch.dtype = torch.float64, alike: tuple[str, ...] = (), gap: float = 0.0, scale: float = 1.0,
+        choose: int = 0) -> Said:
+    """Role -> signals. Only the taught seat asks for gradients.
+
+    Args:
+        objective: whose needs are met.
+        seed: of everything that is random.
+        dtype: of all numbers that are not ids.
+        alike: seats that say the same, but for `gap` times what each would say by itself.
+        gap: see `alike`.
+        scale: factor on all numbers.
+        choose: which alternative of `a|b` is said.
+    """
+    rows, out = batch(objective), {}
+    for i, seat in enumerate(objective.needs):
+        random, same = (torch.Generator().manual_seed(100 * seed + n) for n in (i, 99))
+        values: dict[str, Any] = {}
+        for name in names(objective, seat, choose):
+            num = rows.signals(objective.role(seat), {}).num(unit_of(name))
+            x = value(name, num, OWN[0] if seat in alike else OWN[i % len(OWN)], same if seat in alike else random, torch.float64)
+            if seat in alike and floats(x) and gap:
+                x = x + gap * value(name, num, OWN[0], random, torch.float64)
+            values[name] = leaf((x * scale).to(dtype), seat == objective.teaches) if floats(x) else x
+        out[objective.role(seat)] = rows.signals(objective.role(seat), values)
+    return out
+
+
+def floats(x: Any) -> bool:
+    """Whether it is a tensor of numbers, not of ids."""
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def leaf(x: Tensor, learns: bool) -> Tensor:
+    return x.detach().clone().requires_grad_(learns)
+
+
+def each(said: Mapping[str, Signals], change: Any) -> Said:
+    """The same signals with every tensor of numbers changed by a function of role, name and tensor."""
+    return {role: replace(s, values={name: change(role, name, x) if floats(x) else x for name, x in s.values.items()}) for role, s in said.items()}
+
+
+def build(objective: Objective, said: Mapping[str, Signals], seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module | None:
+    """What the objective learns or remembers, made as the loop makes it."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        learned = objective.build({seat: said[objective.role(seat)] for seat in objective.needs})
+    return learned if learned is None else learned.to(dtype)
+
+
+def loss(objective: Objective, said: Mapping[str, Signals], learned: nn.Module | None = None) -> Loss:
+    """What the objective makes of the signals; as in the loop, it alone is asked."""
+    found = objective(said, learned)
+    assert isinstance(found, tuple) and len(found) == 2, f"returned {type(found).__name__}, expected Loss(total, count)"
+    return found
+
+
+def gradient(objective: Objective, said: Mapping[str, Signals]) -> Tensor:
+    """The gradient of the taught seat after a backward pass, as one vector; zero where there is none."""
+    leaves = [x for x in said[objective.role(objective.teaches)].values.values() if floats(x)]
+    if not leaves:
+        raise NotClaimed("the taught seat says nothing that has a gradient")
+    return torch.cat([(torch.zeros_like(x) if x.grad is None else x.grad).flatten() for x in leaves])
+
+
+def solve(objective: Objective, said: Said, learned: nn.Module | None = None) -> tuple[Tensor, Tensor, int]:
+    """Value, gradient of the taught seat, and count."""
+    for s in said.values():
+        for x in s.values.values():
+            if floats(x):
+                x.grad = None
+    total, count = loss(objective, said, learned)
+    assert total.requires_grad, "the total does not depend on what the taught seat says"
+    total.backward()
+    return total.detach(), gradient(objective, said), count
+
+
+def with_heads(objective: Objective, said: Mapping[str, Signals], frozen: bool, seed: int = 0) -> tuple[Said, Said, list[tuple[Tensor, Tensor]]]:
+    """Signals whose logits are lazy, the same with dense ones, and pairs of leaves whose gradients must agree."""
+    lazy, plain, pairs = {}, {}, []
+    for i, (role, s) in enumerate(said.items()):
+        learns, ours, theirs = role == objective.role(objective.teaches), dict(s.values), dict(s.values)
+        if "logits" in s.values:
+            random = torch.Generator().manual_seed(1000 * seed + i)
+            hidden, weight = (torch.randn(n, 5, generator=random, dtype=torch.float64) for n in (len(s["logits"]), SHARED["vocab"]))
+            a, b = ((leaf(hidden, learns), leaf(weight, learns and not frozen)) for _ in range(2))
+            ours["logits"] = Logits(a[0], lambda h, w=a[1]: h @ w.mT, learns)
+            theirs["logits"] = b[0] @ b[1].mT
+            pairs += zip(a, b, strict=True)
+        lazy[role], plain[role] = replace(s, values=ours), replace(s, values=theirs)
+    return lazy, plain, pairs

@@ -1,0 +1,61 @@
+"""A recorder of the fields that a component reads while it works."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from limbeck.check.contract import changed
+from limbeck.component import Component
+
+
+@contextmanager
+def recorded(cls: type[Component]) -> Iterator[set[str]]:
+    """Names of the fields of a class that are read, on any instance of it, inside the context.
+
+    Copying, printing, comparing and saving read no field: they go past the attributes.
+    """
+    seen: set[str] = set()
+    fields = frozenset(cls.model_fields)
+    before = vars(cls).get("__getattribute__")
+
+    def read(self: Any, name: str) -> Any:
+        if name in fields:
+            seen.add(name)
+        return super(cls, self).__getattribute__(name)
+
+    cls.__getattribute__ = read                             # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        if before is None:
+            del cls.__getattribute__
+        else:
+            cls.__getattribute__ = before                   # type: ignore[method-assign]
+
+
+def variants(component: Component) -> list[Component]:
+    """The component, and others that differ in one choice: a field that only matters beside another value is read by one of them."""
+    out = [component]
+    for name, field in type(component).model_fields.items():
+        if name == "kind":
+            continue
+        for value in choices(field.annotation):
+            if value != getattr(component, name):
+                try:
+                    out.append(changed(component, **{name: value}))
+                except ValidationError:                     # this choice goes only with others
+                    continue
+    return out
+
+
+def choices(annotation: Any) -> list[Any]:
+    """All values of a field that is a choice of words, or true or false."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return list(get_args(annotation))
+    if annotation is bool:
+        return [False, True]
+    return [value for part in get_args(annotation) for value in choices(part)] if origin in (Union, UnionType) else []

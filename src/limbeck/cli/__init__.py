@@ -1,0 +1,68 @@
+"""The command line: limbeck plan | run | resume | evaluate | compare | chat | list | show | check | doctor.
+
+Results go to stdout, progress and advice to stderr. Exit codes: 0 done, 1 a defect of limbeck, 2 the request is wrong,
+3 impossible here, 4 the world failed, 5 it ran and the answer is no, 130 and 143 stopped and saved.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+import typer
+
+from limbeck.errors import LimbeckError, Refused
+
+app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Distils any trained model into a smaller, faster or differently built one.")
+VARIABLES = ("LIMBECK_HOME", "LIMBECK_RUNS", "LIMBECK_LOG", "LIMBECK_CRASH_AT")
+
+
+class Stop:
+    """Ctrl-C and SIGTERM stop after the current step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.hear)
+
+    def hear(self, number: int, frame: Any) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        print("\nstopping after this step; again leaves now and loses what came after the last checkpoint", file=sys.stderr, flush=True)
+
+    def __call__(self) -> bool:
+        return bool(self.signal)
+
+
+def main() -> None:
+    """Runs a command; every error of ours is four lines, never a traceback."""
+    import limbeck.cli.verbs  # noqa: F401  (registers the commands)
+
+    as_json = "--json" in sys.argv
+    try:
+        for name in os.environ:
+            if name.startswith("LIMBECK_") and name not in VARIABLES:
+                raise Refused("key", "environment", f"one of {', '.join(VARIABLES)}", name, f"unset {name}")
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except LimbeckError as error:
+        print(json.dumps(error.as_json()) if as_json else error, file=sys.stdout if as_json else sys.stderr)
+        sys.exit(error.code)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        if hasattr(error, "format_message"):                    # click's own: a wrong option or argument
+            print(f"error[usage]  command line\n  expected  a command as in limbeck --help\n  got       {error.format_message()}\n"
+                  f"  do        limbeck {sys.argv[1] if len(sys.argv) > 1 else ''} --help", file=sys.stderr)
+            sys.exit(2)
+        traceback.print_exc()
+        print("error[defect]  this is a defect of limbeck: please report it with the lines above", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,80 @@
+"""What came of a run: summary.json with the verdict, report.html, and the model card."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from limbeck.data.base import Rows
+from limbeck.export.report import render, verdict
+from limbeck.recipe import Recipe
+from limbeck.store import Log, read_json, write_json, write_text
+from limbeck.workspace import environment, machine
+
+ARMS = ("teacher", "start", "student", "baseline")
+
+
+def conclude(recipe: Recipe, folder: Path, parts: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], rows: Rows, provenance: Sequence[Any],
+             samples: Sequence[Mapping[str, Any]], log: Log, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the summary and the report; returns the summary.
+
+    Args:
+        parts: what evaluators found: subjects with their metrics, and tables by name.
+        checks: that were made, with results.
+        rows: of the run.
+        provenance: what was used.
+        samples: held-out inputs with answers.
+        log: of metrics.
+        facts: wall_seconds, steps, tokens, ...
+    """
+    baseline = recipe.baseline[0] if recipe.baseline else None
+    told = {renamed(name, baseline): renamed_in(value, baseline) for name, value in parts.items()}
+    documents = len({row.source or row.key for row in rows.held_out})
+    summary = {
+        "schema": "limbeck.summary/1", "run": folder.name, "about": recipe.about, "date": date.today().isoformat(), "machine": machine(), "seed": recipe.seed,
+        "unit": "token", "num_stages": len(recipe.train), **facts, "held_out": {"documents": documents, "targets": facts.get("held_out_targets")},
+        **{arm: told.get(arm) for arm in ARMS}, **{name: value for name, value in told.items() if name not in ARMS},
+        "checks": list(checks), "provenance": [dict(p) for p in provenance], "not_measured": unmeasured(recipe, folder.name),
+        "references": [],
+    }
+    summary["verdict"] = verdict(summary)
+    plan = (folder / "plan.txt").read_text(encoding="utf-8") if (folder / "plan.txt").is_file() else ""
+    page = render(summary, (folder / "recipe.yaml").read_text(encoding="utf-8"), log.read(), plan, environment(), samples)
+    write_text(folder / "report.html", page)
+    write_json(folder / "samples.json", list(samples))
+    write_json(folder / "summary.json", summary)            # last: a run that has it is finished
+    return summary
+
+
+def renamed(name: str, baseline: str | None) -> str:
+    return "baseline" if baseline and name == baseline else name
+
+
+def renamed_in(value: Any, baseline: str | None) -> Any:
+    """The baseline's own name, where tables are keyed by subject, becomes `baseline`."""
+    if isinstance(value, Mapping):
+        return {renamed(str(key), baseline) if not str(key).endswith("_ms") else str(key): renamed_in(item, baseline) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [renamed_in(item, baseline) for item in value]
+    return value
+
+
+def unmeasured(recipe: Recipe, run: str) -> list[dict[str, str]]:
+    """What nobody has looked at, with the command that does."""
+    kinds = {evaluator.kind for evaluator in recipe.evaluate}               # type: ignore[attr-defined]
+    out = [{"what": "spread over seeds; this is one seed", "command": f"limbeck run {run} seed={recipe.seed + 1}"}]
+    if "tasks" not in kinds:
+        out.append({"what": "any task", "command": f"limbeck evaluate {run} tasks"})
+    if not recipe.baseline:
+        out.append({"what": "the same student without the teacher", "command": f"limbeck run {run} 'baseline=[text_only]'"})
+    return out
+
+
+def refresh(folder: Path, samples: bool = True) -> str:
+    """Writes report.html again from what the run's folder holds; returns the page."""
+    summary, log = read_json(folder / "summary.json"), Log(folder / "metrics.jsonl")
+    plan = (folder / "plan.txt").read_text(encoding="utf-8") if (folder / "plan.txt").is_file() else ""
+    shown = read_json(folder / "samples.json") if samples else None
+    page = render(summary, (folder / "recipe.yaml").read_text(encoding="utf-8"), log.read(), plan, read_json(folder / "environment.json"), shown)
+    write_text(folder / "report.html", page)
+    return page

@@ -1,0 +1,161 @@
+"""Rows in, rows out; then windows in, windows out."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from limbeck.component import Choice, Component
+from limbeck.model.base import Models
+from limbeck.numerics import Streams
+from limbeck.signals import Batch, Needs, Row
+
+BLOCK = 1024
+"""Draws of a mixture are shared out in blocks of so many, so that draw n is found without making all draws before it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Training rows of one source, and the share of draws that it gets."""
+
+    rows: tuple[Row, ...]
+    share: float | None = None
+    """None: as many draws as it has groups, also after a later step has cut, packed or dropped rows."""
+
+    @cached_property
+    def groups(self) -> tuple[tuple[Row, ...], ...]:
+        """Rows that are drawn together."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.group or row.key, []).append(row)
+        return tuple(tuple(rows) for rows in groups.values())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a run: parts to train on, and held-out rows for evaluations."""
+
+    parts: tuple[Part, ...] = ()
+    held_out: tuple[Row, ...] = ()
+    provenance: tuple[Mapping[str, Any], ...] = ()
+    """What was read: name, revision or hash, licence."""
+    notes: tuple[str, ...] = ()
+    """One line for everything that was left out or cut."""
+
+    @property
+    def train(self) -> tuple[Row, ...]:
+        return tuple(row for part in self.parts for row in part.rows)
+
+    def each(self, change: Callable[[Sequence[Row]], Sequence[Row]]) -> "Rows":
+        """The same parts with their rows changed; held-out rows alike."""
+        return replace(self, parts=tuple(Part(tuple(change(part.rows)), part.share) for part in self.parts), held_out=tuple(change(self.held_out)))
+
+    def draw(self, first: int, num: int, streams: Streams) -> list[Row]:
+        """Rows of the draws first, first + 1, ...: each a group of rows. A pure function of its arguments: resuming needs no state.
+
+        Each part is passed through in an order of its own, shuffled anew each time.
+        """
+        out: list[Row] = []
+        for n in range(first, first + num):
+            part, i = self.place(n, streams)
+            groups = self.parts[part].groups
+            order = torch.randperm(len(groups), generator=streams("order", part, i // len(groups)))
+            out += groups[int(order[i % len(groups)])]
+        return out
+
+    def place(self, n: int, streams: Streams) -> tuple[int, int]:
+        """The part that draw n takes, and how many draws that part has had before."""
+        if len(self.parts) == 1:
+            return 0, n
+        block, place = divmod(n, BLOCK)
+        counts = [c * block for c in self.in_block]
+        picks = [part for part, count in enumerate(self.in_block) for _ in range(count)]
+        order = torch.randperm(BLOCK, generator=streams("mix", block)).tolist()
+        mine = picks[order[place]]
+        return mine, counts[mine] + sum(picks[order[i]] == mine for i in range(place))
+
+    @cached_property
+    def in_block(self) -> list[int]:
+        """Draws of each part in a block: exact shares, rounded so that they add up."""
+        shares = [len(part.groups) if part.share is None else part.share for part in self.parts]
+        ends = [round(BLOCK * x / sum(shares)) for x in accumulate(shares)]
+        return [b - a for a, b in zip([0, *ends], ends, strict=False)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that data may depend on besides its own memory."""
+
+    models: Models
+    """The roles; while rows are made, only their tokenizers and configs can be relied on."""
+    streams: Streams
+    window: int = 0
+    """Windows drawn so far by this turn."""
+    base: str = "."
+    """Folder that relative paths start from: that of the recipe."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Step(Component):
+    """Makes or changes rows once, before the run; or each window, before it is counted and cut."""
+
+    room: ClassVar[str] = "data"
+
+    @property
+    def needs(self) -> Needs:
+        """What roles must be able to say while data is made: `text` to write answers."""
+        return {}
+
+    def rows(self, rows: Rows, place: Place) -> Rows:
+        """All rows, made or changed; a source adds its own to those that come in."""
+        return rows
+
+    def window(self, batch: Batch, place: Place, memory: Any) -> Batch:
+        """One window, changed; `memory` is what `build` made: the state that a checkpoint keeps."""
+        return batch
+
+
+class Source(Step):
+    """Rows from somewhere, split into rows to train on and held-out ones by a hash of their document."""
+
+    split: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of documents that is held out for evaluation, chosen by hash of their name or content."""
+    held_out: str | None = None
+    """A file of the same format to evaluate on; then all of the source is trained on."""
+    licence: str | None = None
+    """Licence of the data, for the model card; unknown where it is not said."""
+
+    @abstractmethod
+    def read(self, place: Place, path: str | None) -> tuple[list[Row], Mapping[str, Any], list[str]]:
+        """Rows with `source` set to their document, provenance, notes. `path` replaces the path of the source (held-out file)."""
+
+    def rows(self, rows: Rows, place: Place) -> Rows:
+        found, provenance, notes = self.read(place, None)
+        if self.held_out is None:
+            held = [row for row in found if held_out(row.source, self.split)]
+            train = [row for row in found if not held_out(row.source, self.split)]
+        else:
+            held, more, others = self.read(place, self.held_out)
+            train, provenance, notes = found, {**provenance, "held_out": more}, [*notes, *others]
+        parts = (*rows.parts, Part(tuple(train))) if train else rows.parts
+        return replace(rows, parts=parts, held_out=(*rows.held_out, *(replace(row, split="held_out") for row in held)),
+                       provenance=(*rows.provenance, provenance), notes=(*rows.notes, *notes))
+
+
+def held_out(name: str, share: float) -> bool:
+    """Whether a document of this name is held out: by hash, so that adding documents moves no other."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") < share * 2**64
+
+
+def key_of(*content: str) -> str:
+    """A stable name for a row, from its content."""
+    return hashlib.sha256("\0".join(content).encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+AnyStep = Annotated[Step, Choice()]

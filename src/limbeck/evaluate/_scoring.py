@@ -1,0 +1,153 @@
+"""Scoring: one pass of a role over held-out rows, and means over targets with their errors over documents."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.errors import Refused
+from limbeck.evaluate._token_bytes import token_bytes
+from limbeck.evaluate.base import Table
+from limbeck.model.base import Role
+from limbeck.numerics import coarsen, kl, log_probs
+from limbeck.signals import Batch, Row, Signals, TopK, View, dense
+
+CHUNK = 256
+"""Targets whose logits exist at the same time."""
+BINS = 10
+"""Bins of probabilities, all of one width."""
+
+Answers = Callable[[Sequence[Row], View], Any]
+"""The teacher's logits (Logits, a dense tensor or TopK) at the targets of some rows, given the subject's view of them."""
+Aligner = Callable[[str, Signals, Batch], Signals]
+"""Lays what a role says beside what the other says: an alignment of `limbeck.align`."""
+
+
+def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, rows_at_once: int = 8, align: Aligner | None = None) -> Table:
+    """One pass over held-out rows, in eval mode and without gradients; afterwards the role is as it was.
+
+    Args:
+        role: the subject; it must say logits.
+        rows: a target of `rows[i]` has the number i in the table.
+        teacher_logits: what the teacher says; without it the table has no KL.
+        rows_at_once: rows in one forward pass; the table does not depend on it.
+        align: laid over what subject and teacher say, by the names `student` and `teacher`.
+
+    Raises:
+        Refused: `data`, where nothing is to be predicted; `logits`, of a role without; `tokenizer`, where the teacher predicts something else.
+    """
+    if not role.offers & {"logits", "top_logits"}:
+        raise Refused("logits", "evaluate", "a role that says logits", ", ".join(sorted(role.offers)) or "nothing", "leave out this evaluation")
+    device = next((p.device for p in role.parameters()), torch.device("cpu"))
+    sizes = token_bytes(role.tokenizer)
+    parts: list[dict[str, Tensor]] = []
+    with listening(role):
+        for first in range(0, len(rows), rows_at_once):
+            some = rows[first:first + rows_at_once]
+            view = role.view(some).to(device)
+            part = compare(role, some, view, teacher_logits, align) | {"row": view.rows("target") + first}
+            if view.lengths is not None:
+                part["pos"] = view.offsets[view.targets]
+            if view.lengths is not None and sizes is not None:
+                part["num_bytes"] = sizes.at_targets(view)
+            parts.append({name: x.cpu() for name, x in part.items()})
+    if not sum(len(part["row"]) for part in parts):
+        raise Refused("data", "evaluate", "held-out rows with something to predict", f"{len(rows)} rows, none of them with a target",
+                      "hold out more: split of the data source, or its held_out file")
+    return Table(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+@contextmanager
+def listening(role: Role) -> Iterator[None]:
+    """Inside, a role is in eval mode and keeps no gradients; afterwards each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in role.modules()]
+    role.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def compare(role: Role, rows: Sequence[Row], view: View, teacher_logits: Answers | None, align: Aligner | None) -> dict[str, Tensor]:
+    """The columns of some rows, a slice of targets at a time."""
+    labelled = view.lengths is not None or "label" in view.inputs            # text is its own label
+    said = role.says(view, ("logits", "label") if labelled else ("logits",), {})
+    heard = {"logits" if not isinstance(x := teacher_logits(rows, view), TopK) else "top_logits": x} if teacher_logits else {}
+    if align is not None:
+        batch = Batch({"student": view}, tuple(row.tag for row in rows), torch.arange(len(rows)), tuple(row.key for row in rows), torch.ones(len(rows)))
+        said = align("student", batch.signals("student", said), batch).values
+        heard = align("teacher", batch.signals("student", heard), batch).values if heard else {}
+    ours, theirs = said["logits"], next(iter(heard.values()), None)
+    if theirs is not None and len(theirs) != len(ours):
+        raise Refused("tokenizer", "evaluate", f"what the teacher says at the student's {len(ours):,} targets", f"{len(theirs):,} targets of its own",
+                      "compare models of one tokenizer, or leave out agreement")
+    slices = [slice(i, i + CHUNK) for i in range(0, max(len(ours), 1), CHUNK)]
+    parts = [columns(ours[i], None if theirs is None else theirs[i], said["label"][i] if labelled else None) for i in slices]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def columns(ours: Any, theirs: Any, label: Int[Tensor, " target"] | None) -> dict[str, Tensor]:
+    """The columns of one slice; its logits are gone when this returns."""
+    log_q = log_probs(dense(ours))
+    out = {"best": log_q.argmax(-1), "best_prob": log_q.max(-1).values.exp()}
+    if label is not None:
+        out |= {"label": label, "label_logprob": log_q.gather(-1, label[:, None])[:, 0]}
+    if theirs is None:
+        return out
+    if isinstance(theirs, TopK):            # both on the teacher's k entries, and one bucket for all the others
+        within(int(theirs.ids.max()) + 1 if theirs.ids.numel() else 0, log_q.shape[-1], exact=False)
+        log_p = torch.cat([theirs.log_probs, theirs.tail[:, None]], -1).to(log_q)
+        best, ids = theirs.log_probs.max(-1, keepdim=True), theirs.ids
+        chosen, log_q = ids.gather(-1, best.indices)[:, 0], coarsen(log_q, ids)
+        top = best.values[:, 0]
+    else:
+        log_p = log_probs(dense(theirs)).to(log_q)
+        within(log_p.shape[-1], log_q.shape[-1], exact=True)
+        chosen, top = log_p.argmax(-1), log_p.max(-1).values
+    return out | {"teacher_best": chosen, "teacher_best_prob": top.exp(), "kl": kl(log_p, log_q).clamp(min=0)}      # below 0 is rounding
+
+
+def within(teacher: int, student: int, exact: bool) -> None:
+    """Raises where the teacher gives probabilities to ids that the subject does not have, or fewer."""
+    if teacher > student or exact and teacher != student:
+        raise Refused("vocabulary", "evaluate", f"the same ids of teacher and student: {student:,}", f"{teacher:,} of the teacher",
+                      "add align: shared_vocab, where both have one tokenizer")
+
+
+def by_document(values: Tensor, table: Table, rows: Sequence[Row], per: Tensor | None = None) -> tuple[float, float | None]:
+    """(mean over targets, standard error over documents); with `per`, the ratio of both sums."""
+    return clustered(values, torch.ones(len(values)) if per is None else per, [documents(rows)[i] for i in table.row.tolist()])
+
+
+def documents(rows: Sequence[Row]) -> list[str]:
+    """The document of each row: what it was cut from, else its group, else the row itself."""
+    return [row.source or row.group or row.key for row in rows]
+
+
+def clustered(values: Float[Tensor, " unit"], sizes: Float[Tensor, " unit"], documents: Sequence[str]) -> tuple[float, float | None]:
+    r"""A ratio of sums and its standard error, where units of one document hang together.
+
+    $R = \sum_g S_g / \sum_g n_g$ over G documents; linearised, $\mathrm{SE}^2 = \frac{G}{G-1} \sum_g (S_g - R n_g)^2 / (\sum_g n_g)^2$.
+    Documents without anything do not count; of one document there is no error: None.
+    """
+    number = {name: i for i, name in enumerate(dict.fromkeys(documents))}
+    place = torch.tensor([number[name] for name in documents], dtype=torch.long)
+    sums = torch.zeros(len(number), dtype=torch.float64)
+    total, size = sums.index_add(0, place, values.double()), sums.index_add(0, place, sizes.double())
+    ratio = float(total.sum() / size.sum())
+    there = (size != 0) | (total != 0)
+    num = int(there.sum())
+    if num < 2:
+        return ratio, None
+    return ratio, math.sqrt(num / (num - 1) * float(((total - ratio * size)[there] ** 2).sum())) / float(size.sum())
+
+
+def bin_of(probability: Float[Tensor, " target"]) -> Int[Tensor, " target"]:
+    """The bin of each probability, from 0; an edge belongs to the bin above it, 1 to the last."""
+    return (probability.double() * BINS).long().clamp(0, BINS - 1)

@@ -1,0 +1,70 @@
+"""How close, how good, how fast: evaluators read, and never write into what they measure."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from limbeck.component import Choice, Component
+from limbeck.model.base import Role
+from limbeck.signals import Row
+
+
+@dataclass(frozen=True)
+class Table:
+    """One pass over held-out rows, one entry a target: all that agreement, perplexity and calibration are computed from."""
+
+    row: Int[Tensor, " target"]
+    """Number of the held-out row."""
+    best: Int[Tensor, " target"]
+    """The subject's first choice."""
+    best_prob: Float[Tensor, " target"]
+    label: Int[Tensor, " target"] | None = None
+    """What is right; None where rows have no labels."""
+    label_logprob: Float[Tensor, " target"] | None = None
+    """Log-probability that the subject gives to the label, in nats."""
+    teacher_best: Int[Tensor, " target"] | None = None
+    teacher_best_prob: Float[Tensor, " target"] | None = None
+    kl: Float[Tensor, " target"] | None = None
+    """KL(teacher || subject), in nats."""
+    pos: Int[Tensor, " target"] | None = None
+    """Place of the target in its row; None where rows have no positions."""
+    num_bytes: Int[Tensor, " target"] | None = None
+    """Bytes of text (UTF-8) that the target stands for, 0 for marks such as an end of text; None where the tokenizer does not say."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What evaluators are given: held-out rows, the subjects, and one table a subject, computed once and shared."""
+
+    rows: Sequence[Row]
+    subjects: Sequence[str]
+    """`teacher`, `start`, `student`, `text_only`, ...: those that exist, teacher first."""
+    open: Callable[[str], AbstractContextManager[Role]]
+    """The role of a subject, in memory while the context lasts."""
+    table: Callable[[str], Table]
+    """The table of a subject."""
+    seed: int = 0
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """`folders`: subject -> folder of its exported files; `lm_eval_tasks`: folder of one's own lm-eval tasks, which may hold code."""
+
+
+class Evaluator(Component):
+    """Measures all subjects of an exam."""
+
+    room: ClassVar[str] = "evaluate"
+    perfect: ClassVar[Mapping[str, float]] = {}
+    """Claim: values that the teacher gets against itself."""
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Claim: bounds of each metric."""
+
+    @abstractmethod
+    def __call__(self, exam: Exam) -> dict[str, Any]:
+        """Subject -> metrics, and further parts of the summary by their own names (see `limbeck.export.report`)."""
+
+
+AnyEvaluator = Annotated[Evaluator, Choice()]

@@ -1,0 +1,119 @@
+"""Puts the subjects of a run before its evaluators: tables are made once, kept in the run's folder, and shared."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.data.base import Rows
+from limbeck.evaluate._scoring import score
+from limbeck.evaluate.base import Exam, Table
+from limbeck.model.base import Models, Role
+from limbeck.recipe import Recipe
+from limbeck.numerics import Streams
+from limbeck.signals import Row, View, dense
+from limbeck.store import is_sound, load_tensors, new_folder, read_json, save_tensors, write_json
+from limbeck.teacher.base import Teacher
+
+
+class Examiner:
+    """Opens subjects and scores them on held-out rows."""
+
+    def __init__(self, recipe: Recipe, rows: Rows, teacher: Role | None, kept: Mapping[str, Any], folder: Path,
+                 openers: Mapping[str, Callable[[], Role]]):
+        """Args:
+        rows: of the run; the held-out ones are looked at.
+        teacher: its role, if there is one.
+        kept: what was captured of the teacher, by key of the row.
+        folder: of the run; tables go below it.
+        openers: subject -> makes its role.
+        """
+        self.recipe, self.rows, self.teacher, self.kept, self.folder, self.openers = recipe, rows, teacher, kept, folder, dict(openers)
+        self.tables: dict[str, Table] = {}
+
+    @contextmanager
+    def open(self, subject: str) -> Iterator[Role]:
+        """A subject's role, in eval mode."""
+        role = self.openers[subject]()
+        yield role.eval()
+
+    def answers(self, rows: Sequence[Row], view: View) -> Any:
+        """The teacher's logits at the targets of some rows: as captured, or asked now."""
+        assert self.teacher is not None
+        source = self.recipe.teacher
+        if isinstance(source, Teacher) and self.kept:
+            models = Models({"teacher": self.teacher, "student": self.teacher})
+            return source.attach(models.batch(rows), models, self.kept).said["teacher"]["logits|top_logits"]
+        with torch.no_grad():
+            return self.teacher.says(self.teacher.view(rows), ("logits",), {})["logits"]
+
+    def table(self, subject: str) -> Table:
+        """One entry a held-out target; made once, then read from the run's folder."""
+        folder = self.folder / "tables" / subject
+        if subject not in self.tables and is_sound(folder):
+            self.tables[subject] = Table(**load_tensors(folder / "table.safetensors"))
+        if subject not in self.tables:
+            with self.open(subject) as role:
+                began = time.perf_counter()
+                table = score(role, self.rows.held_out, self.answers if self.teacher is not None else None)
+                seconds = time.perf_counter() - began
+            with new_folder(folder) as new:
+                save_tensors(new / "table.safetensors", {name: x for name, x in vars(table).items() if x is not None})
+                write_json(new / "timing.json", {"seconds": seconds, "targets": len(table.row)})
+            self.tables[subject] = table
+        return self.tables[subject]
+
+    def seconds_a_target(self, subject: str) -> float:
+        """What a forward pass of a subject cost, measured when its table was made."""
+        self.table(subject)
+        timing = read_json(self.folder / "tables" / subject / "timing.json")
+        return timing["seconds"] / max(1, timing["targets"])
+
+    def exam(self, **context: Any) -> Exam:
+        """All subjects, teacher first."""
+        return Exam(self.rows.held_out, tuple(self.openers), self.open, self.table, self.recipe.seed, context)
+
+    def metrics(self, subject: str) -> dict[str, float]:
+        """The few numbers that are told while a run goes: kl, top1, perplexity."""
+        table = self.table(subject)
+        found = {"perplexity": float(table.label_logprob.double().mean().neg().exp())}
+        if table.kl is not None and table.teacher_best is not None:
+            found |= {"kl": float(table.kl.double().mean()), "top1": float((table.best == table.teacher_best).double().mean())}
+        return found
+
+
+def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int = 48, new_tokens: int = 48) -> list[dict[str, Any]]:
+    """Held-out beginnings, drawn by seed and not chosen, with what teacher and student make of them (greedy), and where they would differ."""
+    rows = examiner.rows.held_out
+    pick = torch.randperm(len(rows), generator=Streams(seed)("samples")).tolist()[:num]
+    out: list[dict[str, Any]] = [{"prompt": ""} for _ in pick]
+    for subject in ("teacher", "student"):
+        if subject not in examiner.openers:
+            continue
+        with examiner.open(subject) as role:
+            if role.tokenizer is None or "text" not in role.offers and subject == "student":
+                return []
+            for sample, i in zip(out, pick, strict=True):
+                ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens]
+                began = time.perf_counter()
+                with torch.no_grad():
+                    made = role.module.generate(ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=new_tokens, do_sample=False,      # type: ignore[operator]
+                                                pad_token_id=role.tokenizer.eos_token_id)[0, len(ids):]
+                sample |= {"prompt": role.tokenizer.decode(ids.tolist()), subject: role.tokenizer.decode(made.tolist(), skip_special_tokens=True),
+                           f"{subject}_seconds": time.perf_counter() - began}
+                if subject == "student" and examiner.teacher is not None:
+                    sample |= differences(examiner.teacher, role.tokenizer, ids, made)
+    return out
+
+
+def differences(teacher: Role, tokenizer: Any, prompt: Any, answer: Any) -> dict[str, Any]:
+    """Characters of the answer that the teacher, reading it, would not have put there, and the share of tokens that it would."""
+    view = View({"ids": torch.cat([prompt, answer])}, torch.tensor([len(prompt) + len(answer)]),
+                torch.arange(len(prompt) + len(answer)) >= len(prompt))
+    with torch.no_grad():
+        same = dense(teacher.says(view, ("logits",), {})["logits"]).argmax(-1) == answer
+    ends = [len(tokenizer.decode(answer[:i].tolist(), skip_special_tokens=True)) for i in range(len(answer) + 1)]
+    return {"agreement": float(same.double().mean()), "marks": [[a, b] for a, b, ok in zip(ends, ends[1:], same.tolist(), strict=False) if not ok and b > a]}

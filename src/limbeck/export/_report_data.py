@@ -1,0 +1,109 @@
+"""What the report reads: foreign data made fit to be shown, metrics as curves, samples cut at their marks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from limbeck.text.show import finite, for_report, number, visible
+
+MOST_POINTS, MOST_ENTRIES, MOST_NUMBERS, MOST_MARKS = 120, 300, 300, 200
+Curves = dict[tuple[str, str], list[tuple[float, float]]]
+
+
+def clean(value: Any, depth: int = 8) -> Any:
+    """Plain data in which every text is visible and short, every number finite or None, and no list is long."""
+    if isinstance(value, str):
+        return for_report(value, 500)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value if isinstance(value, bool) or finite(value) is not None else None
+    if isinstance(value, Mapping):
+        return {visible(str(k), 80): clean(v, depth - 1) for k, v in list(value.items())[:MOST_ENTRIES]} if depth else {}
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        return [clean(x, depth - 1) for x in thin(value, MOST_ENTRIES)] if depth else []
+    return for_report(str(value), 500)
+
+
+def curves(metrics: Iterable[Mapping[str, Any]]) -> Curves:
+    """(name, arm) -> points in the order of steps: the mean of a record, or its value; of a step met twice, the later record.
+
+    A later stage that counts its steps from the start again is laid behind the stages before it.
+    """
+    stages: dict[str, dict[Any, int]] = {}
+    offset: dict[str, float] = {}
+    last: dict[str, float] = {}
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for record in metrics:
+        step, name, of = finite(record.get("step")), record.get("name"), record.get("arm", "student")
+        count = finite(record.get("count"))
+        total = finite(record.get("sum"))
+        value = finite(record.get("value")) if total is None or not count else total / count
+        if step is None or value is None or not isinstance(name, str) or not isinstance(of, str):
+            continue
+        seen = stages.setdefault(of, {})
+        if record.get("stage") not in seen:
+            seen[record.get("stage")] = len(seen)
+            offset[of] = last.get(of, 0.0) if step <= last.get(of, -1.0) else 0.0
+        at = step + (offset[of] if seen[record.get("stage")] == len(seen) - 1 else 0.0)
+        last[of] = max(last.get(of, 0.0), at)
+        found.setdefault((name, of), {})[at] = value
+    return {key: sorted(points.items()) for key, points in found.items()}
+
+
+def thin(points: Sequence[Any], most: int = MOST_POINTS) -> list[Any]:
+    """Evenly chosen points, first and last among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def flatten(value: Any, path: str = "", most: int = MOST_NUMBERS) -> list[tuple[str, str]]:
+    """Nested data as (path, text) lines: at most `most` of them, the last one telling how many are left out."""
+    lines: list[tuple[str, str]] = []
+    stack = [(path, value)]
+    while stack:
+        at, item = stack.pop()
+        if isinstance(item, (Mapping, list)):
+            pairs = item.items() if isinstance(item, Mapping) else enumerate(item)
+            stack.extend(reversed([(f"{at}.{key}" if at else str(key), x) for key, x in pairs]))
+        else:
+            shown = "?" if item is None else number(item, 6) if finite(item) is not None else visible(str(item), 100)
+            lines.append((visible(at, 100), shown))
+    left = len(lines) - most
+    return lines if left <= 0 else [*lines[:most], ("…", f"{left:,} more in summary.json")]
+
+
+def marked(text: Any, marks: Any, limit: int) -> list[tuple[bool, str]]:
+    """A text in pieces, (whether it is marked, what it says); marks are [start, end) in characters, nonsense among them is left out."""
+    text = text if isinstance(text, str) else ""
+    shown, rest = text[:limit], text[limit:]
+    spans = []
+    for mark in marks if isinstance(marks, Sequence) else ():
+        if isinstance(mark, Sequence) and len(mark) == 2 and all(isinstance(x, int) for x in mark) and 0 <= mark[0] < mark[1] <= len(shown):
+            spans.append((mark[0], mark[1]))
+    pieces, at = [], 0
+    for start, end in sorted(spans)[:MOST_MARKS]:
+        if start >= at:
+            pieces += [(False, shown[at:start]), (True, shown[start:end])]
+            at = end
+    pieces.append((False, shown[at:] + ("…" if rest else "")))
+    out = []
+    for is_marked, piece in pieces:
+        if piece and limit > 0:
+            out.append((is_marked, for_report(piece, limit + 1)))
+            limit -= len(out[-1][1])
+    return out
+
+
+def sample(entry: Mapping[str, Any], limit: int) -> dict[str, Any]:
+    """A held-out input with both answers, each of at most about `limit` characters, ready for the template."""
+    texts = [x for x in (entry.get("teacher"), entry.get("student")) if isinstance(x, str)]
+    code = any(line.startswith(("    ", "\t", "```")) for text in texts for line in text[:limit].split("\n"))
+    notes = {}
+    for who in ("teacher", "student"):
+        seconds = finite(entry.get(f"{who}_seconds"))
+        notes[who] = f" · {number(seconds, 2)} s" if seconds is not None else ""
+    agreement = finite(entry.get("agreement"))
+    if agreement is not None:
+        notes["student"] += f" · {100 * agreement:.0f} % agreement"
+    prompt = entry.get("prompt")
+    pieces = {"teacher": marked(entry.get("teacher"), (), limit), "student": marked(entry.get("student"), entry.get("marks"), limit)}
+    return {"prompt": for_report(prompt, limit) if isinstance(prompt, str) else "", "code": code, "notes": notes, "pieces": pieces}

@@ -1,0 +1,41 @@
+"""How the roles are run on a batch to get signals."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from limbeck.component import Choice, Component
+from limbeck.numerics import Streams
+from limbeck.signals import Batch, Needs, Signals
+
+
+@runtime_checkable
+class Listen(Protocol):
+    """All that a forward may do with the models."""
+
+    def says(self, role: str, batch: Batch, names: Iterable[str], inject: Mapping[str, Tensor] = {}) -> Signals:
+        """What a role says about a batch, aligned already; `inject` overwrites what its parts hear."""
+        ...
+
+
+class Forward(Component):
+    """Which role sees what, in which order, and what it must say."""
+
+    room: ClassVar[str] = "forward"
+
+    def requires(self, needs: Needs) -> Needs:
+        """What the roles must say so that the objectives get what they need."""
+        return needs
+
+    def draw(self, batch: Batch, streams: Streams, place: tuple[object, ...]) -> Batch:
+        """Adds random inputs, for the whole window before it is cut: so the cut cannot change them."""
+        return batch
+
+    @abstractmethod
+    def __call__(self, models: Listen, batch: Batch, needs: Needs) -> dict[str, Signals]:
+        """Role -> what it says about one micro-batch."""
+
+
+AnyForward = Annotated[Forward, Choice()]

@@ -1,0 +1,37 @@
+"""Every student block gets the teacher's input to that block."""
+
+from typing import Literal
+
+from limbeck.forward.base import Forward
+from limbeck.signals import Needs
+
+
+class Layerwise(Forward):
+    """Feeds each student block what the teacher's block beside it hears, so that blocks learn independently.
+
+    One pass and one backward give the gradients that a pass a block would: what a block hears is a constant. Blocks stand
+    beside each other by number, or as `align: layer_map` says. Blocks no objective asks about hear their predecessor.
+
+    Example:
+        >>> Layerwise().requires({"student": ("hidden.2",), "teacher": ("hidden.2",)})["teacher"]
+        ('hidden.2', 'input.2')
+
+    References:
+        Bick et al., MOHAWK, 2024, arXiv:2408.10189, stage 2.
+    """
+
+    kind: Literal["layerwise"] = "layerwise"
+
+    def inputs(self, needs: Needs) -> tuple[str, ...]:
+        """Names of the block inputs that are forced."""
+        layers = {name.split(".")[1] for name in needs["student"] if "." in name}
+        return tuple(f"input.{layer}" for layer in sorted(layers, key=int))
+
+    def requires(self, needs):
+        return {**needs, "teacher": (*needs.get("teacher", ()), *self.inputs(needs))}
+
+    def __call__(self, models, batch, needs):
+        teacher = models.says("teacher", batch, self.requires(needs)["teacher"])
+        forced = {name: teacher[name] for name in self.inputs(needs)}
+        said = {role: models.says(role, batch, names) for role, names in needs.items() if role not in ("student", "teacher")}
+        return {**said, "teacher": teacher, "student": models.says("student", batch, needs["student"], inject=forced)}

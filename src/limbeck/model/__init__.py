@@ -1,0 +1,1 @@
+"""Models as roles: opening by reference, anatomy of each family, taps."""

@@ -1,0 +1,151 @@
+"""Role: a model with its part in a turn. It does one thing: it looks at a view and says signals."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.signals import Batch, Needs, Row, Signals, View
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place in a module where something can be heard, or overwritten."""
+
+    path: str
+    side: Literal["input", "output"] = "output"
+    part: tuple[int, int] | None = None
+    """(i, n): the i-th of n equal parts of the last axis, where one layer makes several things at once."""
+
+
+class Role(nn.Module):
+    """An adapter around any module, one a modality. Its `state` is set per turn, by `Models.turn` alone."""
+
+    offers: frozenset[str] = frozenset()
+    """Names of signals it can say, without layer numbers."""
+    tokenizer: Any = None
+    num_layers: int = 0
+    state: Literal["frozen", "through", "trained"] = "frozen"
+    provenance: Mapping[str, Any] = {}
+    """Where the weights come from: name, revision, licence."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def view(self, rows: Sequence[Row]) -> View:
+        """What this role sees of some rows: text roles use their own tokenizer."""
+        raise NotImplementedError
+
+    def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Signal name -> value; `inject` overwrites the inputs of parts with flat values."""
+        raise NotImplementedError
+
+    def tap(self, name: str) -> Tap:
+        """Where a signal like `hidden.3` is heard."""
+        raise NotImplementedError
+
+    def layer(self, name: str) -> int:
+        """The layer number in `hidden.3`; negative ones count from the end."""
+        number = int(name.split(".")[1])
+        return number if number >= 0 else self.num_layers + 1 + number
+
+
+@contextmanager
+def taps(module: nn.Module, reads: Mapping[str, Tap], writes: Mapping[str, tuple[Tap, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Hears what parts say and overwrites what they hear.
+
+    Taps, not `output_hidden_states`: in transformers the last of those is the state after the final norm, not what the
+    last block says.
+    """
+    heard: dict[str, Tensor] = {}
+
+    def keep(name: str, tap: Tap, value: Any) -> None:
+        value = value[0] if isinstance(value, tuple) else value
+        heard[name] = value if tap.part is None else value.chunk(tap.part[1], -1)[tap.part[0]]
+
+    def reader(name: str, tap: Tap) -> Any:
+        part = module.get_submodule(tap.path)
+        if tap.side == "input":
+            return part.register_forward_pre_hook(
+                lambda _, args, kwargs: keep(name, tap, args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
+        return part.register_forward_hook(lambda _, args, out: keep(name, tap, out))
+
+    def writer(tap: Tap, value: Tensor) -> Any:
+        def put(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": value})
+
+        return module.get_submodule(tap.path).register_forward_pre_hook(put, with_kwargs=True)
+
+    with contextlib.ExitStack() as stack:
+        for tap, value in writes.values():              # before the readers: they then hear what was put there
+            stack.callback(writer(tap, value).remove)
+        for name, tap in reads.items():
+            stack.callback(reader(name, tap).remove)
+        yield heard
+
+
+class Models(nn.ModuleDict):
+    """Role name -> role; the one place that decides about gradients."""
+
+    def __getitem__(self, name: str) -> Role:
+        role = super().__getitem__(name)
+        assert isinstance(role, Role)
+        return role
+
+    def says(self, role: str, batch: Batch, names: Iterable[str], inject: Mapping[str, Tensor] = {}) -> Signals:
+        """What a role says about a batch; what it has said already is not asked again."""
+        names = tuple(names)
+        if role in batch.said and not inject and all(name in batch.said[role].values for name in names):
+            return batch.said[role]
+        with torch.set_grad_enabled(self[role].state != "frozen" and torch.is_grad_enabled()):
+            return batch.signals(role, self[role].says(batch.view(role), names, inject))
+
+    def offers(self) -> Needs:
+        """Role -> names of what it can say."""
+        return {name: tuple(sorted(self[name].offers)) for name in self}
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """One window of rows, as every role that reads in its own way sees them."""
+        views: dict[str, View] = {}
+        tokenizers: list[Any] = []
+        for name in sorted(self, key=lambda name: name != "student"):
+            role = self[name]
+            if not views or role.tokenizer is not None and not any(role.tokenizer is seen for seen in tokenizers):
+                views[name if views else "student"] = role.view(rows)
+                tokenizers.append(role.tokenizer)
+        groups = {name: i for i, name in enumerate(dict.fromkeys(row.group or row.key for row in rows))}
+        return Batch(views, tuple(row.tag for row in rows), torch.tensor([groups[row.group or row.key] for row in rows], dtype=torch.long),
+                     tuple(row.key for row in rows), torch.ones(len(rows)))
+
+    @contextmanager
+    def turn(self, trains: str | None, only: Sequence[str] = (), freeze: Sequence[str] = (), through: Sequence[str] = ()) -> Iterator["Models"]:
+        """Inside, one role is trained (what matches `only` and not `freeze`), some let gradients pass, the others are frozen."""
+        for name in self:
+            role = self[name]
+            role.state = "trained" if name == trains else "through" if name in through else "frozen"
+            role.train(name == trains)
+            role.requires_grad_(False)
+        for _, parameter in self.trainable(trains, only, freeze):
+            parameter.requires_grad_(True)
+        try:
+            yield self
+        finally:
+            for name in self:
+                self[name].state = "frozen"
+                self[name].eval()
+
+    def trainable(self, trains: str | None, only: Sequence[str] = (), freeze: Sequence[str] = ()) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that a turn trains."""
+        named = self[trains].module.named_parameters() if trains else iter(())
+        return [(name, p) for name, p in named if (not only or matches(name, only)) and not matches(name, freeze)]
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a parameter's name fits one of the patterns (`*` and `?` as in file names)."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,162 @@
+"""From checked files to modules: the one place that hands a model's files to transformers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import LimbeckError, Refused
+from limbeck.model.anatomy import family_files, read_family
+from limbeck.model.folder import Folder
+from limbeck.model.headers import corrupt, quoted
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+BYTES_KEY = "limbeck_tokenizer"
+"""Field of a config that says `bytes` for a model whose tokenizer is limbeck's own, which needs no file."""
+MAX_BUFFER_BYTES = 2**31
+NO_LENGTH = 10**29
+"""transformers writes about 1e30 where a tokenizer knows no longest text."""
+
+
+@contextmanager
+def foreign(where: str, expected: str) -> Iterator[None]:
+    """Inside, other people's code reads other people's files: whatever it raises becomes one of our errors."""
+    try:
+        yield
+    except (LimbeckError, MemoryError):
+        raise
+    except ImportError as error:
+        raise Refused("extra", where, "the packages that this model needs", quoted(str(error), 200), "pip install what is named there", 3) from error
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise Refused("code", where, "a tokenizer that transformers has", "code of its own, which is not trusted",
+                          "save the tokenizer as tokenizer.json with a class of transformers") from error
+        raise corrupt(where, expected, quoted(f"{type(error).__name__}: {error}", 200)) from error
+
+
+def build_config(values: dict[str, Any], where: str) -> Any:
+    """A transformers config from plain data that has been checked."""
+    from transformers import AutoConfig
+
+    with foreign(where, "a config that transformers accepts"):
+        return AutoConfig.for_model(**values)
+
+
+def build_meta(config: Any, where: str) -> nn.Module:
+    """A model of this config on the meta device, in eval mode."""
+    loader = model_class(config, where)
+    with foreign(where, "a config that a model can be built from"), torch.device("meta"):
+        module = loader(config).eval()
+    if sum(buffer.numel() * buffer.element_size() for buffer in module.buffers()) > MAX_BUFFER_BYTES:
+        raise corrupt(where, "sizes that a model can have", "buffers of more than 2 GiB")
+    return module
+
+
+def model_class(config: Any, where: str) -> Any:
+    """The transformers class that a config names; else its family's first; else the causal language model of its type, or the bare model.
+
+    Raises:
+        Refused: `family`, if transformers has none of these.
+    """
+    import transformers
+
+    family = family_files().get(config.model_type)
+    for name in (*(config.architectures or ()), *(list(read_family(family).classes)[:1] if family else ())):
+        named = getattr(transformers, str(name), None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel) and isinstance(config, named.config_class or ()):
+            return named
+    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise Refused("family", where, "a model type for which transformers has a model class", quoted(config.model_type),
+                  "name the class in config.json: architectures")
+
+
+def open_folder(folder: Folder, where: str, dtype: str) -> tuple[Any, Any]:
+    """Module and tokenizer from a folder that has been checked."""
+    import transformers
+
+    options: dict[str, Any] = {"local_files_only": True}
+    if folder.auto_map:
+        options["trust_remote_code"] = True
+        with foreign(where, "a config that the folder's own code accepts"):
+            config = transformers.AutoConfig.from_pretrained(folder.path, **options)
+        loader = own_loader(folder, where)
+    else:
+        config = build_config(folder.config, where)
+        if not folder.pickles:
+            check_enough(config, folder.num_elements, where)
+        loader = model_class(config, where)
+    with foreign(where, "weights that fit the config"):
+        if folder.pickles:
+            state = read_pickles(folder.pickles)
+            module, info = loader.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
+        else:
+            module, info = loader.from_pretrained(folder.path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
+    check_complete(info, where)
+    return module, open_tokenizer(folder, config, where)
+
+
+def own_loader(folder: Folder, where: str) -> Any:
+    """The Auto class through which a folder's own model class is opened."""
+    import transformers
+
+    for name in ("AutoModelForCausalLM", "AutoModel", *folder.auto_map):
+        if name in folder.auto_map and name.startswith("AutoModel") and hasattr(transformers, name):
+            return getattr(transformers, name)
+    raise Refused("code", where, "a model class in auto_map, like AutoModelForCausalLM", quoted(list(folder.auto_map)), "add it to config.json")
+
+
+def open_tokenizer(folder: Folder, config: Any, where: str) -> Any:
+    """The tokenizer of a folder, or None where it has none."""
+    if not any((folder.path / name).is_file() for name in TOKENIZER_FILES):
+        return bytes_tokenizer() if getattr(config, BYTES_KEY, None) == "bytes" else None
+    from transformers import AutoTokenizer
+
+    with foreign(where, "a tokenizer that transformers can read"):
+        return AutoTokenizer.from_pretrained(folder.path, config=config, local_files_only=True, trust_remote_code=bool(folder.auto_map))
+
+
+def bytes_tokenizer() -> Any:
+    """limbeck's tokenizer over bytes."""
+    from limbeck.text.bytes_tokenizer import ByteTokenizer
+
+    return ByteTokenizer()
+
+
+def fit_length(tokenizer: Any, config: Any) -> Any:
+    """Gives a tokenizer that knows no longest text the positions of its model."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if tokenizer is not None and positions and getattr(tokenizer, "model_max_length", 0) > NO_LENGTH:
+        tokenizer.model_max_length = positions
+    return tokenizer
+
+
+def read_pickles(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Tensors from pickled files that the user allowed; `weights_only` refuses everything else in them."""
+    state: dict[str, Tensor] = {}
+    for path in paths:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        state |= loaded.get("state_dict", loaded)
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("a state dict holds tensors only")
+    return state
+
+
+def check_enough(config: Any, num_elements: int, where: str) -> None:
+    """A config that asks for more numbers than the files hold is refused before they are allocated."""
+    if getattr(config, "quantization_config", None) is None:
+        asked = sum(parameter.numel() for parameter in build_meta(config, where).parameters())
+        if asked > num_elements:
+            raise corrupt(where, f"{asked:,} weights, as the config says", f"{num_elements:,}")
+
+
+def check_complete(info: Any, where: str) -> None:
+    """A parameter without a weight would be left to chance, and nobody would notice."""
+    missing, wrong = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
+    if missing or wrong:
+        got = f"{len(missing) + len(wrong):,} without one that fits, first {quoted((missing + wrong)[0])}"
+        raise corrupt(where, "a weight for every parameter", got)

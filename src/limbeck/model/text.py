@@ -1,0 +1,94 @@
+"""Language models of transformers: ragged text in, signals out, packed or padded in between."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.model.anatomy import Anatomy
+from limbeck.model.base import Role, Tap, taps
+from limbeck.numerics import log_probs
+from limbeck.signals import Logits, Row, View
+from limbeck.text.spans import encode
+
+LAYERED = frozenset({"hidden", "input", "mixer", "query", "key", "value"})
+WASTE = 0.25
+"""Padding is preferred to packing up to this share of padded positions: packing pays with attention over the whole pack."""
+
+
+class Text(Role):
+    """Speaks for a causal or masked language model.
+
+    Layers count from 1, as in papers: `hidden.0` is the embedding, `hidden.i` what the i-th block says, before any final
+    norm; `input.i`, `mixer.i`, `query.i` belong to the i-th block.
+    """
+
+    offers = frozenset({"text", "logits", "label", "target_logprob"}) | LAYERED
+
+    def __init__(self, module: nn.Module, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
+        super().__init__(module)
+        self.tokenizer, self.anatomy, self.layout = tokenizer, anatomy, layout
+        self.num_layers = len(module.get_submodule(anatomy.path("blocks")))       # type: ignore[arg-type]
+        self.context: int | None = anatomy.context(module.config)
+
+    def view(self, rows: Sequence[Row]) -> View:
+        encoded = [encode(row, self.tokenizer) for row in rows]
+        return View({"ids": torch.tensor([i for ids, _ in encoded for i in ids], dtype=torch.long)},
+                    torch.tensor([len(ids) for ids, _ in encoded], dtype=torch.long),
+                    torch.tensor([a for _, asked in encoded for a in asked], dtype=torch.bool), shift=1 if self.anatomy.causal else 0)
+
+    def tap(self, name: str) -> Tap:
+        signal, layer = name.split(".")[0], self.layer(name)
+        if signal == "hidden" and layer == 0:
+            return Tap(self.anatomy.path("block", 0), "input")
+        if signal == "hidden":
+            return Tap(self.anatomy.path("block", layer - 1))
+        if signal == "input":
+            return Tap(self.anatomy.path("block", layer - 1), "input")
+        return Tap(self.anatomy.path(signal, layer - 1), part=self.anatomy.part(signal))
+
+    def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
+        flat, unflat, inputs = self.lay_out(view)
+        reads = {name: self.tap(name) for name in names if name.split(".")[0] in LAYERED}
+        writes = {name: (self.tap(name), unflat(x)) for name, x in inject.items()}
+        with taps(self.module, reads, writes) as heard:
+            final = flat(self.body(**inputs).last_hidden_state)
+        targets = view.targets
+        out: dict[str, Any] = {name: flat(x) for name, x in heard.items()}
+        out["label"] = view.inputs["ids"][targets]
+        out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())         # the label shift, in this one place
+        if "target_logprob" in names:
+            out["target_logprob"] = log_probs(out["logits"].dense()).gather(-1, out["label"][:, None])[:, 0]
+        return {name: out[name] for name in names}
+
+    def body(self, **inputs: Tensor) -> Any:
+        """The model without its head."""
+        extra = {"use_cache": False} if self.anatomy.causal else {}
+        return self.module.get_submodule(self.anatomy.path("body"))(**inputs, **extra)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Final hidden states to logits, with the cap that some families put on them."""
+        logits = self.module.get_submodule(self.anatomy.path("head"))(hidden)
+        cap = getattr(self.module.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def lay_out(self, view: View) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], dict[str, Tensor]]:
+        """Functions between flat [pos, ...] and the model's layout, and the model's inputs."""
+        ids, offsets, lengths = view.inputs["ids"], view.offsets, view.ragged
+        if not len(ids):            # transformers cannot run nothing: it runs one position, and nobody listens
+            one = ids.new_zeros(1, 1)
+            return lambda x: x[0, :0], lambda x: x.new_zeros(1, 1, *x.shape[1:]), {"input_ids": one}
+        longest, num = int(lengths.max()), view.num_rows
+        if self.layout != "packed" and len(ids) == num * longest:           # equal lengths: nothing to mask
+            shape = (num, longest)
+            return lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, shape), {"input_ids": ids.view(shape)}
+        padded = self.layout == "padded" or not self.anatomy.causal or self.layout == "auto" and num * longest * (1 - WASTE) <= len(ids)
+        if not padded:
+            return lambda x: x[0], lambda x: x[None], {"input_ids": ids[None], "position_ids": offsets[None]}
+        place = (view.rows("pos"), offsets)
+
+        def unflat(x: Tensor) -> Tensor:
+            return x.new_zeros(num, longest, *x.shape[1:]).index_put(place, x)
+
+        return lambda x: x[place], unflat, {"input_ids": unflat(ids), "attention_mask": unflat(torch.ones_like(ids))}

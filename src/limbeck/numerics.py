@@ -1,0 +1,92 @@
+"""The numeric rules of the library, each written once. `p` is always the teacher, `q` the student."""
+
+import hashlib
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+RULED_OUT = -1e30
+"""Log-probability of an entry that cannot occur: no mass, and yet finite, so that no gradient is NaN."""
+
+TOLERANCE: dict[tuple[str, str], tuple[float, float]] = {
+    # dtype, kind of check: (relative, absolute)
+    ("float32", "value"): (1e-5, 1e-6), ("float32", "gradient"): (1e-4, 2e-6), ("float32", "zero"): (0.0, 1e-4),
+    ("float64", "value"): (1e-10, 1e-12), ("float64", "gradient"): (1e-6, 1e-12), ("float64", "zero"): (0.0, 1e-10),
+    ("bfloat16", "value"): (2e-2, 1e-2), ("bfloat16", "gradient"): (5e-2, 2e-2),
+}
+"""The one table of tolerances; a check that needs a looser one says why beside it."""
+
+
+def upcast(x: Tensor) -> Tensor:
+    """At least float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def log_probs(logits: Float[Tensor, "*unit vocab"], temperature: float = 1.0) -> Float[Tensor, "*unit vocab"]:
+    """Log-softmax in float32 (float64 stays), whatever the dtype of the logits; entries at -inf get a finite floor."""
+    return torch.log_softmax(upcast(logits) / temperature, dim=-1).clamp(min=RULED_OUT)
+
+
+def mix(log_a: Float[Tensor, "*unit k"], log_b: Float[Tensor, "*unit k"], share: float) -> Float[Tensor, "*unit k"]:
+    """Log of `share * a + (1 - share) * b`, by log-sum-exp."""
+    if share in (0, 1):
+        return log_a if share else log_b
+    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
+
+
+def kl(log_p: Float[Tensor, "*unit k"], log_q: Float[Tensor, "*unit k"]) -> Float[Tensor, "*unit"]:
+    """KL(p || q) over the last axis, in nats."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def log1mexp(x: Float[Tensor, "*unit"]) -> Float[Tensor, "*unit"]:
+    """log(1 - exp(x)) for x <= 0, finite at 0 in value and gradient."""
+    x = x.clamp(max=-1e-7)
+    near = x > -math.log(2)
+    return torch.where(near, (-torch.expm1(torch.where(near, x, -1.0))).log(), torch.log1p(-torch.where(near, -1.0, x).exp()))
+
+
+def top_k(log_p: Float[Tensor, "target vocab"], k: int) -> tuple[Int[Tensor, "target k"], Float[Tensor, "target k"], Float[Tensor, " target"]]:
+    """Ids and log-probs of the k best entries, and the log-mass of all others, summed exactly from what is left out."""
+    best = log_p.topk(k, -1)
+    tail = log_p.scatter(-1, best.indices, -math.inf).logsumexp(-1).clamp(min=RULED_OUT)
+    return best.indices, best.values, tail
+
+
+def coarsen(log_q: Float[Tensor, "target vocab"], ids: Int[Tensor, "target k"]) -> Float[Tensor, "target k1"]:
+    """A distribution seen through the given entries and one bucket for all others (the last column)."""
+    kept = log_q.gather(-1, ids)
+    return torch.cat([kept, log1mexp(kept.logsumexp(-1))[:, None]], -1)
+
+
+def segment_sum(x: Float[Tensor, " unit"], segment: Int[Tensor, " unit"], num: int) -> Float[Tensor, " segment"]:
+    """Sum of x in each segment, in float32; entries with segment -1 are left out."""
+    keep, x = segment >= 0, upcast(x)
+    return x.new_zeros(num).index_add(0, segment[keep], x[keep])
+
+
+def segment_mean(x: Float[Tensor, " unit"], segment: Int[Tensor, " unit"], num: int) -> Float[Tensor, " segment"]:
+    """Mean of x in each segment; an empty segment gives a connected zero."""
+    return segment_sum(x, segment, num) / segment_sum(torch.ones_like(x), segment, num).clamp(min=1)
+
+
+def masked_log_softmax(scores: Float[Tensor, "*unit k"], allowed: Bool[Tensor, "*unit k"]) -> Float[Tensor, "*unit k"]:
+    """Log-softmax over the allowed entries; the others get the finite floor."""
+    return torch.log_softmax(upcast(scores).masked_fill(~allowed, -math.inf), -1).clamp(min=RULED_OUT)
+
+
+class Streams:
+    """Named random streams: each a pure function of seed, purpose and place, so that nothing random needs a checkpoint."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def number(self, *place: object) -> int:
+        """A whole number below 2^56 that belongs to this place."""
+        return int.from_bytes(hashlib.sha256(repr((self.seed, *place)).encode()).digest()[:7], "big")
+
+    def __call__(self, *place: object) -> torch.Generator:
+        """A generator on the CPU that belongs to this place."""
+        return torch.Generator().manual_seed(self.number(*place))

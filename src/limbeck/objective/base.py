@@ -1,0 +1,167 @@
+"""What an objective is, and the shared half of the divergences."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from limbeck.component import Choice, Component
+from limbeck.numerics import coarsen, log_probs, segment_mean, upcast
+from limbeck.schedule import Positive
+from limbeck.signals import Loss, Needs, Signals, TopK, dense
+
+
+class Objective(Component):
+    """How far one role is from the others: one number a unit. The base sums, the loop divides."""
+
+    room: ClassVar[str] = "objective"
+    teaches: ClassVar[str] = "student"
+    """The seat that gets the gradient."""
+    zero_at_match: ClassVar[tuple[str, str] | None] = None
+    """Claim: value and gradient vanish where these two seats say the same."""
+    descends: ClassVar[bool] = True
+    """Claim: a small step against the gradient lowers the value."""
+    special_cases: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Claim: with these fields it equals that other objective."""
+
+    weight: Positive = 1.0
+    """Factor in the total of its turn."""
+    tag: str | None = None
+    """Only rows with this tag (chosen, rejected, a domain); none: all rows."""
+    seats: dict[str, str] = Field(default_factory=dict)
+    """Seat -> role, where they differ: {student: peer, teacher: student}."""
+
+    @property
+    def unit(self) -> str:
+        """What is summed and counted."""
+        return "target"
+
+    @property
+    @abstractmethod
+    def needs(self) -> Needs:
+        """Seat -> names of signals; `a|b` means a, or b in its place."""
+
+    @model_validator(mode="after")
+    def groups_stay_whole(self) -> "Objective":
+        if self.tag and self.unit == "group":
+            raise ValueError("no tag here: it compares rows that have different tags")
+        return self
+
+    def role(self, seat: str) -> str:
+        """The role that sits there."""
+        return self.seats.get(seat, seat)
+
+    @abstractmethod
+    def values(self, **said: Any) -> Float[Tensor, " unit"]:
+        """One number a unit, given one Signals a seat, and `learned` if `build` made something."""
+
+    def __call__(self, said: Mapping[str, Signals], learned: nn.Module | None = None) -> Loss:
+        """Sum and count over what the roles said; weights of rows are factors, they do not change the count."""
+        seated = {seat: said[self.role(seat)].on(self.tag) for seat in self.needs}
+        taught = seated[self.teaches]
+        values = upcast(self.values(**seated, **({} if learned is None else {"learned": learned})))
+        if self.unit != "group" and not (taught.weights == 1).all():
+            values = values * taught.weights[taught.rows[self.unit]]
+        return Loss(values.sum(), len(values))
+
+
+def by_chunks(part: Any, chunk: int, *aligned: Any) -> Float[Tensor, " target"]:
+    """One number a target, `chunk` targets at a time; what a chunk needs is computed again in the backward pass."""
+    num = len(aligned[0])
+    if num <= chunk:
+        return part(*aligned)
+    return torch.cat([checkpoint(part, *(x[i:i + chunk] for x in aligned), use_reentrant=False) for i in range(0, num, chunk)])
+
+
+class AbstractDivergence(Objective):
+    """A divergence of two distributions over the same entries; a final class writes only `divergence`."""
+
+    zero_at_match: ClassVar[tuple[str, str] | None] = ("student", "teacher")
+    teacher_needs: ClassVar[str] = "logits|top_logits"
+    """A divergence that weighs by the student must see the whole teacher: "logits"."""
+    order: ClassVar[int] = 2
+    """The loss is multiplied by the temperature to this power, so that gradients keep their size: 2, where it grows with the square of small gaps."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Softens both distributions; the loss is scaled back by its power `order`."""
+    per: Literal["target", "row"] = "target"
+    """row: mean over the targets of each row, then one number a row."""
+    chunk: int = Field(256, gt=0)
+    """Targets whose logits exist at the same time."""
+
+    @property
+    def unit(self) -> str:
+        return self.per
+
+    @property
+    def needs(self) -> Needs:
+        return {"student": ("logits",), "teacher": (self.teacher_needs,)}
+
+    @abstractmethod
+    def divergence(self, log_p: Float[Tensor, "target k"], log_q: Float[Tensor, "target k"]) -> Float[Tensor, " target"]:
+        """The divergence of each target, in nats; p is the teacher, q the student."""
+
+    def values(self, student: Signals, teacher: Signals) -> Float[Tensor, " unit"]:
+        each = by_chunks(self.part, self.chunk, student["logits"], teacher[self.teacher_needs]) * self.temperature**self.order
+        return each if self.per == "target" else segment_mean(each, student.rows["target"], student.num("row"))
+
+    def part(self, q: Any, p: Any) -> Float[Tensor, " target"]:
+        """The divergence of one chunk: this function compiles whole."""
+        log_q = log_probs(dense(q), self.temperature)
+        if isinstance(p, TopK):         # both sides on the teacher's k entries, and one bucket for all the others
+            if self.temperature != 1:
+                raise ValueError("a truncated teacher cannot be softened: its tail is known at temperature 1 only")
+            return self.divergence(torch.cat([p.log_probs, p.tail[:, None]], -1), coarsen(log_q, p.ids))
+        return self.divergence(log_probs(dense(p), self.temperature), log_q)
+
+
+class AbstractLayers(Objective):
+    """Compares states of layers, through learned maps where widths differ; a final class writes only `distance`."""
+
+    zero_at_match: ClassVar[tuple[str, str] | None] = ("student", "teacher")
+
+    layers: tuple[int, ...] | Literal["all"] = (-1,)
+    """Layers (1 is the first block, 0 the embedding, -1 the last block); with `align: layer_map`, its pairs, counted from 0, or `all` of them."""
+    project: bool = True
+    """A learned linear map into the teacher's width, where the widths differ; without it they must agree."""
+
+    @property
+    def unit(self) -> str:
+        return "pos"
+
+    @property
+    def needs(self) -> Needs:
+        names = ("hidden.*",) if self.layers == "all" else tuple(f"hidden.{i}" for i in self.layers)
+        return {"student": names, "teacher": names}
+
+    @abstractmethod
+    def distance(self, a: Float[Tensor, "pos dim"], b: Float[Tensor, "pos dim"]) -> Float[Tensor, " pos"]:
+        """Distance of the (mapped) student state a from the teacher state b, in float32."""
+
+    def names(self, said: Signals) -> list[str]:
+        """The signals that are compared, in order."""
+        if self.layers != "all":
+            return [f"hidden.{i}" for i in self.layers]
+        return sorted((n for n in said.values if n.startswith("hidden.") and n[7:].isdigit()), key=lambda n: int(n[7:]))
+
+    def build(self, example: Mapping[str, Signals]) -> nn.Module | None:
+        pairs = [[example[seat][name].shape[-1] for seat in ("student", "teacher")] for name in self.names(example["student"])]
+        if all(a == b for a, b in pairs):
+            return None
+        if not self.project:
+            raise ValueError(f"{self.kind}: widths {pairs} differ, and project is false")         # type: ignore[attr-defined]
+        return nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in pairs)
+
+    def values(self, student: Signals, teacher: Signals, learned: Any = None) -> Float[Tensor, " pos"]:
+        names = self.names(student)
+        maps = learned if learned is not None else [nn.Identity()] * len(names)
+        each = [self.distance(f(upcast(student[n])), upcast(teacher[n])) for f, n in zip(maps, names, strict=True)]
+        return torch.stack(each).mean(0)
+
+
+AnyObjective = Annotated[Objective, Choice()]

@@ -1,0 +1,241 @@
+"""The one document a user writes, and how it is read."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from limbeck.component import Document, nearest, validate
+from limbeck.data.base import AnyStep
+from limbeck.errors import Refused
+from limbeck.evaluate.base import AnyEvaluator
+from limbeck.export.base import AnyExporter
+from limbeck.merge.base import AnyMerge, Merge
+from limbeck.objective.cross_entropy import CrossEntropy
+from limbeck.student.base import AnySurgery
+from limbeck.teacher.base import AnyTeacher
+from limbeck.text import document
+from limbeck.train.stage import Stage, Turn
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+
+class Paper(Document):
+    """The published work that a recipe follows."""
+
+    title: str
+    """Title, as printed."""
+    arxiv: str = ""
+    """arXiv id, like 1503.02531."""
+    url: str = ""
+    """Where it is, if not on arXiv."""
+
+
+class Student(Document):
+    """How a role other than the teacher comes to be."""
+
+    start: str = "teacher"
+    """`teacher`, `student`, or a model reference."""
+    surgery: tuple[AnySurgery, ...] = ()
+    """Changes to it, in order."""
+
+
+class Recipe(Document):
+    """A distillation, from data to exported student, as one document."""
+
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"about", "paper", "covers", "version", "toy", "claim"})
+    """Fields that change nothing that is computed."""
+
+    about: str = ""
+    """One sentence: what is made of what."""
+    paper: Paper | None = None
+    """The published work that it follows."""
+    covers: tuple[str, ...] = ()
+    """Parts of that work that are covered."""
+    version: int = Field(1, ge=1)
+    """Raised when the recipe changes what it computes."""
+    seed: int = 0
+    """Of all random streams."""
+    data: tuple[AnyStep, ...] = ()
+    """Where rows come from, and what is done with them."""
+    teacher: AnyTeacher | None = None
+    """Who teaches: a model reference (then it is run live), or a kind of teacher."""
+    student: Student = Student()
+    """Who learns."""
+    role: dict[str, Student] = Field(default_factory=dict)
+    """Further roles: critic, discriminator, peer, ..."""
+    train: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    """Stages: one after the other, or a graph by `name` and `start`."""
+    merge: tuple[AnyMerge, ...] = ()
+    """Merges of stages, by name."""
+    result: str | None = None
+    """The stage or merge that is evaluated and exported; none: the last one."""
+    baseline: tuple[Literal["text_only"], ...] = ()
+    """The same student by other means: text_only trains it as long, without the teacher."""
+    evaluate: tuple[AnyEvaluator, ...] = ()
+    """What is measured before and after."""
+    export: tuple[AnyExporter, ...] = ()
+    """What is written for others."""
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Time that `steps: auto` is planned into."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it runs; auto: cuda, else mps, else cpu."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights while training."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Lower precision inside the forward pass, with float32 weights."""
+    threads: int | None = Field(None, gt=0)
+    """CPU threads; none: all cores."""
+    toy: dict[str, Any] = Field(default_factory=dict)
+    """Changes that make it run in seconds: path -> value; sizes, steps, data and models only."""
+    claim: dict[str, Any] | None = None
+    """What the paper claims and how it is measured here; `found` stands in benchmarks/claims."""
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def a_reference_is_live(cls, value: Any) -> Any:
+        return {"kind": "live", "model": value} if isinstance(value, str) and ":" in value else value
+
+    @field_validator("export", "evaluate", "baseline", "merge", "data", mode="before")
+    @classmethod
+    def one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (str, dict)) else value
+
+    @model_validator(mode="after")
+    def names_are_known(self) -> "Recipe":
+        graph(self)
+        return self
+
+
+class Node(NamedTuple):
+    """A stage or a merge, with the names that it comes after."""
+
+    name: str
+    what: Stage | Merge
+    after: tuple[str, ...]
+    where: str
+    """Its path in the recipe."""
+
+
+def graph(recipe: Recipe) -> list[Node]:
+    """Stages and merges in an order in which each comes after what it starts from.
+
+    Raises:
+        ValueError: for a name that is unknown, used twice, or part of a cycle, with its path.
+    """
+    nodes: dict[str, Node] = {}
+
+    def add(node: Node) -> None:
+        if node.name in nodes or node.name in ("student", "teacher"):
+            raise ValueError(f"{node.where}: the name {node.name} is taken")
+        nodes[node.name] = node
+
+    before = "student"
+    for i, stage in enumerate(recipe.train):
+        name = stage.name or f"stage-{i}"
+        for n in range(stage.repeat):
+            own = name if n == stage.repeat - 1 else f"{name}.{n}"
+            add(Node(own, stage, (before if n or stage.start is None else stage.start,), f"train.{i}"))
+            before = own
+    for i, merge in enumerate(recipe.merge):
+        if not merge.of:
+            raise ValueError(f"merge.{i}.of: at least one name")
+        add(Node(merge.name, merge, merge.of, f"merge.{i}"))
+    for node in nodes.values():
+        for name in node.after:
+            if name != "student" and name not in nodes:
+                raise ValueError(f"{node.where}: nothing is called {name}; {nearest(name, ['student', *nodes])} is known")
+    if recipe.result is not None and recipe.result not in nodes:
+        raise ValueError(f"result: nothing is called {recipe.result}; {nearest(recipe.result, nodes)} is known")
+    return ordered(nodes)
+
+
+def ordered(nodes: Mapping[str, Node]) -> list[Node]:
+    """Each node after those that it comes after, else as written; a cycle is refused with its path."""
+    out: dict[str, Node] = {}
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        if name in way:
+            raise ValueError(f"{nodes[name].where}: a cycle: {' -> '.join((*way[way.index(name):], name))}")
+        if name in nodes and name not in out:
+            for earlier in nodes[name].after:
+                visit(earlier, (*way, name))
+            out[name] = nodes[name]
+
+    for name in nodes:
+        visit(name, ())
+    return list(out.values())
+
+
+def text_only(recipe: Recipe) -> Recipe:
+    """The same student, data, order, steps and optimiser, without the teacher: only the objective differs."""
+    stages = [stage.model_copy(update={"teacher": None, "turn": tuple(without_teacher(turn) for turn in stage.turn)}) for stage in recipe.train]
+    return recipe.model_copy(update={"train": tuple(stages), "teacher": None, "baseline": ()})
+
+
+def without_teacher(turn: Turn) -> Turn:
+    from limbeck.forward.paired import Paired
+
+    seats = {} if turn.trains == "student" else {"student": turn.trains}
+    return turn.model_copy(update={"objective": (CrossEntropy(seats=seats),), "align": (), "forward": Paired()})
+
+
+def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = (), toy: bool = False) -> Recipe:
+    """A recipe from a file, a shipped recipe's name or plain data, with changes like `train.0.steps=50`.
+
+    Raises:
+        Refused: with file, line and path, for anything that is not a recipe.
+    """
+    if isinstance(source, Recipe):
+        plain, lines, name = source.model_dump(mode="json"), {}, "recipe"
+    elif isinstance(source, Mapping):
+        plain, lines, name = dict(source), {}, "recipe"
+    else:
+        path = find(str(source))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise Refused("yaml", str(path), "UTF-8 text", f"byte {error.start} is none", "save the file as UTF-8") from None
+        (plain, lines), name = document.load(text, path.name), path.name
+    if not isinstance(plain, dict):
+        raise Refused("yaml", name, "a mapping of recipe keys", type(plain).__name__, "begin with about:, data:, teacher:, student:, train:")
+    toys = plain.get("toy") if toy and isinstance(plain.get("toy"), dict) else {}
+    for path_, value in {**(toys or {})}.items():
+        change(plain, path_, value)
+    for word in changes:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise Refused("key", f"command line  {word}", "key=value", word, f"{word}=...")
+        change(plain, key, document.value(value))
+    return validate(Recipe, plain, name, lines)
+
+
+def find(source: str) -> Path:
+    """The file of a recipe: a path, or the name of one that is shipped."""
+    if Path(source).is_file():
+        return Path(source)
+    if "/" not in source and (SHIPPED / f"{source}.yaml").is_file():
+        return SHIPPED / f"{source}.yaml"
+    names = [path.stem for path in SHIPPED.glob("*.yaml")]
+    raise Refused("recipe", source, "a recipe file, a recipe's name or a run", "no such file", f"limbeck list recipe; nearest: {nearest(source, names)}")
+
+
+def change(plain: Any, key: str, value: Any) -> None:
+    """Sets one place of a document by its dotted path; null removes."""
+    *way, last = key.split(".")
+    place = plain
+    for i, word in enumerate(way):
+        part = int(word) if isinstance(place, list) and word.lstrip("-").isdigit() else word
+        try:
+            place = place[part] if isinstance(place, list) else place.setdefault(part, {})
+        except (IndexError, TypeError, AttributeError):
+            raise Refused("key", f"command line  {key}", f"a place in the recipe: {'.'.join(way[:i])} has no {word}", key, "look at limbeck show") from None
+    if isinstance(place, list) and last.lstrip("-").isdigit() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict) and value is None:
+        place.pop(last, None)
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise Refused("key", f"command line  {key}", "a place in the recipe", key, "look at limbeck show")

@@ -1,0 +1,128 @@
+"""The roles of a recipe: opened, checked against each other, changed by their surgeries."""
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.component import find
+from limbeck.data.base import Rows
+from limbeck.errors import Refused
+from limbeck.model.base import Models, Role
+from limbeck.model.opening import open_pretrained
+from limbeck.model.reference import Reference, identity
+from limbeck.model.role import as_role
+from limbeck.recipe import Recipe, Student
+from limbeck.store import Cache
+from limbeck.student.base import Score, Surgery
+from limbeck.text.spans import fingerprint
+
+
+class Cast:
+    """Opens every role of a recipe once; `fresh` makes the student as it is before training."""
+
+    def __init__(self, recipe: Recipe, cache: Cache, base: str = ".", opener: Callable[[str], Role] | None = None):
+        self.recipe, self.cache, self.base = recipe, cache, base
+        self.opener = opener or self.open
+        self.surgeries: dict[str, tuple[Surgery, ...]] = {}
+        """Settled surgeries by role: from the run's folder, or measured now."""
+        self.originals: dict[str, Role] = {}
+        if recipe.teacher is not None:
+            self.originals["teacher"] = recipe.teacher.open(self.opener)
+        for name, how in {"student": recipe.student, **recipe.role}.items():
+            if how.start not in ("teacher", "student"):
+                self.originals[name] = self.opener(how.start)
+            elif how.start == "teacher" and "teacher" not in self.originals:
+                raise Refused("start", f"{name}.start", "a model reference, since there is no teacher", "teacher", "name a model, or add teacher:")
+        self.one_tokenizer()
+
+    def open(self, text: str) -> Role:
+        """A role from a model reference; relative files start from the recipe's folder."""
+        scheme, _, name = text.partition(":")
+        if scheme in ("path", "gguf", "config") and not Path(name).is_absolute() and (Path(self.base) / name).exists():
+            text = f"{scheme}:{Path(self.base) / name}"
+        reference = Reference.parse(text)
+        return as_role(open_pretrained(reference, dtype=self.recipe.dtype, cache=self.cache)).to(device_named(self.recipe.device))
+
+    def identity(self, role: Role, text: str) -> dict[str, Any]:
+        """What a role's answers depend on: weights, tokenizer, dtype."""
+        try:
+            weights = identity(Reference.parse(text))
+        except Refused:
+            weights = {"reference": text}
+        return {"weights": weights, "tokenizer": fingerprint(role.tokenizer) if role.tokenizer else None, "dtype": self.recipe.dtype}
+
+    def one_tokenizer(self) -> None:
+        """Roles with the same tokenizer share it; ids of two tokenizers are never compared."""
+        spoken = [(name, role) for name, role in self.originals.items() if role.tokenizer is not None]
+        for name, role in spoken[1:]:
+            first, other = spoken[0]
+            if fingerprint(role.tokenizer) == fingerprint(other.tokenizer):
+                role.tokenizer = other.tokenizer
+            elif self.recipe.teacher is not None:
+                raise Refused("tokenizer", f"{first} and {name}.start", "one tokenizer",
+                              f"{len(other.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
+                              "start from a model with the teacher's tokenizer; alignment of two tokenizers is not built yet")
+
+    def make(self, name: str, how: Student, score: Score | None = None) -> Role:
+        """A role as it is before training, in memory of its own; surgeries that measure are settled the first time."""
+        source = {"teacher": "teacher", "student": "student"}.get(how.start, name)
+        role = self.fresh() if source == "student" and name != "student" else clone(self.originals[source])
+        if name not in self.surgeries:
+            settled = []
+            for surgery in how.surgery:
+                settled.append(surgery.settle(role, score) if score else surgery)
+                role = settled[-1](role)
+            self.surgeries[name] = tuple(settled)
+            return role.eval()
+        for surgery in self.surgeries[name]:
+            role = surgery(role)
+        return role.eval()
+
+    def fresh(self, score: Score | None = None) -> Role:
+        """The student before training."""
+        return self.make("student", self.recipe.student, score)
+
+    def settled(self) -> dict[str, Any]:
+        """Surgeries by role, as plain data for the run's folder."""
+        return {role: [s.model_dump(mode="json") for s in found] for role, found in self.surgeries.items()}
+
+    def recall(self, plain: Mapping[str, Any]) -> None:
+        """Takes up what `settled` gave."""
+        self.surgeries = {role: tuple(find(Surgery, s["kind"]).model_validate(s) for s in found)          # type: ignore[type-abstract, misc]
+                          for role, found in plain.items()}
+
+    def readers(self) -> Models:
+        """Roles that read rows: the student sees them first."""
+        own = {name: role for name, role in self.originals.items()}
+        return Models({"student": own.get("student", own.get("teacher")), **own})           # type: ignore[dict-item]
+
+    def provenance(self, rows: Rows) -> tuple[Mapping[str, Any], ...]:
+        """What was used: roles and data, each with name, revision, licence and its part."""
+        return (*({**role.provenance, "role": name} for name, role in self.originals.items()), *({**p, "role": "data"} for p in rows.provenance))
+
+    def models(self) -> Models:
+        """Every role, for training."""
+        roles = {"student": self.fresh(), **{name: self.make(name, how) for name, how in self.recipe.role.items()}}
+        if "teacher" in self.originals:
+            roles["teacher"] = self.originals["teacher"]
+        return Models(roles)
+
+
+def clone(role: Role) -> Role:
+    """A copy of a role with weights of its own, and the same tokenizer. It offers what its kind offers, even if the original was narrowed."""
+    made = copy.deepcopy(role, {id(role.tokenizer): role.tokenizer})
+    if type(role).offers:
+        made.offers = type(role).offers
+    return made
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a recipe."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

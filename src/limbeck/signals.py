@@ -1,0 +1,271 @@
+"""The nouns that travel: Row, View, Batch, Logits, TopK, Signals, Loss.
+
+Every tensor has a *unit* on its first axis, and every unit knows its row:
+
+- row: a document, an image, a sample
+- pos: a real position of a row (there is no padding anywhere)
+- target: one prediction that is asked for: a next token, a class
+- chunk: an aligned stretch of targets
+- group: rows that must not be parted: a pair, a list of candidates
+
+So anything can be selected and cut by rows, without knowing what it is.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+VOCABULARY: dict[str, tuple[str, str]] = {
+    # name: (unit, further axes). `hidden.3` is looked up as `hidden`. `dim` is a role's own width; other axes are shared by roles.
+    "ids": ("pos", ""), "pixels": ("row", "channel height width"), "features": ("row", "dim"), "noise": ("row", "channel"),
+    "label": ("target", ""), "logits": ("target", "vocab"), "top_logits": ("target", "k"), "target_logprob": ("target", ""),
+    "hidden": ("pos", "dim"), "input": ("pos", "dim"), "mixer": ("pos", "dim"), "query": ("pos", "dim"), "key": ("pos", "dim"),
+    "value": ("pos", "dim"), "sample": ("row", "channel"), "score": ("row", ""),
+}
+"""The one table of signals and inputs: a new kind is one line here, reviewed like a change to `numerics`."""
+
+Needs = Mapping[str, tuple[str, ...]]
+"""Role (or seat) -> names of signals. `a|b` means a, or b in its place."""
+
+
+def unit_of(name: str) -> str:
+    """The unit of a signal or input: `hidden.3` is on `pos`."""
+    return VOCABULARY[name.split("|")[0].split(".")[0]][0]
+
+
+class Loss(NamedTuple):
+    """A sum and the number of units summed. Only the loop divides."""
+
+    total: Float[Tensor, ""]
+    count: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of data, before any tokenizer has seen it."""
+
+    key: str
+    """A stable name, from the content: caches keep what was said about it. Whoever changes a row changes its key."""
+    content: Mapping[str, Any]
+    """`text`, `messages`, `pixels`, `label`, ..."""
+    tag: str = ""
+    """What it is: chosen, rejected, a domain, ..."""
+    group: str = ""
+    """Rows with the same name here are never parted; empty: the row is alone."""
+    split: str = "train"
+    """`train`, or `held_out`: the rows that only evaluations see."""
+    source: str = ""
+    """The document it was cut from: standard errors are over these."""
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits that are not computed until asked for: the final hidden states at the targets, and the head."""
+
+    hidden: Float[Tensor, "target dim"]
+    head: Callable[[Tensor], Tensor]
+    learns: bool
+    """Whether gradients were on when the role spoke: the head runs later, and must not forget it."""
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, i: Any) -> "Logits":
+        return Logits(self.hidden[i], self.head, self.learns)
+
+    def dense(self) -> Float[Tensor, "target vocab"]:
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            return self.head(self.hidden)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A truncated distribution: the k best log-probs and the exact log-mass of all the others."""
+
+    ids: Int[Tensor, "target k"]
+    log_probs: Float[Tensor, "target k"]
+    tail: Float[Tensor, " target"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: Any) -> "TopK":
+        return TopK(self.ids[i], self.log_probs[i], self.tail[i])
+
+
+def dense(logits: Any) -> Float[Tensor, "target vocab"]:
+    """Lazy or plain logits as one tensor."""
+    return logits.dense() if isinstance(logits, Logits) else logits
+
+
+@dataclass(frozen=True)
+class View:
+    """What one role gets to see. Text is ragged (`lengths` says where rows end), never padded: layout is the role's business."""
+
+    inputs: Mapping[str, Tensor]
+    lengths: Int[Tensor, " row"] | None = None
+    """Positions of each row; None: rows have no positions, and one target each (an image and its class)."""
+    asked: Bool[Tensor, " pos"] | None = None
+    """Positions to be predicted: the answers of a chat, the masked words, ...; the first of a row only where `shift` is 0."""
+    shift: int = 1
+    """A target is predicted so many positions before it stands: 1 for causal models, 0 for masked ones."""
+    chunk_of: Int[Tensor, " target"] | None = None
+    """Written by an alignment: the chunk each target belongs to, or -1."""
+    chunk_row: Int[Tensor, " chunk"] | None = None
+    """Written by an alignment: the row of each chunk."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.inputs.values())).device
+
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self.inputs.values()))) if self.lengths is None else len(self.lengths)
+
+    @property
+    def offsets(self) -> Int[Tensor, " pos"]:
+        """Place of each position in its row."""
+        lengths = self.ragged
+        starts = lengths.cumsum(0) - lengths
+        return torch.arange(int(lengths.sum()), device=lengths.device) - starts.repeat_interleave(lengths)
+
+    @property
+    def ragged(self) -> Int[Tensor, " row"]:
+        assert self.lengths is not None, "these rows have no positions"
+        return self.lengths
+
+    @property
+    def targets(self) -> Int[Tensor, " target"]:
+        """The positions that are to be predicted, as indices into all positions."""
+        asked = self.offsets >= self.shift
+        return (asked if self.asked is None else asked & self.asked).nonzero()[:, 0]
+
+    def rows(self, unit: str) -> Int[Tensor, " unit"]:
+        """The row of each unit."""
+        every = torch.arange(self.num_rows, device=self.device)
+        if unit == "row" or self.lengths is None and unit == "target":
+            return every
+        if unit == "chunk":
+            assert self.chunk_row is not None, "no alignment has made chunks"
+            return self.chunk_row
+        of_pos = every.repeat_interleave(self.ragged)
+        return of_pos if unit == "pos" else of_pos[self.targets]
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        return ("row", "target") + ("pos",) * (self.lengths is not None) + ("chunk",) * (self.chunk_row is not None)
+
+    def at(self, rows: Int[Tensor, " some"]) -> "View":
+        """The view of some rows, in their order."""
+        keep = {unit: torch.isin(self.rows(unit), rows) for unit in self.units}
+        chunk: dict[str, Tensor] = {}
+        if self.chunk_row is not None and self.chunk_of is not None:
+            kept = torch.cat([keep["chunk"].cumsum(0) - 1, torch.tensor([-1], device=self.device)])
+            chunk = {"chunk_row": renumber(rows, self.num_rows)[self.chunk_row[keep["chunk"]]], "chunk_of": kept[self.chunk_of[keep["target"]]]}
+        return replace(self, inputs={name: x[keep[unit_of(name)]] for name, x in self.inputs.items()},
+                       lengths=None if self.lengths is None else self.lengths[rows],
+                       asked=None if self.asked is None else self.asked[keep["pos"]], **chunk)
+
+    def to(self, device: torch.device | str) -> "View":
+        """The same view on a device."""
+        tensors = {name: getattr(self, name) for name in ("lengths", "asked", "chunk_of", "chunk_row")}
+        moved = {name: None if x is None else x.to(device) for name, x in tensors.items()}
+        return replace(self, inputs={name: x.to(device) for name, x in self.inputs.items()}, **moved)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a role says. Indexed by signal name; cut by rows."""
+
+    values: Mapping[str, Any]
+    rows: Mapping[str, Int[Tensor, " unit"]]
+    """Unit -> the row of each."""
+    tags: tuple[str, ...]
+    group: Int[Tensor, " row"]
+    weights: Float[Tensor, " row"]
+
+    def __getitem__(self, name: str) -> Any:
+        return next(self.values[n] for n in name.split("|") if n in self.values)
+
+    def num(self, unit: str) -> int:
+        return len(self.group.unique()) if unit == "group" else len(self.rows[unit])
+
+    def at(self, rows: Int[Tensor, " some"]) -> "Signals":
+        """The signals of some rows, in their order."""
+        keep = {unit: torch.isin(of, rows) for unit, of in self.rows.items()}
+        new = renumber(rows, len(self.tags))
+        return Signals({name: x[keep[unit_of(name)]] for name, x in self.values.items()},
+                       {unit: new[of[keep[unit]]] for unit, of in self.rows.items()},
+                       tuple(self.tags[i] for i in rows.tolist()), renamed(self.group[rows]), self.weights[rows])
+
+    def on(self, tag: str | None) -> "Signals":
+        """The signals of the rows with a tag; None: all of them."""
+        return self if tag is None else self.at(tagged(self.tags, tag, self.group.device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows, as each role sees them. One batch is a whole window, final before it is counted; the loop cuts it."""
+
+    views: Mapping[str, View]
+    """Role -> view; a role without one sees the student's."""
+    tags: tuple[str, ...]
+    group: Int[Tensor, " row"]
+    keys: tuple[str, ...]
+    weights: Float[Tensor, " row"]
+    """Of each row, for curricula; 1 where nothing else is said."""
+    said: Mapping[str, Signals] = field(default_factory=dict)
+    """What frozen roles have said already: from a cache, or because an alignment had to look."""
+
+    def view(self, role: str) -> View:
+        return self.views[role] if role in self.views else self.views["student"]
+
+    def with_inputs(self, role: str, **inputs: Tensor) -> "Batch":
+        """The batch with further inputs for one role, or other values of those it has."""
+        view = self.view(role)
+        return replace(self, views={**self.views, role: replace(view, inputs={**view.inputs, **inputs})})
+
+    def signals(self, role: str, values: Mapping[str, Any]) -> Signals:
+        """What a role says, with the rows of every unit of its view."""
+        view = self.view(role)
+        return Signals(values, {unit: view.rows(unit) for unit in view.units}, self.tags, self.group, self.weights)
+
+    def count(self, unit: str, role: str, tag: str | None = None) -> int:
+        """How many units an objective will sum, without running any model."""
+        rows = torch.arange(len(self.tags), device=self.group.device) if tag is None else tagged(self.tags, tag, self.group.device)
+        return len(self.group[rows].unique()) if unit == "group" else int(torch.isin(self.view(role).rows(unit), rows).sum())
+
+    def at(self, rows: Int[Tensor, " some"]) -> "Batch":
+        """Some rows, in their order."""
+        pick = rows.tolist()
+        return Batch({role: view.at(rows) for role, view in self.views.items()}, tuple(self.tags[i] for i in pick), renamed(self.group[rows]),
+                     tuple(self.keys[i] for i in pick), self.weights[rows], {role: said.at(rows) for role, said in self.said.items()})
+
+    def cut(self, parts: int) -> list["Batch"]:
+        """Exactly so many micro-batches, some perhaps empty (ranks must run equally many); rows of one group stay together."""
+        return [self.at(torch.isin(self.group, some).nonzero()[:, 0]) for some in self.group.unique().tensor_split(parts)]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device; what has been said already stays where it is until it is cut."""
+        return replace(self, views={role: view.to(device) for role, view in self.views.items()},
+                       group=self.group.to(device), weights=self.weights.to(device))
+
+
+def renumber(rows: Int[Tensor, " some"], num: int) -> Int[Tensor, " row"]:
+    """Old row -> new row, or -1; rows are kept in their order, or else tensors and indices would part company."""
+    assert (rows.diff() > 0).all(), "rows must be ascending"
+    return torch.full((num,), -1, device=rows.device).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
+
+
+def renamed(group: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """The same groups, numbered from 0."""
+    return group.unique(return_inverse=True)[1]
+
+
+def tagged(tags: tuple[str, ...], tag: str, device: torch.device | str) -> Int[Tensor, " some"]:
+    """The rows that carry a tag."""
+    return torch.tensor([i for i, t in enumerate(tags) if t == tag], dtype=torch.long, device=device)

@@ -1,0 +1,34 @@
+"""How a student is made: surgeries on a role."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+from limbeck.component import Choice, Component
+from limbeck.model.base import Role
+
+Score = Callable[[Role], float]
+"""Mean KL from the teacher to a role on calibration rows, in nats a target: lower is better."""
+
+
+class Surgery(Component):
+    """Changes a role; what depends on measurements is settled first, and the settled form is kept with the run."""
+
+    room: ClassVar[str] = "student"
+    policy: ClassVar[Literal["stock", "import", "carried"]] = "stock"
+    """How the result is exported: a transformers class fits it exactly, or `import limbeck` registers one, or the code is carried along."""
+    keeps_function: ClassVar[bool] = False
+    """Claim: the role says the same before and after."""
+    reduces: ClassVar[frozenset[str]] = frozenset()
+    """Claim: these shrink: parameters, layers, width."""
+
+    def settle(self, role: Role, score: Score) -> "Surgery":
+        """The same surgery with everything written out that had to be measured; it then needs no score."""
+        return self
+
+    @abstractmethod
+    def __call__(self, role: Role) -> Role:
+        """The changed role; the one that came in may be used up."""
+
+
+AnySurgery = Annotated[Surgery, Choice()]

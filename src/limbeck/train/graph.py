@@ -1,0 +1,201 @@
+"""Runs a graph of stages and merges, and goes on where it was stopped: finished nodes are kept, the current one has checkpoints."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from limbeck.component import canonical, find
+from limbeck.errors import Failed
+from limbeck.merge.base import Merge, merge
+from limbeck.model.base import Role
+from limbeck.store import Log, is_sound, load_state, new_folder, save_state, sweep, verify
+from limbeck.student.base import Score, Surgery
+from limbeck.train.loop import Loop, NotFinite, World
+from limbeck.train.stage import Stage
+
+logger = logging.getLogger(__name__)
+Observe = Callable[[str, Loop, list[dict[str, Any]]], None]
+
+
+class Node(Protocol):
+    """What a graph is made of: see `limbeck.recipe.graph`."""
+
+    name: str
+    what: Any
+    after: tuple[str, ...]
+    where: str
+
+
+class Arm:
+    """One way through a recipe: the student's, or a baseline's."""
+
+    def __init__(self, name: str, nodes: Sequence[Node], world: World, folder: Path, fresh: Callable[[], Role], log: Log,
+                 score: Score | None = None, steps: Callable[[Node], int] = lambda node: node.what.steps,
+                 world_of: Callable[[Stage, World], World] = lambda stage, world: world):
+        """Args:
+        name: of the arm, in metrics and folders.
+        nodes: in an order in which each comes after what it starts from.
+        world: roles, rows and teacher; its student is replaced as the graph asks.
+        folder: of the run; results and checkpoints of this arm go below it.
+        fresh: the student before training.
+        log: where metrics go.
+        score: for surgeries of stages that measure.
+        steps: of a stage; settles `auto`.
+        world_of: the world of a stage that brings its own teacher or data.
+        """
+        self.name, self.nodes, self.world, self.folder, self.fresh, self.log = name, {n.name: n for n in nodes}, world, folder, fresh, log
+        self.score, self.steps, self.world_of = score, steps, world_of
+        self.opened = ("student", ())          # what the student in memory is built like: nothing but the start yet
+
+    def result(self, node: str) -> Path:
+        """The folder of a finished node; `student` is the start."""
+        return self.folder / "results" / self.name / node
+
+    def run(self, observe: Observe = lambda arm, loop, records: None, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Runs what is not finished; returns whether all is."""
+        if not is_sound(self.result("student")):
+            self.keep("student", {}, [])
+        for number, node in enumerate(self.nodes.values()):
+            if is_sound(self.result(node.name)):
+                continue
+            if isinstance(node.what, Merge):
+                self.merge(node)
+            elif not self.train(number, node, observe, stop):
+                return False
+        for node in self.nodes.values():
+            shutil.rmtree(self.checkpoints(node), ignore_errors=True)
+        return True
+
+    def train(self, number: int, node: Node, observe: Observe, stop: Callable[[], bool]) -> bool:
+        """One stage, from its last sound checkpoint or from its start."""
+        surgery = self.enter(node)
+        stage = node.what.model_copy(update={"steps": self.steps(node)})
+        loop = Loop(stage, self.world_of(stage, self.world), number, node.where)
+        folder = self.checkpoints(node)
+        self.resume(loop, folder)
+        self.log.keep(lambda r: not (r["arm"] == self.name and r["stage"] == node.name and r["step"] >= loop.step))
+
+        def watch(loop: Loop, records: list[dict[str, Any]]) -> None:
+            self.log.append([{"v": 1, "arm": self.name, "stage": node.name, **record} for record in records])
+            if loop.step % stage.checkpoint.every == 0 and loop.step < loop.steps:
+                self.save(loop, folder)
+            observe(self.name, loop, records)
+
+        try:
+            finished = loop.run(watch, stop)
+        except NotFinite as error:
+            raise self.not_finite(node, error) from None
+        if not finished:
+            self.save(loop, folder)
+            return False
+        self.log.sync()
+        earlier = [role for role in load_state(self.result(node.after[0]), "state")["roles"] if role != "student"]
+        self.keep(node.name, {role: self.world.models[role].module.state_dict() for role in dict.fromkeys([*earlier, *loop.roles()])}, surgery)
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    def enter(self, node: Node) -> list[Any]:
+        """The student (and what else was trained) as they were after the node's start, with the stage's own surgery; its settled form."""
+        start, chain = node.after[0], self.chain(node.after[0])
+        if any(chain) or self.opened[1]:
+            self.world.models["student"] = self.fresh()
+            for surgery in (s for name in chain for s in self.surgery_of(name)):
+                self.world.models["student"] = surgery(self.world.models["student"])
+        self.restore(start)
+        settled = [s.settle(self.world.models["student"], self.score or unscored) for s in node.what.surgery]
+        for surgery in settled:
+            self.world.models["student"] = surgery(self.world.models["student"])
+        self.opened = (node.name, tuple(settled))
+        return [s.model_dump(mode="json") for s in settled]
+
+    def restore(self, node: str) -> None:
+        """Puts the tensors of a finished node into the roles."""
+        for role, tensors in load_state(self.result(node), "state")["roles"].items():
+            self.world.models[role].module.load_state_dict(tensors)
+
+    def chain(self, name: str) -> list[str]:
+        """Nodes that changed the student's build on the way to this one, first to last."""
+        way: list[str] = []
+        while name != "student":
+            if self.surgery_of(name):
+                way.insert(0, name)
+            name = self.nodes[name].after[0]
+        return way
+
+    def surgery_of(self, name: str) -> list[Surgery]:
+        """Settled surgeries of a finished stage."""
+        plain = json.loads((self.result(name) / "surgery.json").read_text()) if name != "student" else []
+        return [find(Surgery, one["kind"]).model_validate(one) for one in plain]           # type: ignore[type-abstract, misc]
+
+    def student(self, node: str) -> Role:
+        """A role of its own, as a finished node left the student."""
+        role = self.fresh()
+        for surgery in (s for name in self.chain(node) for s in self.surgery_of(name)):
+            role = surgery(role)
+        role.module.load_state_dict(load_state(self.result(node), "state")["roles"]["student"])
+        return role.eval()
+
+    def merge(self, node: Node) -> None:
+        """Merges finished nodes, tensor by tensor."""
+        states = [load_state(self.result(name), "state")["roles"]["student"] for name in node.after]
+        shapes = [{name: t.shape for name, t in state.items()} for state in states]
+        if any(s != shapes[0] for s in shapes):
+            raise Failed("merge", node.where, "students of one build", "different shapes", "merge stages that share their surgeries", code=5)
+        base = load_state(self.result("student"), "state")["roles"]["student"]
+        self.keep(node.name, {"student": merge(node.what, states, base if base.keys() == states[0].keys() else None)}, [])
+
+    def keep(self, name: str, roles: Mapping[str, Any], surgery: list[Any]) -> None:
+        """Writes the result of a node."""
+        roles = dict(roles) or {"student": self.world.models["student"].module.state_dict()}
+        if "student" not in roles:
+            roles["student"] = self.world.models["student"].module.state_dict()
+        with new_folder(self.result(name)) as folder:
+            save_state(folder, "state", {"roles": roles})
+            (folder / "surgery.json").write_text(json.dumps(canonical(surgery)))
+
+    def checkpoints(self, node: Node) -> Path:
+        return self.folder / "checkpoints" / self.name / node.name
+
+    def save(self, loop: Loop, folder: Path) -> None:
+        """A checkpoint; older ones than are to be kept go."""
+        self.log.sync()
+        with new_folder(folder / f"step-{loop.step:08d}") as new:
+            save_state(new, "state", loop.state())
+        for old in sorted(folder.glob("step-*"))[:-loop.stage.checkpoint.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def resume(self, loop: Loop, folder: Path) -> None:
+        """Goes back to the last sound checkpoint, if there is one."""
+        if folder.is_dir():
+            sweep(folder)
+        for path in sorted(folder.glob("step-*"), reverse=True):
+            try:
+                verify(path)
+            except Failed as error:
+                logger.warning("checkpoint %s is not sound (%s: %s); going back to the one before", path.name, error.where, error.got)
+                continue
+            loop.load(load_state(path, "state"))
+            return
+
+    def not_finite(self, node: Node, error: NotFinite) -> Failed:
+        """Keeps the batch that broke the run, and says where it is."""
+        folder = self.folder / f"nan-{error.step}"
+        view = error.batch.view("student")
+        with new_folder(folder) as new:
+            save_state(new, "batch", {"keys": list(error.batch.keys), "tags": list(error.batch.tags), "step": error.step, "turn": error.turn,
+                                      "inputs": dict(view.inputs), "lengths": view.lengths, "asked": view.asked})
+        names = ", ".join(error.objectives) or "gradient"
+        bad = [f"{role}: {name}" for role in self.world.models for name, p in self.world.models[role].module.named_parameters() if not torch.isfinite(p).all()]
+        got = f"not finite at step {error.step}" + (f"; so are the weights {bad[0]}" if bad else f"; rows {', '.join(error.batch.keys[:3])}")
+        return Failed("nan", f"{self.folder}  step {error.step}  {names}", "a finite loss", got,
+                      f"look at {folder.name}/ (the batch, saved), then lower the learning rate or clip; earlier checkpoints are safe", code=5)
+
+
+def unscored(role: Role) -> float:
+    raise Failed("score", "surgery", "rows and a teacher to measure with", "none", "choose without measuring, or give data and teacher", code=5)
+

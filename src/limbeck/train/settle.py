@@ -1,0 +1,74 @@
+"""Does every objective get what it needs? Asked backwards: objective, forward, alignment, role."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from limbeck.align.base import Align, expanded, raw
+from limbeck.data.base import Step
+from limbeck.errors import Refused
+from limbeck.model.base import Models
+from limbeck.signals import Needs
+from limbeck.train.stage import Turn
+
+
+class Settled(NamedTuple):
+    """What a turn asks, with every alternative chosen."""
+
+    needs: dict[str, tuple[str, ...]]
+    """Role -> names, as objectives hear them."""
+    align: tuple[Align, ...]
+    """Alignments with everything written out that depends on the models."""
+    notes: tuple[str, ...]
+    """A line for each need that is not met exactly."""
+
+
+def settle(turn: Turn, steps: Sequence[Step], models: Models, where: str) -> Settled:
+    """Settles a turn against the models at hand; what cannot work is refused with place and reason, before anything runs."""
+    roles = tuple(models)
+    for role in (turn.trains, *turn.through):
+        if role not in roles:
+            raise Refused("role", f"{where}.trains", f"one of {', '.join(roles)}", role, "add it under role:, or change the name")
+    align = tuple(a.settle(models) for a in turn.align)
+    needs: dict[str, tuple[str, ...]] = {}
+    for i, objective in enumerate(turn.objective):
+        place = f"{where}.objective.{i}"
+        taught = objective.role(objective.teaches)
+        if taught != turn.trains:
+            raise Refused("seat", place, f"an objective that teaches {turn.trains}, which this turn trains", f"{objective.kind} teaches {taught}",  # type: ignore[attr-defined]
+                          f"trains: {taught}, or seats: {{{objective.teaches}: {turn.trains}}}")
+        for seat, names in objective.needs.items():
+            role = objective.role(seat)
+            for name in expanded(align, names):
+                if name.endswith(".*"):
+                    raise Refused("layer", place, "a layer map, which says what `all` is", "layers: all without align: layer_map",
+                                  "add align: [layer_map], or name the layers")
+                needs[role] = tuple(dict.fromkeys((*needs.get(role, ()), name)))
+    settled, notes = match(needs, models.offers(), align, where)
+    match(turn.forward.requires(settled), models.offers(), align, where)
+    for step in steps:
+        match(step.needs, models.offers(), (), f"{where}, data {step.kind}")                           # type: ignore[attr-defined]
+    if not models.trainable(turn.trains, turn.only, turn.freeze):
+        raise Refused("freeze", f"{where}.only", f"parameters of {turn.trains} that learn", "none: only and freeze leave nothing",
+                      "look at the names: limbeck show --parameters, and change the patterns")
+    return Settled(settled, align, tuple(notes))
+
+
+def match(needs: Needs, offers: Needs, align: Sequence[Align], where: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Each need with its alternatives settled, and a line for each that is not met exactly."""
+    settled: dict[str, tuple[str, ...]] = {}
+    notes = []
+    for role, names in needs.items():
+        if role not in offers:
+            raise Refused("role", where, f"a role called {role}", f"the recipe has {', '.join(offers)}", "add it under role:, or change seats")
+        found = []
+        for name in names:
+            first, *others = name.split("|")
+            pick = next((n for n in (first, *others) if all(r.split(".")[0] in offers[role] for r in raw(align, role, (n,)))), None)
+            if pick is None:
+                raise Refused("need", where, f"{name} of {role}", f"it offers {', '.join(offers[role])}",
+                              "use an objective that needs less (limbeck list objective), or a teacher that offers more", code=3)
+            if pick != first:
+                notes.append(f"{where}: approximate: {pick} of {role} in place of {first}")
+            found.append(pick)
+        settled[role] = tuple(found)
+    return settled, notes

@@ -1,0 +1,107 @@
+"""Turn and Stage: who learns what, how often, and how long."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from limbeck.align.base import AnyAlign
+from limbeck.component import Document
+from limbeck.data.base import AnyStep
+from limbeck.forward.base import AnyForward
+from limbeck.forward.paired import Paired
+from limbeck.objective.base import AnyObjective
+from limbeck.student.base import AnySurgery
+from limbeck.teacher.base import AnyTeacher
+from limbeck.train.optimiser import Optimiser
+
+
+class Turn(Document):
+    """Who trains on what, how often."""
+
+    trains: str = "student"
+    """The role that learns."""
+    only: tuple[str, ...] = ()
+    """Patterns of parameter names that learn; none: all of the role."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameter names that do not."""
+    through: tuple[str, ...] = ()
+    """Frozen roles that let gradients pass."""
+    every: int = Field(1, gt=0)
+    """Runs at each so-manieth step of the stage."""
+    data: tuple[AnyStep, ...] = ()
+    """Steps on each window, after those of the recipe."""
+    forward: AnyForward = Paired()
+    """How the roles are run."""
+    align: tuple[AnyAlign, ...] = ()
+    """What is laid side by side."""
+    objective: Annotated[tuple[AnyObjective, ...], Field(min_length=1)]
+    """What is summed, each with its weight."""
+    optimiser: Optimiser = Optimiser()
+    """How parameters move."""
+    batch: int = Field(8, gt=0)
+    """Rows (or groups of rows, or packed bins) of a window."""
+    micro: int = Field(1, gt=0)
+    """Micro-batches that a window is cut into: less memory, the same gradient."""
+
+
+class Select(Document):
+    """Keeps the best state by a held-out metric, and stops when it no longer improves."""
+
+    metric: str = "kl"
+    """Name of the held-out metric: kl, perplexity, ..."""
+    every: int = Field(100, gt=0)
+    """Measured after each so many steps, and after the last."""
+    patience: int | None = Field(None, gt=0)
+    """Measurements without improvement after which the stage ends; none: it runs to its end."""
+    greater: bool = False
+    """Whether more is better."""
+
+
+class Checkpoint(Document):
+    """How often a run is made safe."""
+
+    every: int = Field(100, gt=0)
+    """Steps between checkpoints; there is always one at the end of a stage."""
+    keep: int = Field(2, gt=0)
+    """How many stay on disk."""
+
+
+class Stage(Document):
+    """A number of steps of one or more turns; the fields of a single turn may be written in its place."""
+
+    in_place: ClassVar[tuple[str, ...]] = ("turn",)
+
+    name: str = ""
+    """What others refer to; empty: stage-0, stage-1, ..."""
+    start: str | None = None
+    """Where the student comes from: `student`, or the name of an earlier stage or merge; none: the stage before."""
+    steps: int | Literal["auto"] = Field("auto")
+    """Optimiser steps; `auto`: as many as fit into `minutes` of the recipe, at the speed that was measured."""
+    turn: Annotated[tuple[Turn, ...], Field(min_length=1)]
+    """What happens at each step."""
+    surgery: tuple[AnySurgery, ...] = ()
+    """Changes to the student before the stage."""
+    teacher: AnyTeacher | None = None
+    """Another teacher than the recipe's, for this stage."""
+    data: tuple[AnyStep, ...] | None = None
+    """Other data than the recipe's, for this stage."""
+    repeat: int = Field(1, gt=0)
+    """Runs the stage so many times, each a stage of its own with fresh optimisers."""
+    select: Select | None = None
+    """Keep the best state instead of the last."""
+    checkpoint: Checkpoint = Checkpoint()
+    """How often the run is made safe."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_turn(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "turn" in value:
+            return value
+        own = {name for name in cls.model_fields if name not in ("turn", "data")}
+        return {**{k: v for k, v in value.items() if k in own}, "turn": [{k: v for k, v in value.items() if k not in own}]}
+
+    @model_validator(mode="after")
+    def some_steps(self) -> "Stage":
+        if self.steps != "auto" and self.steps < 1:
+            raise ValueError("steps: at least 1")
+        return self

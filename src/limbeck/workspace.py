@@ -1,0 +1,98 @@
+"""The folder of a run: which one, what it was made with, and on what machine."""
+
+import os
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck.component import canonical
+from limbeck.errors import Refused
+from limbeck.recipe import Recipe, load
+from limbeck.store import write_json, write_text
+
+ALLOWED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "LIMBECK_HOME", "LIMBECK_RUNS", "LIMBECK_LOG")
+"""Variables that may be written down; no other leaves the machine's environment, so that no key does."""
+PACKAGES = ("limbeck", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
+
+
+def runs_folder() -> Path:
+    """Where runs live: LIMBECK_RUNS, else ./runs."""
+    return Path(os.environ.get("LIMBECK_RUNS") or "runs")
+
+
+def text_of(recipe: Recipe) -> str:
+    """A recipe as YAML, resolved: every default written out; reads back as the same recipe."""
+    plain = {name: value for name, value in recipe.model_dump(mode="json").items() if value not in (None, [], {}, "")}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+
+
+def computed(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe computes, without what only describes it."""
+    return {name: value for name, value in canonical(recipe).items() if name not in Recipe.cosmetic}
+
+
+def first_difference(mine: Any, theirs: Any, path: str = "") -> str | None:
+    """The first place in which two recipes differ, as `train.0.steps 3000, was 2000`."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in dict.fromkeys([*theirs, *mine]):
+            if found := first_difference(mine.get(key), theirs.get(key), f"{path}.{key}".strip(".")):
+                return found
+        return None
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        return next((d for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if (d := first_difference(a, b, f"{path}.{i}"))), None)
+    return None if mine == theirs else f"{path} {short(mine)}, was {short(theirs)}"
+
+
+def short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def choose(recipe: Recipe, name: str, run: str | None = None, runs: Path | None = None) -> Path:
+    """The folder of this recipe's run: the one that was made with it, or the next free number; `run` names one.
+
+    Raises:
+        Refused: `run` was made with another recipe.
+    """
+    root = runs or runs_folder()
+    if run is not None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
+            raise Refused("run", run, "a name of letters, digits, ., _ and -", run, "choose another name")
+        folder = root / run
+        if (folder / "recipe.yaml").is_file() and (found := first_difference(computed(recipe), computed(load(folder / "recipe.yaml")))):
+            raise Refused("run", str(folder), "the recipe this folder was made with", f"{found} (first difference)", f"leave out --run {run}, or choose another name")
+        return folder
+    taken = sorted((int(m[1]), path) for path in root.glob(f"{name}-*") if (m := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name)))
+    for _, path in taken:
+        if (path / "recipe.yaml").is_file() and computed(load(path / "recipe.yaml")) == computed(recipe):
+            return path
+    return root / f"{name}-{taken[-1][0] + 1 if taken else 1}"
+
+
+def begin(folder: Path, recipe: Recipe) -> None:
+    """Writes what a run was made with, once."""
+    if not (folder / "recipe.yaml").is_file():
+        write_text(folder / "recipe.yaml", text_of(recipe))
+    write_json(folder / "environment.json", environment())
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, and the variables that may be told."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), "packages": found, "byteorder": sys.byteorder,
+            "variables": {name: os.environ[name] for name in ALLOWED if name in os.environ}}
+
+
+def machine() -> str:
+    """One line about where a figure was measured."""
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
