@@ -1,0 +1,27 @@
+"""limbeck distils any trained model into a smaller, faster or differently built one.
+
+Everything public is here; names are imported when they are first used, so `import limbeck` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+PUBLIC = {
+    "Recipe": "recipe", "Student": "recipe", "Stage": "train.stage", "Turn": "train.stage", "load": "recipe", "run": "job", "Run": "job", "resume": "job",
+    "plan": "planning", "distill": "given", "check": "contracts", "Refused": "errors", "Failed": "errors",
+}
+ROOMS = ("data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")
+__version__ = "0.1.0"
+__all__ = sorted([*PUBLIC, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in ROOMS:
+        return import_module(f"limbeck.{name}")
+    if name not in PUBLIC:
+        raise AttributeError(f"limbeck has no {name}; it has {', '.join(sorted(PUBLIC))}")
+    return getattr(import_module(f"limbeck.{PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

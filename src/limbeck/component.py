@@ -116,6 +116,20 @@ def find(base: type[Component], kind: str) -> type[Component]:
     return found
 
 
+def menu(package: str) -> tuple[Any, Any]:
+    """`__getattr__` and `__dir__` of a room: `limbeck.objective.SkewKL` is the class of the kind skew_kl, imported when it is asked for."""
+    room = package.rpartition(".")[2]
+
+    def get(name: str) -> Any:
+        kind = next((k for k in members(room) if k.replace("_", "") == name.lower()), None)
+        found = vars(importlib.import_module(f"{package}.{kind}")).get(name) if kind else None
+        if found is None:
+            raise AttributeError(f"{package} has no {name}; it has {', '.join(members(room))}")
+        return found
+
+    return get, lambda: sorted(members(room))
+
+
 def nearest(word: str, known: Any) -> str:
     """`skew_kl`, if that is what was meant; else all that is known."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)

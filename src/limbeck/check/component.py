@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 import yaml as pyyaml
 from pydantic import TypeAdapter, ValidationError
 
-from limbeck.check.contract import NotClaimed, changed, contract
+from limbeck.check.contract import NotClaimed, base_of, changed, contract, snake
 from limbeck.check.reads import recorded, variants
 from limbeck.component import ROOMS, Choice, Component, canonical, canonical_json, find
 from limbeck.schedule.base import Schedule

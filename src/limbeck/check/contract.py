@@ -1,7 +1,9 @@
 """What a contract is: a function of one component that raises where the component does not keep it."""
 
 import functools
+import importlib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,10 @@ Contract = Callable[..., None]
 
 class NotClaimed(Exception):
     """The contract asks nothing of this component, for the reason given."""
+
+
+class Unfit(AssertionError):
+    """The component refuses the example signals."""
 
 
 def contract(function: Callable[..., None]) -> Contract:
@@ -32,6 +38,17 @@ def slow(run: Contract) -> Contract:
     """Marks a contract as one for the slow suite."""
     run.slow = True                                                             # type: ignore[attr-defined]
     return run
+
+
+def base_of(room: str) -> type[Component]:
+    """The abstract class of a room."""
+    module = importlib.import_module(f"limbeck.{room}.base")
+    return next(value for value in vars(module).values() if isinstance(value, type) and Component in value.__bases__ and value.room == room)
+
+
+def snake(name: str) -> str:
+    """`ForwardKL` -> `forward_kl`: what the kind of a class is called."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def changed(component: Any, **fields: Any) -> Any:

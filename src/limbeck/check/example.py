@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.check.contract import NotClaimed
+from limbeck.check.contract import NotClaimed, Unfit
 from limbeck.numerics import log_probs, top_k
 from limbeck.objective.base import Objective
 from limbeck.signals import VOCABULARY, Batch, Logits, Loss, Signals, TopK, View, unit_of
@@ -103,7 +103,10 @@ def build(objective: Objective, said: Mapping[str, Signals], seed: int = 0, dtyp
     """What the objective learns or remembers, made as the loop makes it."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        learned = objective.build({seat: said[objective.role(seat)] for seat in objective.needs})
+        try:
+            learned = objective.build({seat: said[objective.role(seat)] for seat in objective.needs})
+        except ValueError as error:
+            raise Unfit(f"build refuses the example signals: {error}") from error
     return learned if learned is None else learned.to(dtype)
 
 

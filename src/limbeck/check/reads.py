@@ -1,13 +1,14 @@
 """A recorder of the fields that a component reads while it works."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from limbeck.check.contract import changed
+from limbeck.check.contract import NotClaimed, Unfit, changed
 from limbeck.component import Component
 
 
@@ -49,6 +50,23 @@ def variants(component: Component) -> list[Component]:
                 except ValidationError:                     # this choice goes only with others
                     continue
     return out
+
+
+def over_choices(function: Callable[..., None]) -> Callable[..., None]:
+    """Runs a check on the component and on each of its variants; says in which choice it fails."""
+    @functools.wraps(function)
+    def run(component: Component, **seed: int) -> None:
+        function(component, **seed)
+        for other in variants(component)[1:]:
+            try:
+                function(other, **seed)
+            except (NotClaimed, Unfit):           # a choice that goes only with other models
+                continue
+            except Exception as error:
+                choice = ", ".join(f"{name}={value!r}" for name, value in other if value != getattr(component, name))
+                raise AssertionError(f"with {choice}: {error}") from error
+
+    return run
 
 
 def choices(annotation: Any) -> list[Any]:

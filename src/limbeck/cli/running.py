@@ -7,7 +7,7 @@ from typing import Any
 from limbeck.cli import Stop
 from limbeck.errors import Refused
 from limbeck.recipe import Recipe, find, load
-from limbeck.run import Job, run
+from limbeck.job import Job, run
 from limbeck.store import lock, read_json
 from limbeck.terminal import Progress, console, summary_lines
 from limbeck.workspace import runs_folder

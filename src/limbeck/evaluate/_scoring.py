@@ -78,9 +78,11 @@ def compare(role: Role, rows: Sequence[Row], view: View, teacher_logits: Answers
     """The columns of some rows, a slice of targets at a time."""
     labelled = view.lengths is not None or "label" in view.inputs            # text is its own label
     said = role.says(view, ("logits", "label") if labelled else ("logits",), {})
-    heard = {"logits" if not isinstance(x := teacher_logits(rows, view), TopK) else "top_logits": x} if teacher_logits else {}
+    answer = None if teacher_logits is None else teacher_logits(rows, view)
+    heard = {} if answer is None else {"top_logits" if isinstance(answer, TopK) else "logits": answer}
     if align is not None:
-        batch = Batch({"student": view}, tuple(row.tag for row in rows), torch.arange(len(rows)), tuple(row.key for row in rows), torch.ones(len(rows)))
+        batch = Batch({"student": view}, tuple(row.tag for row in rows), torch.arange(len(rows), device=view.device),
+                      tuple(row.key for row in rows), torch.ones(len(rows), device=view.device))
         said = align("student", batch.signals("student", said), batch).values
         heard = align("teacher", batch.signals("student", heard), batch).values if heard else {}
     ours, theirs = said["logits"], next(iter(heard.values()), None)
@@ -120,26 +122,27 @@ def within(teacher: int, student: int, exact: bool) -> None:
                       "add align: shared_vocab, where both have one tokenizer")
 
 
-def by_document(values: Tensor, table: Table, rows: Sequence[Row], per: Tensor | None = None) -> tuple[float, float | None]:
-    """(mean over targets, standard error over documents); with `per`, the ratio of both sums."""
-    return clustered(values, torch.ones(len(values)) if per is None else per, [documents(rows)[i] for i in table.row.tolist()])
+def by_document(values: Float[Tensor, " target"], table: Table, rows: Sequence[Row],
+                per: Float[Tensor, " target"] | None = None) -> tuple[float, float | None]:
+    """(mean over targets, standard error over documents); with `per`, the sum of values over the sum of `per`."""
+    return clustered(values, torch.ones(len(values)) if per is None else per, documents(rows)[table.row])
 
 
-def documents(rows: Sequence[Row]) -> list[str]:
-    """The document of each row: what it was cut from, else its group, else the row itself."""
-    return [row.source or row.group or row.key for row in rows]
+def documents(rows: Sequence[Row]) -> Int[Tensor, " row"]:
+    """The number of the document of each row: what it was cut from, else its group, else the row itself."""
+    names = [row.source or row.group or row.key for row in rows]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([number[name] for name in names], dtype=torch.long)
 
 
-def clustered(values: Float[Tensor, " unit"], sizes: Float[Tensor, " unit"], documents: Sequence[str]) -> tuple[float, float | None]:
-    r"""A ratio of sums and its standard error, where units of one document hang together.
+def clustered(values: Float[Tensor, " unit"], sizes: Float[Tensor, " unit"], document: Int[Tensor, " unit"]) -> tuple[float, float | None]:
+    r"""A ratio of sums and its standard error, where the units of a document hang together.
 
     $R = \sum_g S_g / \sum_g n_g$ over G documents; linearised, $\mathrm{SE}^2 = \frac{G}{G-1} \sum_g (S_g - R n_g)^2 / (\sum_g n_g)^2$.
     Documents without anything do not count; of one document there is no error: None.
     """
-    number = {name: i for i, name in enumerate(dict.fromkeys(documents))}
-    place = torch.tensor([number[name] for name in documents], dtype=torch.long)
-    sums = torch.zeros(len(number), dtype=torch.float64)
-    total, size = sums.index_add(0, place, values.double()), sums.index_add(0, place, sizes.double())
+    sums = torch.zeros(int(document.max()) + 1, dtype=torch.float64)
+    total, size = sums.index_add(0, document, values.double()), sums.index_add(0, document, sizes.double())
     ratio = float(total.sum() / size.sum())
     there = (size != 0) | (total != 0)
     num = int(there.sum())

@@ -5,7 +5,7 @@ from typing import Any
 
 from limbeck.text.show import finite, for_report, number, visible
 
-MOST_POINTS, MOST_ENTRIES, MOST_NUMBERS, MOST_MARKS = 120, 300, 300, 200
+MOST_POINTS, MOST_ENTRIES, MOST_MARKS = 120, 300, 200
 Curves = dict[tuple[str, str], list[tuple[float, float]]]
 
 
@@ -55,8 +55,8 @@ def thin(points: Sequence[Any], most: int = MOST_POINTS) -> list[Any]:
     return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
 
 
-def flatten(value: Any, path: str = "", most: int = MOST_NUMBERS) -> list[tuple[str, str]]:
-    """Nested data as (path, text) lines: at most `most` of them, the last one telling how many are left out."""
+def flatten(value: Any, path: str = "", most: int = 100) -> list[tuple[str, str]]:
+    """Nested data as (path, text) lines: at most `most` of them, and one that tells how many are left out."""
     lines: list[tuple[str, str]] = []
     stack = [(path, value)]
     while stack:
@@ -68,7 +68,13 @@ def flatten(value: Any, path: str = "", most: int = MOST_NUMBERS) -> list[tuple[
             shown = "?" if item is None else number(item, 6) if finite(item) is not None else visible(str(item), 100)
             lines.append((visible(at, 100), shown))
     left = len(lines) - most
-    return lines if left <= 0 else [*lines[:most], ("…", f"{left:,} more in summary.json")]
+    return lines if left <= 0 else [*lines[:most], ("…", f"{left:,} more")]
+
+
+def by_arm(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    """Every figure of the arms, a row a figure and a column an arm."""
+    columns = {x: dict(flatten(summary.get(x) if isinstance(summary.get(x), Mapping) else {}, most=100)) for x in names}
+    return [[key, *(column.get(key, "") for column in columns.values())] for key in dict.fromkeys(key for column in columns.values() for key in column)]
 
 
 def marked(text: Any, marks: Any, limit: int) -> list[tuple[bool, str]]:

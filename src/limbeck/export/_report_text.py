@@ -23,7 +23,7 @@ def typeset(text: str) -> Markup:
     out = Markup()
     for i, piece in enumerate(text.split("`")):
         if i % 2:
-            out += Markup("<code>") + piece + Markup("</code>")
+            out += Markup("<code>") + Markup(",<wbr>").join(piece.split(",")) + Markup("</code>")
         else:
             piece = TIMES.sub("×", FIGURE.sub("\u00a0", piece)).replace("'", "’")
             out += Markup('<span class="nb">top-1</span>').join(Markup.escape(x) for x in piece.split("top-1"))

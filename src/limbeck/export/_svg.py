@@ -83,7 +83,12 @@ class Label(NamedTuple):
 
 def axis_text(value: float) -> str:
     """A tick's number: short, with a true minus."""
-    text = f"{number(value / 1e6)} M" if abs(value) >= 1e6 else number(round(value) if value == round(value) else value)
+    text = number(round(value) if value == round(value) else value)
+    if abs(value) >= 1e6:
+        text = f"{number(value / 1e6)} M"
+    elif 0 < abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        text = f"{plain(mantissa)}e{int(exponent)}"
     return text.replace("-", "−")
 
 

@@ -43,9 +43,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from limbeck.export import _figures_close, _figures_cost
 from limbeck.export import _report_text as text
-from limbeck.export._report_data import clean, curves, flatten, sample
+from limbeck.export._report_data import by_arm, clean, curves, flatten, sample
 from limbeck.export._table import Row, header, table
-from limbeck.export._verdict import entries, outcome, parts, unmeasured, verdict, weakest, word
+from limbeck.export._verdict import ARMS, entries, outcome, parts, unmeasured, verdict, weakest, word
 from limbeck.text.show import finite, for_report, number
 
 __all__ = ["Row", "header", "outcome", "render", "table", "unmeasured", "verdict", "weakest"]
@@ -92,6 +92,7 @@ def render(
     if samples is not None:
         drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping)]
         shown = [sample(x, SAMPLE_LIMIT if i < FIRST_SAMPLES else MORE_LIMIT) for i, x in enumerate(drawn)]
+    names = {x: name for x in ("teacher", "student", "baseline", "start") if (name := header(told).get(x))}
     rows, pieces = table(told), parts(told)
     if word(told, "verdict") and told["verdict"] != "".join(piece for _, piece in pieces):
         pieces = [("", told["verdict"])]                    # the run has said it already, and says one thing only
@@ -99,7 +100,7 @@ def render(
         title=word(told, "run", "a run"),
         kick=text.kick(told),
         headline=text.headline(pieces),
-        arms={x: name for x in ("teacher", "student", "baseline", "start") if (name := header(told).get(x))},
+        arms=names,
         rows=rows,
         first_size=next((i for i, row in enumerate(rows) if row.times), -1),
         strip=_figures_close.strip(told),
@@ -119,10 +120,11 @@ def render(
         num_first=FIRST_SAMPLES,
         checks=[(x.get("open") is True, scalar(x.get("name"), 100), scalar(x.get("result"), 300)) for x in entries(told, "checks")[:MOST_LINES]],
         about=scalar(told.get("about"), 500),
-        recipe=recipe_lines(for_report(recipe_text, TEXT_LIMIT, 1_000)),
+        recipe=recipe_lines(for_report(recipe_text.strip(), TEXT_LIMIT, 1_000)),
         plan=grid(told, "plan", ("what", "planned", "measured")),
         plan_text=for_report(plan_text, TEXT_LIMIT, 1_000),
-        numbers=flatten({k: v for k, v in told.items() if k not in ("worst_tokens", "references", "checks", "verdict", "about", "samples")}),
+        numbers=by_arm(told, names),
+        facts=flatten({k: v for k, v in told.items() if k not in (*ARMS, "verdict", "about") and not isinstance(v, list)}),
         environment=flatten(clean(environment or {}), most=150),
         provenance=[[*row[:3], row[3] or "licence unknown"] for row in grid(told, "provenance", ("role", "name", "revision", "licence"))],
         references=for_report("\n\n".join(x for x in references if isinstance(x, str)), TEXT_LIMIT, 1_000),
@@ -145,7 +147,7 @@ def grid(summary: Mapping[str, Any], key: str, columns: Sequence[str]) -> list[l
 def recipe_lines(recipe: str) -> list[tuple[str, str, str]]:
     """(what counts, what is grey, "default" or nothing) of each line."""
     lines = []
-    for line in recipe.split("\n"):
+    for line in recipe.split("\n") if recipe else ():
         body, mark, comment = line.partition("#") if line.startswith("#") else line.partition(" #")
         lines.append((body, mark + comment, "default" if comment.strip() == "default" else ""))
     return lines

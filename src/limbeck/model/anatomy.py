@@ -4,7 +4,6 @@ A family is one JSON file in `families/`, or in `$LIMBECK_HOME/families` for one
 """
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from limbeck.component import Document, validate
 from limbeck.errors import Failed, Refused
 from limbeck.model.headers import quoted, read_json
+from limbeck.store import home
 
 PARTS = {
     "body": "the model without its head", "head": "final state to logits, scores or labels", "embedding": "token ids to vectors",
@@ -206,14 +206,9 @@ def anatomy(what: Any) -> Anatomy:
     return Anatomy(family, name or first, family.classes[name or first])
 
 
-def own_families() -> Path:
-    """The folder of a user's own families."""
-    return Path(os.environ.get("LIMBECK_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "limbeck") / "families"
-
-
 def family_files() -> dict[str, Path]:
     """Family -> its file; one's own come before those of limbeck."""
-    folders = (Path(__file__).with_name("families"), own_families())
+    folders = (Path(__file__).with_name("families"), home() / "families")
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem)}
 
 
@@ -243,7 +238,7 @@ def unknown(what: Any, model_type: Any, known: list[str]) -> Refused:
     got = quoted(model_type) + (f"; {found} of {total} parts are named as in {like}" if total else "")
     name = model_type if isinstance(model_type, str) and NAME.fullmatch(model_type) else "FAMILY"
     return Refused("family", f"model_type {quoted(model_type)}", f"one of {len(known)} known families: {', '.join(known)}", got,
-                   f"copy {Path(__file__).with_name('families') / like}.json to {own_families() / name}.json and correct its paths")
+                   f"copy {Path(__file__).with_name('families') / like}.json to {home() / 'families' / name}.json and correct its paths")
 
 
 def likeness(what: Any) -> tuple[str, int, int] | None:

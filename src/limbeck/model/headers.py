@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from limbeck.errors import Failed
+from limbeck.store import disk
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_JSON_BYTES = 50_000_000
@@ -72,7 +73,9 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     size = size_of(path)
     if size > limit:
         raise corrupt(path, f"a JSON file of at most {limit:,} bytes", f"{size:,} bytes")
-    return parse_json(path, path.read_bytes())
+    with disk(path):
+        data = path.read_bytes()
+    return parse_json(path, data)
 
 
 def parse_json(path: Path, data: bytes) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def check_safetensors(path: Path) -> dict[str, Stored]:
         Failed: `corrupt`, where header and file disagree.
     """
     size = size_of(path)
-    with path.open("rb") as file:
+    with disk(path), path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
@@ -194,7 +197,7 @@ def check_gguf(path: Path) -> Gguf:
         Failed: `corrupt`, where header and file disagree.
     """
     size = size_of(path)
-    with path.open("rb") as file:
+    with disk(path), path.open("rb") as file:
         cursor = Cursor(path, file, size)
         if (magic := cursor.take(4)) != b"GGUF":
             raise corrupt(path, "a GGUF file", f"one that begins with {quoted(magic)}")

@@ -1,7 +1,6 @@
 """References: one string that names a model, and what its content is known by."""
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -15,6 +14,7 @@ from limbeck.component import nearest
 from limbeck.errors import Failed, Refused
 from limbeck.model.folder import PICKLES, describe, inside
 from limbeck.model.headers import check_gguf, quoted, read_json
+from limbeck.store import sha256_file
 from limbeck.text.document import load
 
 SCHEMES = {"hf": "hf:org/name[@revision]", "path": "path:FOLDER", "gguf": "gguf:FILE", "package": "package:NAME", "run": "run:NAME[/stage]",
@@ -113,7 +113,8 @@ def identity(reference: Reference) -> dict[str, str]:
     if path.is_file():
         return {"sha256": digest(path)}
     if not (path / "config.json").is_file():
-        raise Refused("reference", reference.text, "a model folder, with config.json in it", describe(path), "name the folder that save_pretrained wrote")
+        raise Refused("reference", reference.text, "a model folder, with config.json in it", describe(path),
+                      "name the folder that save_pretrained wrote")
     return {"sha256": folder_digest(path)}
 
 
@@ -122,7 +123,7 @@ def provenance(reference: Reference) -> dict[str, Any]:
     facts: dict[str, Any] = {"reference": reference.text, "name": reference.name, "revision": reference.revision, **identity(reference)}
     if reference.scheme == "package":
         entry = known("packages")[reference.name]
-        facts |= {"licence": entry["licence"], "revision": importlib.metadata.version(entry["distribution"])}
+        facts |= {"licence": entry["licence"], "revision": entry["version"]}        # the version is certain: the hash is that of its file
     elif reference.scheme == "hf":
         facts["licence"] = folder_licence(snapshot(reference))
     elif reference.scheme == "gguf":
@@ -214,8 +215,7 @@ def digest(path: Path) -> str:
     stat = path.stat()
     key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
     if key not in DIGESTS:
-        with path.open("rb") as file:
-            DIGESTS[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        DIGESTS[key] = sha256_file(path)
     return DIGESTS[key]
 
 

@@ -5,7 +5,7 @@ folded in. Shares have no unit, so that a large embedding does not outvote a sma
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,12 @@ class Kept:
         assert self.heads is not None
         return tuple(sorted({head // group for head in self.heads[layer]}))
 
+    def sizes(self, group: int) -> dict[str, int]:
+        """How much stays, by names of sizes, of what does not stay whole."""
+        heads = {} if self.heads is None else {"heads": len(self.heads[0]), "kv_heads": len(self.kv_heads(0, group))}
+        lists = {"mlp_width": self.mlp and self.mlp[0], "width": self.width}
+        return heads | {name: len(some) for name, some in lists.items() if some is not None}
+
     def index(self, axis: str | None, layer: int | None, group: int, head_dim: int) -> Sequence[int] | None:
         """What stays of an axis; None: all of it."""
         if axis == "width":
@@ -67,7 +73,7 @@ def anatomy_of(role: Role, where: str) -> Anatomy:
     """
     found = getattr(role, "anatomy", None)
     if not isinstance(found, Anatomy):
-        raise Refused("part", where, "a model whose blocks are known by name: a text model", type(role.module).__name__, "leave this surgery out", code=3)
+        raise Refused("part", where, "a model whose parts are known by name: a text model", type(role.module).__name__, "leave it out", code=3)
     return found
 
 
@@ -156,19 +162,17 @@ def silenced(role: Role, anatomy: Anatomy, part: str, layer: int, columns: Seque
         handle.remove()
 
 
-def narrower(config: Any, anatomy: Anatomy, kept: Kept, where: str) -> Any:
-    """A copy of a config with the sizes of what stays.
+def narrower(config: Any, anatomy: Anatomy, sizes: Mapping[str, int], where: str) -> Any:
+    """A copy of a config with other sizes; heads keep theirs.
 
     Raises:
-        Refused: `width`, if transformers would not take it back.
+        Refused: `width`, if the family cannot say it, or transformers would not take it back.
     """
-    out, sizes = copy.deepcopy(config), dict.fromkeys(("width", "heads", "kv_heads", "head_dim", "mlp_width"), 0)
-    sizes = {name: anatomy.size(config, name) for name in sizes}
-    if kept.heads is not None:
-        sizes["kv_heads"] = len(kept.kv_heads(0, sizes["heads"] // sizes["kv_heads"]))
-        sizes["heads"] = len(kept.heads[0])
-    sizes["width"] = sizes["width"] if kept.width is None else len(kept.width)
-    sizes["mlp_width"] = sizes["mlp_width"] if kept.mlp is None else len(kept.mlp[0])
+    if "head_dim" not in anatomy.family.sizes and ("heads" in sizes or "width" in sizes):
+        raise Refused("width", where, f"mlp alone: in {anatomy.family.family} the size of a head is width / heads, and would change",
+                      "heads or width", "name mlp only, or use drop_blocks", code=3)
+    out = copy.deepcopy(config)
+    sizes = {name: anatomy.size(config, name) for name in ("width", "heads", "kv_heads", "head_dim", "mlp_width")} | dict(sizes)
     for name, value in sizes.items():
         if name in anatomy.family.sizes:
             setattr(out, anatomy.family.sizes[name], value)
@@ -177,9 +181,9 @@ def narrower(config: Any, anatomy: Anatomy, kept: Kept, where: str) -> Any:
     except Exception as error:                          # a config's own checks may raise anything
         raise Refused("width", where, f"sizes that {type(config).__name__} accepts", short(str(error).split("\n")[-1].strip(), 160),
                       f"a width that is a multiple of {sizes['heads']}, or other heads") from error
-    wrong = {name: value for name, value in sizes.items() if anatomy.size(back, name) != value}
-    if wrong:
-        raise Refused("width", where, f"sizes that {type(config).__name__} can say", ", ".join(f"{n}: {v}" for n, v in wrong.items()), "mlp alone", code=3)
+    lost = [f"{name}: {value}" for name, value in sizes.items() if anatomy.size(back, name) != value]
+    if lost:
+        raise Refused("width", where, f"sizes that {type(config).__name__} keeps", ", ".join(lost), "name mlp only, or use drop_blocks", code=3)
     return out
 
 
@@ -191,7 +195,7 @@ def shrink(role: Role, kept: Kept, where: str) -> None:
         Refused: `width` or `part`, before anything is changed.
     """
     module, anatomy = role.module, anatomy_of(role, where)
-    config = narrower(module.config, anatomy, kept, where)
+    config = narrower(module.config, anatomy, kept.sizes(anatomy.size(module.config, "heads") // anatomy.size(module.config, "kv_heads")), where)
     with torch.device("meta"):
         twin = type(module)(config)                     # type: ignore[call-arg]
     cuts, shapes = {}, {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
@@ -199,7 +203,8 @@ def shrink(role: Role, kept: Kept, where: str) -> None:
         cuts[name] = cut(module.config, anatomy, name, parameter, kept)
         after = tuple(len(cuts[name].get(axis, range(size))) for axis, size in enumerate(parameter.shape))
         if shapes.get(name) != after:
-            raise Refused("part", f"{where}  {name}", f"{list(shapes.get(name, ()))}, as {type(module).__name__} has it", str(list(after)), "mlp alone", code=3)
+            raise Refused("part", f"{where}  {name}", f"{list(shapes.get(name, ()))}, as {type(module).__name__} has it",
+                          str(list(after)), "name mlp only", code=3)
     gains = {} if kept.width is None or on_meta(role) else corrections(role, anatomy, kept.width, twin)
     holders: dict[int, list[tuple[nn.Module, str]]] = {}
     for part in module.modules():

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -32,8 +32,8 @@ class DropBlocks(Surgery):
     - `contiguous` drops the run with the least $s(\{i, \dots, i+n-1\})$: $L-n+1$ measurements.
 
     Where scores are equal, the later block goes. Every block less saves the same share of time and memory, on any device:
-    the surgery to begin with where speed is what matters. Beyond a third of the blocks a narrower model of the same size
-    (`keep_width`) is often closer.
+    the surgery to begin with where speed is what matters. For a given number of parameters a narrower model (`keep_width`) may
+    be closer: compare both.
 
     Example:
         >>> DropBlocks(keep=(0, 1, 3)).keep
@@ -46,7 +46,7 @@ class DropBlocks(Surgery):
 
     kind: Literal["drop_blocks"] = "drop_blocks"
     reduces: ClassVar[frozenset[str]] = frozenset({"parameters", "layers"})
-    drop: int | None = Field(None, ge=1)
+    drop: Annotated[int, Field(ge=1)] | None = None
     """How many blocks to remove; one, where neither this nor `keep` is given."""
     keep: tuple[int, ...] | None = None
     """The blocks that stay, from 0, ascending."""
@@ -77,7 +77,7 @@ class DropBlocks(Surgery):
     def __call__(self, role: Role) -> Role:
         measured = self.choose in ("influence", "greedy", "contiguous")
         if measured and not on_meta(role):
-            raise Refused("settle", WHERE, f"blocks that {self.choose} has measured", "a surgery that is not settled", "settle it first, or choose: uniform")
+            raise Refused("settle", WHERE, "blocks that have been measured", f"choose: {self.choose}, not settled", "settle it first")
         surgery = DropBlocks(drop=self.drop) if measured else self              # without weights any blocks will do: the shapes are the same
         take(role, surgery.chosen(count(role), lambda keep: 0.0))
         return role
@@ -94,7 +94,8 @@ class DropBlocks(Surgery):
             return self.keep
         drop = self.drop or 1
         if drop >= num:
-            raise Refused("layer", f"{WHERE}.drop", f"fewer than all {num} blocks", f"drop: {drop}", f"drop at most {num - 1}" if num > 1 else "leave it out")
+            raise Refused("layer", f"{WHERE}.drop", f"fewer than all {num} blocks", f"drop: {drop}",
+                          f"drop at most {num - 1}" if num > 1 else "leave this surgery out")
         every = range(num)
         if self.choose == "influence":
             costs = [cost(without(every, (i,))) for i in every]

@@ -2,15 +2,21 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
+import torch
+from jaxtyping import Float
 from pydantic import Field, model_validator
+from torch import Tensor
 
+from limbeck.component import short
 from limbeck.errors import Refused
 from limbeck.model.anatomy import Anatomy
 from limbeck.model.base import Role
-from limbeck.student._channels import READS, WRITES, Kept, anatomy_of, on_meta, ranked, shrink, silenced, weigh_heads, weigh_mlp, weigh_width
+from limbeck.student import _channels as cutting
+from limbeck.student._channels import Kept, ranked
 from limbeck.student.base import Score, Surgery
 
 log = logging.getLogger(__name__)
@@ -20,6 +26,7 @@ SHARE = 0.75
 GROUPS = 16
 """In so many groups are the inner channels of an MLP measured."""
 
+SETTLE = "settle the surgery for this model"
 Number = Annotated[int, Field(ge=1)]
 Size = Number | Annotated[float, Field(gt=0, lt=1)]
 PerBlock = tuple[tuple[int, ...], ...]
@@ -41,7 +48,7 @@ class KeepWidth(Surgery):
     it can, else whole groups; `kv_heads` alone keeps whole groups. The size of a head stays, and the config says it, so heads and
     width need a family whose config has it (Llama, Qwen, Gemma 3). Gains of norms are corrected for the share of the stream that
     stays: channels that are zero everywhere go without a trace. What is left is near chance until it is trained: this is a start.
-    For a given number of parameters it is mostly a closer one than `drop_blocks`, and a slower one.
+    For a given number of parameters `drop_blocks` gives a faster model, and this one may be closer: compare both.
 
     Example:
         >>> KeepWidth(width=0.5, mlp=0.5).width
@@ -87,32 +94,101 @@ class KeepWidth(Surgery):
         return any(kept is not None for kept in (self.kept_heads, self.kept_mlp, self.kept_width))
 
     def settle(self, role: Role, score: Score) -> "KeepWidth":
-        return self if self.written else self.chosen(role, score if self.choose == "influence" else None)
+        return self.chosen(role, score if self.choose == "influence" else None)
 
     def __call__(self, role: Role) -> Role:
-        if self.choose == "influence" and not on_meta(role):
-            raise Refused("settle", WHERE, "heads and channels that have been measured", "a surgery that is not settled", "settle it first, or choose: magnitude")
-        settled = self if self.written else self.chosen(role, None)
-        kept = Kept(settled.kept_heads, settled.kept_mlp, settled.kept_width)
-        check(role, kept)
-        shrink(role, kept, WHERE)
+        if self.choose == "influence" and not cutting.on_meta(role):
+            raise Refused("settle", WHERE, "heads and channels that have been measured", "choose: influence, not settled", "settle it first")
+        settled = self.chosen(role, None)
+        cutting.shrink(role, Kept(settled.kept_heads, settled.kept_mlp, settled.kept_width), WHERE)
         return role
 
     def chosen(self, role: Role, score: Score | None) -> "KeepWidth":
-        """The same with what stays written out; measured if there is a score."""
-        anatomy, config, layers = anatomy_of(role, WHERE), role.module.config, range(role.num_layers)
-        num, kv, inner, dim = (anatomy.size(config, name) for name in ("heads", "kv_heads", "mlp_width", "width"))
-        mlp = SHARE if (self.heads, self.kv_heads, self.mlp, self.width) == (None,) * 4 else self.mlp
-        heads = channels = stream = None
-        if self.heads is not None or self.kv_heads is not None:
-            sized(anatomy, "heads")
-            groups, per = grouping(num, kv, self.heads, self.kv_heads)
-            weights = [weigh_heads(role, anatomy, i, anatomy.size(config, "head_dim")) for i in layers]
-            if score is not None:
-                weights = [measure_heads(role, anatomy, i, num, score) for i in layers]
-            heads, num = tuple(pick_heads(w, kv, groups, per) for w in weights), groups * per
-        if mlp is not None:
-            stay = fewer("mlp", inner, mlp, 1)
-            ...
-        if self.width is not None:
-            ...
+        """The same with what stays written out; measured if there is a score.
+
+        Raises:
+            Refused: `width`, if the model has too few, or its config cannot say it; `part`, if its parts are not known.
+        """
+        anatomy, config, layers = cutting.anatomy_of(role, WHERE), role.module.config, range(role.num_layers)
+        num, kv, inner, dim, size = (anatomy.size(config, name) for name in ("heads", "kv_heads", "mlp_width", "width", "head_dim"))
+        if self.written:
+            check(Kept(self.kept_heads, self.kept_mlp, self.kept_width), len(layers), num, num // kv, inner, dim)
+            return self
+        groups, per = grouping(num, kv, self.heads, self.kv_heads) if self.heads or self.kv_heads else (0, 0)
+        share = SHARE if not (groups or self.width or self.mlp) else self.mlp
+        num_mlp = fewer("mlp", share, inner) if share else 0
+        num_width = fewer("width", self.width, dim, groups * per or num) if self.width else 0
+        wanted = {"heads": groups * per, "kv_heads": groups, "mlp_width": num_mlp, "width": num_width}
+        cutting.narrower(config, anatomy, {name: stays for name, stays in wanted.items() if stays}, WHERE)       # refused before it is measured
+        heads = width = None
+        if groups and score is not None:
+            costs = [[cost(role, anatomy, score, "output", i, range(head * size, head * size + size)) for head in range(num)] for i in layers]
+            heads = tuple(pick(torch.tensor(row, device="cpu"), kv, groups, per) for row in costs)
+        elif groups:
+            heads = tuple(pick(cutting.weigh_heads(role, anatomy, i, size), kv, groups, per) for i in layers)
+        mlp = tuple(tuple(sorted(order(role, anatomy, i, score)[:num_mlp])) for i in layers) if num_mlp else None
+        if num_width:
+            weights = cutting.weigh_width(role, anatomy, cutting.READS) + cutting.weigh_width(role, anatomy, cutting.WRITES)
+            width = tuple(sorted(ranked(weights)[:num_width]))
+        return KeepWidth(kept_heads=heads, kept_mlp=mlp, kept_width=width)
+
+
+def fewer(name: str, size: int | float, num: int, multiple: int = 1) -> int:
+    """How many of `num` stay; of a share, to the nearest multiple."""
+    stay = size if isinstance(size, int) else max(1, round(size * num / multiple)) * multiple
+    if stay >= num:
+        raise Refused("width", f"{WHERE}.{name}", f"fewer than the {num} there are", f"{name}: {size}", f"change {name}, or leave it out")
+    return stay
+
+
+def grouping(num: int, kv: int, heads: int | None, kv_heads: int | None) -> tuple[int, int]:
+    """How many KV heads stay, and how many query heads for each."""
+    group = num // kv
+    if kv_heads is None:
+        assert heads is not None
+        groups = kv if heads % kv == 0 else heads // group
+        possible = {kv * n for n in range(1, group)} | {group * n for n in range(1, kv)}
+    else:
+        groups, heads = kv_heads, heads or kv_heads * group
+        possible = {kv_heads * n for n in range(1, group + 1)} - {num}
+    if heads not in possible or groups > kv:
+        raise Refused("width", f"{WHERE}.heads", f"whole groups out of {num} query heads and {kv} KV heads", f"heads: {heads}, kv_heads: {groups}",
+                      f"heads: {' or '.join(map(str, sorted(possible)))}" if possible and groups <= kv else "fewer KV heads")
+    return groups, heads // groups
+
+
+def pick(weights: Float[Tensor, " head"], kv: int, groups: int, per: int) -> tuple[int, ...]:
+    """The heaviest KV groups, and in each the heaviest query heads."""
+    rows = weights.view(kv, -1)
+    best = [ranked(row)[:per] for row in rows]
+    heaviest = ranked(torch.stack([row[some].sum() for row, some in zip(rows, best, strict=True)]))[:groups]
+    return tuple(sorted(group * rows.shape[1] + head for group in heaviest for head in best[group]))
+
+
+def order(role: Role, anatomy: Anatomy, layer: int, score: Score | None) -> list[int]:
+    """The inner channels of an MLP from the heaviest; if measured, group by group."""
+    channels = ranked(cutting.weigh_mlp(role, anatomy, layer))
+    if score is None:
+        return channels
+    parts = [part.tolist() for part in torch.tensor(channels, device="cpu").tensor_split(min(GROUPS, len(channels)))]
+    return [channel for part in sorted(parts, key=lambda part: -cost(role, anatomy, score, "down", layer, part)) for channel in part]
+
+
+def cost(role: Role, anatomy: Anatomy, score: Score, part: str, layer: int, columns: Sequence[int]) -> float:
+    """The score without some inputs of a part; what makes it NaN is needed most."""
+    with cutting.silenced(role, anatomy, part, layer, columns):
+        value = float(score(role))
+    log.info("keep_width: block %d, %s without %d inputs: score %.6g", layer, part, len(columns), value)
+    return math.inf if math.isnan(value) else value
+
+
+def check(kept: Kept, layers: int, num: int, group: int, inner: int, dim: int) -> None:
+    """Holds lists against the model that they are for."""
+    width = None if kept.width is None else (kept.width,)
+    for name, lists, most, many in (("kept_heads", kept.heads, num, layers), ("kept_mlp", kept.mlp, inner, layers), ("kept_width", width, dim, 1)):
+        if lists is not None and not (len(lists) == many and len({len(row) for row in lists}) == 1 and all(
+                row and row[0] >= 0 and row[-1] < most and list(row) == sorted(set(row)) for row in lists)):
+            raise Refused("width", f"{WHERE}.{name}", f"{many} equally long lists of ascending numbers from 0 to {most - 1}", short(lists), SETTLE)
+    shapes = {tuple(sorted(Counter(head // group for head in row).values())) for row in kept.heads or ()}
+    if len({size for shape in shapes for size in shape}) > 1:
+        raise Refused("width", f"{WHERE}.kept_heads", "equally many query heads for each KV head that stays", short(kept.heads), SETTLE)

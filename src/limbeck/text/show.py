@@ -83,7 +83,7 @@ def number(value: Any, digits: int = 3) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
-    if x and not -5 <= int(exponent) < 15:
+    if x and not -4 <= int(exponent) < 15:
         return f"{plain(mantissa)}e{int(exponent)}"
     return plain(f"{float(f'{mantissa}e{exponent}'):,.{max(digits - 1 - int(exponent), 0)}f}")
 

@@ -1,4 +1,4 @@
-"""run(recipe): data, student, before, train, baseline, evaluate, export, report. Each step is kept; read top to bottom."""
+"""A run: data, student, before, train, baseline, evaluate, export, report. Each step is kept; read top to bottom."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ from limbeck.examine import Examiner, draw_samples
 from limbeck.export.base import Parcel
 from limbeck.model.base import Role
 from limbeck.numerics import Streams
-from limbeck.plan.steps import affordable
+from limbeck.planning.steps import affordable
 from limbeck.recipe import Node, Recipe, find, graph, load, text_only
 from limbeck.roles import Cast
 from limbeck.signals import Row
@@ -258,3 +258,9 @@ def run(source: Any, *changes: str, name: str | None = None, runs: Path | None =
         begin(folder, recipe)
         base = str(find(str(source)).parent) if isinstance(source, (str, Path)) else "."
         return Job(recipe, folder, tell or Quiet(), base).go(stop)
+
+
+def resume(folder: str | Path, tell: Tell | None = None, stop: Callable[[], bool] = lambda: False) -> Run:
+    """Goes on with the run in a folder."""
+    path = Path(folder)
+    return run(path / "recipe.yaml", name=path.name, runs=path.parent, tell=tell, stop=stop)

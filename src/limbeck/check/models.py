@@ -1,0 +1,158 @@
+"""Tiny models, rows, and the gradients of one window, for the contracts that run models. Each is built once a process."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.check.contract import NotClaimed
+from limbeck.component import find, members
+from limbeck.data.base import Part, Place, Rows
+from limbeck.errors import Refused
+from limbeck.model.anatomy import anatomy, family_files, read_family
+from limbeck.model.base import Models
+from limbeck.model.text import Text
+from limbeck.numerics import Streams
+from limbeck.signals import Loss, Row
+from limbeck.teacher.base import Teacher
+from limbeck.text.bytes_tokenizer import ByteTokenizer
+from limbeck.train.loop import Loop, World
+from limbeck.train.stage import Stage, Turn
+from limbeck.train.window import count, prepare, window
+
+Layout = Literal["auto", "packed", "padded"]
+GROUPS = 5
+ALONE = 7
+"""More parts than there are groups: each group alone, and some parts empty."""
+TOKENIZER = ByteTokenizer()
+WORDS = ("ice", "floats on water", "", "because it is", "less dense", "a", "than the rest", "of it", "who knows", "42")
+SIZES = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_width": 32, "vocab": len(TOKENIZER), "context": 64}
+"""Of a small model, by the plain names that the anatomy translates into fields of a family's config."""
+
+
+def family_of(name: str, seed: int = 0, dtype: torch.dtype = torch.float64, **sizes: int) -> Text:
+    """A small untrained language model of a family, from its config, with a tokenizer of bytes."""
+    import transformers
+
+    family = read_family(family_files()[name])
+    fields = {family.sizes[size]: value for size, value in {**SIZES, **sizes}.items() if size in family.sizes}
+    ids = {"bos_token_id": TOKENIZER.bos_token_id, "eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": TOKENIZER.pad_token_id}
+    config = transformers.AutoConfig.for_model(name, **fields, **ids)
+    config._attn_implementation = "eager"
+    head = next(c for c, places in family.classes.items() if places.head and c.endswith(("CausalLM", "LMHeadModel", "MaskedLM")))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = getattr(transformers, head)(config)
+        for parameter in module.parameters():               # else norms and biases are all alike, and what is missed would not show
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    role = Text(module.to(dtype).eval(), TOKENIZER, anatomy(module))
+    role.requires_grad_(False)
+    return role
+
+
+@cache
+def pair(seed: int = 0) -> Models:
+    """A student of two blocks and a teacher of three, wider, in double precision."""
+    return Models({"student": family_of("llama", seed), "teacher": family_of("llama", seed + 1, layers=3, width=24, head_dim=12)})
+
+
+def fresh(seed: int = 0, **sizes: int) -> Text:
+    """A model of four blocks that may be changed: what surgeries get."""
+    return copy.deepcopy(base_model(seed, tuple(sorted(sizes.items()))))
+
+
+@cache
+def base_model(seed: int, sizes: tuple[tuple[str, int], ...]) -> Text:
+    return family_of("llama", seed, torch.float32, **{"layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 64, **dict(sizes)})
+
+
+@cache
+def rows(seed: int = 0) -> Rows:
+    """Pairs of answers to one prompt, of different lengths; some hold the end of text, which is also the padding, in their middle."""
+    found = []
+    for i in range(GROUPS):
+        for j, tag in enumerate(("chosen", "rejected")):
+            words = WORDS[(3 * i + 5 * j + seed) % len(WORDS)] + " " + WORDS[(7 * i + j + seed) % len(WORDS)]
+            found.append(Row(f"{seed}-{i}-{tag}", {"prompt": WORDS[i], "answer": words}, tag, f"pair-{i}"))
+    return Rows((Part(tuple(found)),))
+
+
+@contextmanager
+def laid_out(models: Models, layout: Layout) -> Iterator[None]:
+    """All text roles in one layout."""
+    before = {name: models[name].layout for name in models}
+    for name in models:
+        models[name].layout = layout
+    try:
+        yield
+    finally:
+        for name in models:
+            models[name].layout = before[name]              # type: ignore[assignment]
+
+
+class Trial:
+    """One turn on the tiny models: the gradients of its window, however the window is cut, laid out and shared out."""
+
+    def __init__(self, seed: int = 0, teacher: Teacher | None = None, kept: Mapping[str, Any] | None = None, **turn: Any):
+        roles = {o.role(seat) for o in turn["objective"] for seat in o.needs} - {"student", "teacher"}
+        self.models = Models({**pair(seed), **{name: family_of("llama", seed + 2 + i) for i, name in enumerate(sorted(roles))}})
+        self.world = World(self.models, rows(seed), (), teacher, kept or {}, Streams(seed))
+        self.running = self.begin({"trains": turn["objective"][0].role(turn["objective"][0].teaches), **turn}).running[0]
+        self.running.learned = [m if m is None else m.double() for m in self.running.learned]
+        place = Place(self.models, self.world.streams)
+        self.batch = prepare(self.running, self.world.rows, teacher, self.world.kept, place, (0, 0, 0))
+
+    def begin(self, turn: Mapping[str, Any]) -> Loop:
+        """A loop; where the objective needs an alignment, the first of the room that does."""
+        problem: Refused | None = None
+        for align in (None, *members("align")):
+            try:
+                extra = {} if align is None or "align" in turn else {"align": (find_align(align),)}
+                return Loop(Stage(steps=4, turn=(Turn(batch=GROUPS, **{**turn, **extra}),)), self.world)
+            except Refused as error:
+                if error.slug not in ("need", "role", "layer"):
+                    raise
+                problem = problem or error
+        assert problem is not None
+        raise NotClaimed(f"not for text models: {problem.expected}; {problem.got}")
+
+    def gradients(self, micro: int = 1, layout: Layout = "packed", shares: int = 1) -> tuple[Tensor, list[Loss]]:
+        """All gradients of the window as one vector, and sums and counts; each share of it knows the counts of all."""
+        turn, named = self.running.turn, self.parameters()
+        self.running.turn = Turn.model_validate({**dict(turn), "micro": micro})
+        try:
+            with self.models.turn(turn.trains, turn.only, turn.freeze, turn.through), laid_out(self.models, layout):
+                losses = [window(self.running, self.models, share, 0, count(turn, self.batch)) for share in self.batch.cut(shares)]
+            return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for _, p in named]), added(losses)
+        finally:
+            self.running.turn = turn
+            for _, parameter in named:
+                parameter.grad = None
+
+    @cached_property
+    def whole(self) -> tuple[Tensor, list[Loss]]:
+        """Those of the window in one piece: not zero, or else nothing could be told apart."""
+        found = self.gradients()
+        assert found[0].isfinite().all() and found[0].any(), "the gradient of the whole window is zero or not finite"
+        return found
+
+    def parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Everything that learns."""
+        turn = self.running.turn
+        learned = [(f"learned.{i}.{n}", p) for i, m in enumerate(self.running.learned) if m is not None for n, p in m.named_parameters()]
+        return [*self.models.trainable(turn.trains, turn.only, turn.freeze), *learned]
+
+
+def find_align(kind: str) -> Any:
+    from limbeck.align.base import Align
+
+    return find(Align, kind).example()
+
+
+def added(losses: Sequence[list[Loss]]) -> list[Loss]:
+    """Losses of several shares, objective by objective."""
+    return [Loss(sum(x.total for x in each), sum(x.count for x in each)) for each in zip(*losses, strict=True)]     # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+"""Contracts of objectives over models: how a window is cut, laid out or shared out changes no gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.check.contract import NotClaimed, close, contract
+from limbeck.check.models import ALONE, GROUPS, Trial, pair, rows
+from limbeck.component import Component, canonical_json
+from limbeck.objective.base import Objective
+from limbeck.signals import Loss
+from limbeck.teacher.cached import Cached
+from limbeck.train.window import count, window
+
+SAME = (1e-6, 1e-9)
+"""Relative to the size of the whole gradient. Models of transformers compute norms in float32, whatever they are given."""
+LAST: dict[tuple[type, str, int], Trial] = {}
+"""The turn that was tried last: contracts of one component follow each other."""
+
+
+def trial_of(component: Component, seed: int) -> Trial:
+    """A turn that uses the component."""
+    key = type(component), canonical_json(component), seed
+    if key not in LAST:
+        LAST.clear()
+        LAST[key] = Trial(seed, **uses(component))
+    return LAST[key]
+
+
+def uses(component: Component) -> dict[str, Any]:
+    """Fields of a turn in which the component does what it is for."""
+    if component.room == "objective":
+        return {"objective": (component,)}
+    from limbeck.objective.forward_kl import ForwardKL
+    from limbeck.objective.hidden_mse import HiddenMSE
+
+    return {component.room: component if component.room == "forward" else (component,), "objective": (ForwardKL(), HiddenMSE(layers=(1, 2)))}
+
+
+def same(got: tuple[Tensor, list[Loss]], expected: tuple[Tensor, list[Loss]], what: str) -> None:
+    """Equal counts, sums and gradients."""
+    counts = [[x.count for x in losses] for _, losses in (got, expected)]
+    assert counts[0] == counts[1], f"{what}: counts {counts[0]}, expected {counts[1]}"
+    for a, b in zip(got[1], expected[1], strict=True):
+        close(a.total, b.total, SAME, f"{what}: the sum")
+    close(got[0], expected[0], SAME, f"{what}: the gradient")
+
+
+@contract
+def accumulation(component: Component, seed: int = 0) -> None:
+    """Cut into 2, 3 and more micro-batches than there are groups, the window gives the gradient it gives in one."""
+    trial = trial_of(component, seed)
+    for micro in (2, 3, ALONE):
+        same(trial.gradients(micro=micro), trial.whole, f"{micro} micro-batches against one")
+
+
+@contract
+def packing(component: Component, seed: int = 0) -> None:
+    """Rows padded to one length give the gradient of rows packed end to end, and so does the layout that the role chooses."""
+    trial = trial_of(component, seed)
+    for layout in ("padded", "auto"):
+        same(trial.gradients(layout=layout), trial.whole, f"{layout} against packed")
+
+
+@contract
+def padding(component: Component, seed: int = 0) -> None:
+    """How much padding there is does not matter: each group is padded by itself, or all together."""
+    trial = trial_of(component, seed)
+    same(trial.gradients(shares=GROUPS, layout="padded"), trial.gradients(layout="padded"), "groups padded by themselves against all together")
+
+
+@contract
+def ranks(component: Component, seed: int = 0) -> None:
+    """Shared out to three ranks that know the common counts, the gradients add up to that of one."""
+    trial = trial_of(component, seed)
+    same(trial.gradients(shares=3), trial.whole, "three ranks against one")
+
+
+@contract
+def teacher_untouched(component: Component, seed: int = 0) -> None:
+    """Only the trained role gets gradients; no role changes its weights, gains or loses a part, or leaves evaluation mode."""
+    models, before = pair(seed), {name: x.clone() for name, x in pair(seed).state_dict().items()}
+    trial = trial_of(component, seed)
+    turn = trial.running.turn
+    with trial.models.turn(turn.trains, turn.only, turn.freeze, turn.through):
+        window(trial.running, trial.models, trial.batch, 0, count(turn, trial.batch))
+    after, touched = models.state_dict(), [name for name, p in trial.models.named_parameters() if p.grad is not None and not name.startswith(turn.trains)]
+    for p in trial.models.parameters():
+        p.grad = None
+    assert not touched, f"gradients of {', '.join(touched[:3])}: this turn trains {turn.trains}"
+    assert after.keys() == before.keys(), f"a role has gained or lost {', '.join(sorted(after.keys() ^ before.keys())[:3])}: it would be exported"
+    changed = [name for name, x in before.items() if not torch.equal(x, after[name])]
+    assert not changed, f"the weights {', '.join(changed[:3])} changed without an optimiser"
+    assert all(not trial.models[name].training for name in trial.models), "a role is left in training mode"
+
+
+@contract
+def cached_teacher(objective: Objective, seed: int = 0) -> None:
+    """A teacher that was asked once, and whose states were kept, gives the gradient of the live one."""
+    if objective.room != "objective":
+        raise NotClaimed("it is no objective")
+    asked = {objective.role(seat): [n.split("|")[0] for n in names] for seat, names in objective.needs.items()}
+    teacher = Cached(model="config:tiny", keep="hidden")
+    missing = [n for n in asked.get("teacher", ()) if n not in teacher.offers]
+    if "teacher" not in asked or missing or set(asked) - {"student", "teacher"}:
+        raise NotClaimed(f"what is kept of a teacher does not say {', '.join(missing)}" if missing else "it does not listen to student and teacher alone")
+    kept = teacher.capture(rows(seed).train, pair(seed)["teacher"])
+    same(Trial(seed, teacher, kept, objective=(objective,)).gradients(), trial_of(objective, seed).whole, "cached against live teacher")

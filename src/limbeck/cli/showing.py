@@ -1,0 +1,103 @@
+"""list and show: what there is, without importing torch where files say it."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from limbeck.component import ROOMS, Component, find, members, nearest
+from limbeck.errors import Refused
+from limbeck.recipe import SHIPPED, load
+from limbeck.text import document
+from limbeck.workspace import runs_folder
+
+
+def listed(what: str) -> list[dict[str, Any]]:
+    """One mapping a thing: a room's members, recipes, papers, families or runs."""
+    if what in ROOMS:
+        return [{"kind": kind, "does": text, **asked(what, kind)} for kind, text in members(what).items()]
+    if what == "recipe":
+        return [{"recipe": path.stem, "does": str(plain(path).get("about", ""))} for path in sorted(SHIPPED.glob("*.yaml"))]
+    if what == "paper":
+        return [paper(path) for path in sorted(SHIPPED.glob("*.yaml")) if plain(path).get("paper")]
+    if what == "family":
+        from limbeck.model.anatomy import describe
+
+        return [{"family": name, "about": about} for name, about in describe().items()]
+    if what == "run":
+        return [run_of(path.parent) for path in sorted(runs_folder().glob("*/recipe.yaml"))]
+    raise Refused("usage", f"list {what}", f"one of {', '.join((*ROOMS, 'recipe', 'paper', 'family', 'run'))}", what, f"limbeck list {nearest(what, ROOMS)}")
+
+
+def asked(room: str, kind: str) -> dict[str, Any]:
+    """What an objective needs of each seat."""
+    if room != "objective":
+        return {}
+    one = class_of(room, kind).example()
+    return {"needs": " · ".join(f"{seat}: {', '.join(names)}" for seat, names in one.needs.items())}            # type: ignore[attr-defined]
+
+
+def plain(path: Path) -> dict[str, Any]:
+    return document.load(path.read_text(encoding="utf-8"), path.name)[0]
+
+
+def paper(path: Path) -> dict[str, Any]:
+    """A recipe's paper, and whether its claim was measured."""
+    recipe = plain(path)
+    found = recipe["paper"]
+    return {"paper": found["title"], "arxiv": found.get("arxiv", ""), "recipe": path.stem, "claim": (recipe.get("claim") or {}).get("found", "not measured")}
+
+
+def run_of(folder: Path) -> dict[str, Any]:
+    """A run's name and what came of it."""
+    from limbeck.store import read_json
+
+    done = folder / "summary.json"
+    return {"run": folder.name, "verdict": read_json(done).get("verdict", "") if done.is_file() else "not finished"}
+
+
+def class_of(room: str, kind: str) -> type[Component]:
+    """The class of a kind; its room's base is found by name."""
+    import importlib
+
+    base = next(c for c in vars(importlib.import_module(f"limbeck.{room}.base")).values()
+                if inspect.isclass(c) and issubclass(c, Component) and c.room == room and c.__module__ == f"limbeck.{room}.base")
+    return find(base, kind)
+
+
+def shown(what: str) -> dict[str, Any]:
+    """A recipe as it is written, a component with fields and claims, or a run's table."""
+    room, _, kind = what.rpartition(".")
+    found = [(room, kind)] if room in ROOMS and kind in members(room) else [(r, what) for r in ROOMS if what in members(r)]
+    if found:
+        return component(*found[0])
+    if (SHIPPED / f"{what}.yaml").is_file() or Path(what).is_file():
+        path = SHIPPED / f"{what}.yaml" if (SHIPPED / f"{what}.yaml").is_file() else Path(what)
+        return recipe(path)
+    if (runs_folder() / what / "recipe.yaml").is_file():
+        from limbeck.store import read_json
+        from limbeck.terminal import summary_lines
+
+        folder = runs_folder() / what
+        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+        return {"run": what, "summary": summary, "text": text + "\n".join(summary_lines(summary, folder) if summary else ["not finished: limbeck resume " + what])}
+    kinds = [k for r in ROOMS for k in members(r)] + [p.stem for p in SHIPPED.glob("*.yaml")]
+    raise Refused("usage", f"show {what}", "a recipe, a kind, or a run", what, f"limbeck show {nearest(what, kinds)}")
+
+
+def component(room: str, kind: str) -> dict[str, Any]:
+    """Docstring, fields with defaults, claims."""
+    cls = class_of(room, kind)
+    fields = [{"field": name, "default": repr(f.get_default(call_default_factory=True)), "about": f.description or ""} for name, f in cls.model_fields.items() if name != "kind"]
+    claims = {name: getattr(cls, name) for name in ("teaches", "zero_at_match", "descends", "special_cases", "keeps_function", "reduces", "policy", "symmetric")
+              if getattr(cls, name, None)}
+    lines = [f"{room}.{kind}", "", inspect.getdoc(cls) or "", "", "Fields", *(f"  {f['field']} = {f['default']}\n      {' '.join(f['about'].split())}" for f in fields)]
+    lines += ["", "Claims (verified by its contracts: limbeck check " + f"{room}.{kind})", *(f"  {n}: {v}" for n, v in claims.items())] if claims else []
+    return {"room": room, "kind": kind, "fields": fields, "claims": {n: str(v) for n, v in claims.items()}, "text": "\n".join(lines)}
+
+
+def recipe(path: Path) -> dict[str, Any]:
+    """A recipe as written, with its paper and claim in front."""
+    checked = load(path)
+    head = [path.stem + (f" · {checked.paper.title}" + (f" · arXiv:{checked.paper.arxiv}" if checked.paper.arxiv else "") if checked.paper else "") + f" · version {checked.version}"]
+    return {"recipe": path.stem, "text": "\n".join([*head, checked.about, "", path.read_text(encoding="utf-8").rstrip(), "", f"run it   limbeck run {path.stem}   (or --toy, seconds)"])}

@@ -1,0 +1,57 @@
+"""A folder that stock transformers loads."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from limbeck.errors import Failed
+from limbeck.export._card import model_card
+from limbeck.export.base import Exporter, Parcel
+from limbeck.store import write_text
+
+PROBE_TOKENS = 64
+"""Length of the text on which the reloaded student must say the same."""
+
+
+class Safetensors(Exporter):
+    """Writes config, weights and tokenizer as transformers reads them, loads them again, and compares.
+
+    The folder needs nothing of limbeck. Weights are safetensors only; the card names what the student was made of, with the
+    licences that it inherits.
+
+    Example:
+        >>> Safetensors(dtype="bfloat16").dtype
+        'bfloat16'
+
+    References:
+        safetensors and transformers (`save_pretrained`, `from_pretrained`)
+    """
+
+    kind: Literal["safetensors"] = "safetensors"
+    dtype: Literal["as_trained", "bfloat16", "float16"] = "as_trained"
+    """Number format of the weights on disk."""
+
+    def __call__(self, parcel: Parcel) -> list[dict[str, Any]]:
+        module: Any = parcel.role.module
+        probe = torch.arange(PROBE_TOKENS)[None] % module.config.vocab_size
+        before = self.says(module, probe)
+        if self.dtype != "as_trained":
+            module = module.to(getattr(torch, self.dtype))
+        module.config.dtype = str(module.dtype).removeprefix("torch.")
+        module.save_pretrained(parcel.folder, safe_serialization=True)
+        parcel.role.tokenizer.save_pretrained(str(parcel.folder))
+        write_text(parcel.folder / "README.md", model_card(parcel))
+        again: Any = type(module).from_pretrained(parcel.folder, dtype=module.dtype)
+        gap = float((self.says(again, probe) - (before if self.dtype == "as_trained" else self.says(module, probe))).abs().max())
+        if gap > 0:
+            raise Failed("export", str(parcel.folder), "the logits of the student in memory", f"a difference of {gap:.3g} after loading", "report this", code=5)
+        size = sum(path.stat().st_size for path in Path(parcel.folder).iterdir())
+        return [{"name": "Exported student, loaded by stock transformers", "result": f"largest difference of a logit {gap} over {PROBE_TOKENS} tokens",
+                 "open": False, "bytes": size, "class": type(again).__name__}]
+
+    @staticmethod
+    @torch.no_grad()
+    def says(module: Any, probe: torch.Tensor) -> torch.Tensor:
+        return module.eval()(probe.to(module.device)).logits.float()
+
