@@ -23,7 +23,9 @@ from limbeck.text.spans import fingerprint
 class Cast:
     """Opens every role of a recipe once; `fresh` makes the student as it is before training."""
 
-    def __init__(self, recipe: Recipe, cache: Cache, base: str = ".", opener: Callable[[str], Role] | None = None):
+    def __init__(self, recipe: Recipe, cache: Cache, base: str = ".", opener: Callable[[str], Role] | None = None, plan: bool = False):
+        self.plan = plan
+        """Only shapes matter: surgeries take a form that measures nothing."""
         self.recipe, self.cache, self.base = recipe, cache, base
         self.opener = opener or self.open
         self.surgeries: dict[str, tuple[Surgery, ...]] = {}
@@ -36,7 +38,8 @@ class Cast:
                 self.originals[name] = self.opener(how.start)
             elif how.start == "teacher" and "teacher" not in self.originals:
                 raise Refused("start", f"{name}.start", "a model reference, since there is no teacher", "teacher", "name a model, or add teacher:")
-        self.one_tokenizer()
+        if not plan:
+            self.one_tokenizer()
 
     def open(self, text: str) -> Role:
         """A role from a model reference; relative files start from the recipe's folder."""
@@ -73,7 +76,7 @@ class Cast:
         if name not in self.surgeries:
             settled = []
             for surgery in how.surgery:
-                settled.append(surgery.settle(role, score) if score else surgery)
+                settled.append(surgery.shape() if self.plan else surgery.settle(role, score or unscored))
                 role = settled[-1](role)
             self.surgeries[name] = tuple(settled)
             return role.eval()
@@ -109,6 +112,10 @@ class Cast:
         if "teacher" in self.originals:
             roles["teacher"] = self.originals["teacher"]
         return Models(roles)
+
+
+def unscored(role: Role) -> float:
+    raise Refused("score", "student.surgery", "training rows and a teacher to measure with", "none", "choose without measuring, or give data and teacher")
 
 
 def clone(role: Role) -> Role:

@@ -30,7 +30,8 @@ def contracts(room: str) -> dict[str, Contract]:
     found: dict[str, Contract] = {}
     for name in (*(("component",) if room != "role" else ()), *MORE.get(room, (room,))):
         module = importlib.import_module(f"limbeck.check.{name}")
-        own = {key: value for key, value in vars(module).items() if getattr(value, "contract", False) and value.__module__ == module.__name__}
+        shared = getattr(module, "CONTRACTS", ())
+        own = {key: value for key, value in vars(module).items() if getattr(value, "contract", False) and (value.__module__ == module.__name__ or value in shared)}
         assert not own.keys() & found.keys(), f"two contracts of {room} share a name: {own.keys() & found.keys()}"
         found |= own
     return found

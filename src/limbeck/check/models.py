@@ -20,10 +20,13 @@ from limbeck.numerics import Streams
 from limbeck.signals import Loss, Row
 from limbeck.teacher.base import Teacher
 from limbeck.text.bytes_tokenizer import ByteTokenizer
+from limbeck.text.spans import fingerprint
 from limbeck.train.loop import Loop, World
 from limbeck.train.stage import Stage, Turn
 from limbeck.train.window import count, prepare, window
 
+WIDE = 24
+"""Width of the teacher: not the student's, so that maps between widths are exercised."""
 Layout = Literal["auto", "packed", "padded"]
 GROUPS = 5
 ALONE = 7
@@ -55,9 +58,9 @@ def family_of(name: str, seed: int = 0, dtype: torch.dtype = torch.float64, **si
 
 
 @cache
-def pair(seed: int = 0) -> Models:
-    """A student of two blocks and a teacher of three, wider, in double precision."""
-    return Models({"student": family_of("llama", seed), "teacher": family_of("llama", seed + 1, layers=3, width=24, head_dim=12)})
+def pair(seed: int = 0, width: int = WIDE) -> Models:
+    """A student of two blocks, 16 wide, and a teacher of three, in double precision."""
+    return Models({"student": family_of("llama", seed), "teacher": family_of("llama", seed + 1, layers=3, width=width)})
 
 
 def fresh(seed: int = 0, **sizes: int) -> Text:
@@ -72,12 +75,14 @@ def base_model(seed: int, sizes: tuple[tuple[str, int], ...]) -> Text:
 
 @cache
 def rows(seed: int = 0) -> Rows:
-    """Pairs of answers to one prompt, of different lengths; some hold the end of text, which is also the padding, in their middle."""
-    found = []
+    """Pairs of answers to one prompt, of different lengths; the end of text, which is also the padding, stands between both and at the end."""
+    found, mark = [], fingerprint(TOKENIZER)
     for i in range(GROUPS):
         for j, tag in enumerate(("chosen", "rejected")):
-            words = WORDS[(3 * i + 5 * j + seed) % len(WORDS)] + " " + WORDS[(7 * i + j + seed) % len(WORDS)]
-            found.append(Row(f"{seed}-{i}-{tag}", {"prompt": WORDS[i], "answer": words}, tag, f"pair-{i}"))
+            answer = WORDS[(3 * i + 5 * j + seed) % len(WORDS)] + " " + WORDS[(7 * i + j + seed) % len(WORDS)]
+            first, then = ([*TOKENIZER.encode(text, add_special_tokens=False), TOKENIZER.eos_token_id] for text in (WORDS[i], answer))
+            content = {"prompt": WORDS[i], "answer": answer, "ids": {mark: [*first, *then]}, "asked": {mark: [False] * len(first) + [True] * len(then)}}
+            found.append(Row(f"{seed}-{i}-{tag}", content, tag, f"pair-{i}"))
     return Rows((Part(tuple(found)),))
 
 
@@ -97,9 +102,9 @@ def laid_out(models: Models, layout: Layout) -> Iterator[None]:
 class Trial:
     """One turn on the tiny models: the gradients of its window, however the window is cut, laid out and shared out."""
 
-    def __init__(self, seed: int = 0, teacher: Teacher | None = None, kept: Mapping[str, Any] | None = None, **turn: Any):
+    def __init__(self, seed: int = 0, teacher: Teacher | None = None, kept: Mapping[str, Any] | None = None, width: int = WIDE, **turn: Any):
         roles = {o.role(seat) for o in turn["objective"] for seat in o.needs} - {"student", "teacher"}
-        self.models = Models({**pair(seed), **{name: family_of("llama", seed + 2 + i) for i, name in enumerate(sorted(roles))}})
+        self.models = Models({**pair(seed, width), **{name: family_of("llama", seed + 2 + i) for i, name in enumerate(sorted(roles))}})
         self.world = World(self.models, rows(seed), (), teacher, kept or {}, Streams(seed))
         self.running = self.begin({"trains": turn["objective"][0].role(turn["objective"][0].teaches), **turn}).running[0]
         self.running.learned = [m if m is None else m.double() for m in self.running.learned]

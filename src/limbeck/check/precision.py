@@ -143,6 +143,22 @@ def truncated_teacher(objective: Objective, seed: int = 0) -> None:
 
 
 @contract
+def cached_teacher(objective: Objective, seed: int = 0) -> None:
+    """A teacher that was asked once, and whose states were kept, gives the gradient of the live one."""
+    from limbeck.check.models import Trial, pair, rows
+    from limbeck.check.window import same, trial_of
+    from limbeck.teacher.cached import Cached
+
+    asked = {objective.role(seat): [n.split("|")[0] for n in names] for seat, names in objective.needs.items()}
+    teacher = Cached(model="config:tiny", keep="hidden")
+    missing = [n for n in asked.get("teacher", ()) if n not in teacher.offers]
+    if "teacher" not in asked or missing or set(asked) - {"student", "teacher"}:
+        raise NotClaimed(f"what is kept of a teacher does not say {', '.join(missing)}" if missing else "it does not listen to student and teacher alone")
+    kept = teacher.capture(rows(seed).train, pair(seed)["teacher"])
+    same(Trial(seed, teacher, kept, objective=(objective,)).gradients(), trial_of(objective, seed).whole, "cached against live teacher")
+
+
+@contract
 def compiles(objective: Objective, seed: int = 0) -> None:
     """What works on one chunk compiles as one graph, and gives the same value and gradient."""
     if not hasattr(objective, "part"):

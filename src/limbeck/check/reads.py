@@ -53,18 +53,27 @@ def variants(component: Component) -> list[Component]:
 
 
 def over_choices(function: Callable[..., None]) -> Callable[..., None]:
-    """Runs a check on the component and on each of its variants; says in which choice it fails."""
+    """Runs a check on the component and on each of its variants; says in which choice it fails.
+
+    It is not claimed where no variant claims it. A variant that does not go with the example is passed over; the component itself must.
+    """
     @functools.wraps(function)
     def run(component: Component, **seed: int) -> None:
-        function(component, **seed)
-        for other in variants(component)[1:]:
+        reasons: list[NotClaimed] = []
+        every = variants(component)
+        for one in every:
             try:
-                function(other, **seed)
-            except (NotClaimed, Unfit):           # a choice that goes only with other models
-                continue
+                function(one, **seed)
+            except NotClaimed as reason:
+                reasons.append(reason)
             except Exception as error:
-                choice = ", ".join(f"{name}={value!r}" for name, value in other if value != getattr(component, name))
-                raise AssertionError(f"with {choice}: {error}") from error
+                if one is component:
+                    raise
+                if not isinstance(error, Unfit):
+                    choice = ", ".join(f"{name}={value!r}" for name, value in one if value != getattr(component, name))
+                    raise AssertionError(f"with {choice}: {type(error).__name__ + ': ' if not isinstance(error, AssertionError) else ''}{error}") from error
+        if len(reasons) == len(every):
+            raise reasons[0]
 
     return run
 

@@ -5,12 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.models import ALONE, GROUPS, Trial, pair, rows
+from limbeck.check.contract import close, contract
+from limbeck.check.models import ALONE, GROUPS, SIZES, WIDE, Trial, pair
 from limbeck.component import Component, canonical_json
-from limbeck.objective.base import Objective
 from limbeck.signals import Loss
-from limbeck.teacher.cached import Cached
 from limbeck.train.window import count, window
 
 SAME = (1e-6, 1e-9)
@@ -30,12 +28,14 @@ def trial_of(component: Component, seed: int) -> Trial:
 
 def uses(component: Component) -> dict[str, Any]:
     """Fields of a turn in which the component does what it is for."""
-    if component.room == "objective":
-        return {"objective": (component,)}
     from limbeck.objective.forward_kl import ForwardKL
     from limbeck.objective.hidden_mse import HiddenMSE
 
-    return {component.room: component if component.room == "forward" else (component,), "objective": (ForwardKL(), HiddenMSE(layers=(1, 2)))}
+    if component.room == "objective":
+        return {"objective": (component,)}
+    if component.room == "forward":
+        return {"forward": component, "objective": (ForwardKL(), HiddenMSE(layers=(1, 2))), "width": SIZES["width"]}      # blocks hear each other's input
+    return {"align": (component,), "objective": (ForwardKL(), HiddenMSE(layers=(0, 1)))}
 
 
 def same(got: tuple[Tensor, list[Loss]], expected: tuple[Tensor, list[Loss]], what: str) -> None:
@@ -80,12 +80,13 @@ def ranks(component: Component, seed: int = 0) -> None:
 @contract
 def teacher_untouched(component: Component, seed: int = 0) -> None:
     """Only the trained role gets gradients; no role changes its weights, gains or loses a part, or leaves evaluation mode."""
-    models, before = pair(seed), {name: x.clone() for name, x in pair(seed).state_dict().items()}
+    models = pair(seed, uses(component).get("width", WIDE))
+    before = {name: x.clone() for name, x in models.state_dict().items()}
     trial = trial_of(component, seed)
     turn = trial.running.turn
     with trial.models.turn(turn.trains, turn.only, turn.freeze, turn.through):
         window(trial.running, trial.models, trial.batch, 0, count(turn, trial.batch))
-    after, touched = models.state_dict(), [name for name, p in trial.models.named_parameters() if p.grad is not None and not name.startswith(turn.trains)]
+    after, touched = models.state_dict(), [name for name, p in trial.models.named_parameters() if p.grad is not None and not name.startswith(f"{turn.trains}.")]
     for p in trial.models.parameters():
         p.grad = None
     assert not touched, f"gradients of {', '.join(touched[:3])}: this turn trains {turn.trains}"
@@ -93,17 +94,3 @@ def teacher_untouched(component: Component, seed: int = 0) -> None:
     changed = [name for name, x in before.items() if not torch.equal(x, after[name])]
     assert not changed, f"the weights {', '.join(changed[:3])} changed without an optimiser"
     assert all(not trial.models[name].training for name in trial.models), "a role is left in training mode"
-
-
-@contract
-def cached_teacher(objective: Objective, seed: int = 0) -> None:
-    """A teacher that was asked once, and whose states were kept, gives the gradient of the live one."""
-    if objective.room != "objective":
-        raise NotClaimed("it is no objective")
-    asked = {objective.role(seat): [n.split("|")[0] for n in names] for seat, names in objective.needs.items()}
-    teacher = Cached(model="config:tiny", keep="hidden")
-    missing = [n for n in asked.get("teacher", ()) if n not in teacher.offers]
-    if "teacher" not in asked or missing or set(asked) - {"student", "teacher"}:
-        raise NotClaimed(f"what is kept of a teacher does not say {', '.join(missing)}" if missing else "it does not listen to student and teacher alone")
-    kept = teacher.capture(rows(seed).train, pair(seed)["teacher"])
-    same(Trial(seed, teacher, kept, objective=(objective,)).gradients(), trial_of(objective, seed).whole, "cached against live teacher")

@@ -125,7 +125,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         number = 0
         while line := file.readline(LINE_BYTES + 1):
             number += 1
-            fits = len(line) <= LINE_BYTES
+            fits = len(line.removesuffix(b"\n")) <= LINE_BYTES
             while not fits and line and not line.endswith(b"\n"):
                 line = file.readline(LINE_BYTES)
             if not fits or line.strip():
@@ -160,5 +160,5 @@ def parquet_rows(path: Path, pick: Callable[[Collection[str]], Mapping[str, str]
                 for record in file.read_row_group(group, columns=columns).to_pylist():
                     yield f"{path} row {number}", record
                     number += 1
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:    # ValueError: text that is no UTF-8
         raise Failed("file", str(path), "a Parquet file", short(str(error), 120), "write the file again") from None

@@ -7,10 +7,14 @@ from typing import Any
 from limbeck.signals import Row
 
 CODE = re.compile(
-    r"[;{}]\s*$|^\s*(def|class|import|from|return|elif|else:|try:|except|for|if|while|public|private|static|const|let|var|func|fn|struct|#include|package)\b.*[:;{()]"
-    r"|^\s*(//|/\*|</?[a-zA-Z][^>]*>|@\w+|#include|import\s+\w+\s*$)|^\s*[\w.\[\]]+ = \S|\w\([^)]*\)\s*$|->|=>|==|!=|&&|\|\|")
+    r"[;{}]\s*$|^\s*[\])}]+[,;:]?\s*$|->|=>|[=!]=|&&|\|\||[a-z]_[a-z]|\w\.\w+\(|\w\([^)]*\)\s*$"
+    r"|^\s*(//|/\*|@\w|</?[a-zA-Z][^>]*>|#include\b|import\s+\w+\s*$|[\w.\[\]]+\s?=\s?\S)"
+    r"|^\s*(def|class|import|from|return|elif|else|try|except|for|if|while|public|private|static|const|let|var|func|fn|struct|package)\b.*[:;{()]\s*$")
+"""A line of code: how it ends, what it begins with, operators, snake case, calls."""
 ENTRY = re.compile(r"^\s*([-*+•]\s|\d{1,3}[.)]\s|\|)|\t.*\t|\s\|\s.*\s\|\s")
-SPEECH = re.compile(r"^\s*([\"“„»‘«]|[—–]\s|[A-Z][\w .'-]{0,20}:\s\S)")
+"""A line of a list or a table."""
+SPEECH = re.compile(r"^\s*([\"“„»‘«]|[—–]\s|[A-Z][a-zA-Z.' ]{0,20}:\s\S)")
+"""A line that is said: a quotation mark, a dash, a name with a colon."""
 CODE_LINES, ENTRY_LINES, SPEECH_LINES, DIGITS = 0.4, 0.5, 0.4, 0.2
 """Shares of lines that make a text code, a list, a dialogue; share of digits in what is no space that makes it numbers."""
 OTHER = "other"

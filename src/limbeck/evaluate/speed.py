@@ -73,8 +73,8 @@ class Speed(Evaluator):
             if folder is None or not Path(folder).is_dir():
                 continue
             out[name]["disk_bytes"] = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-            if (peak := measured(Path(folder), context, self.new_tokens)) is not None:
-                out[name]["memory_bytes"], out["memory_context"] = peak, context
+            if (memory := measured(Path(folder), context, self.new_tokens)) is not None:
+                out[name], out["memory_context"] = out[name] | memory, context
         return out
 
     def timings(self, roles: Mapping[str, Role], rows: Sequence[Row], clock: Clock = time.perf_counter) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from limbeck.export._table import header
 from limbeck.export._verdict import arm, entries, text_only, word
 from limbeck.text.show import finite, fixed, number, percent
 
-MOST_KINDS = 12
+MOST_KINDS, MOST_ROWS = 12, 60
 
 
 def strip(summary: Mapping[str, Any]) -> Figure | None:
@@ -165,6 +165,6 @@ def kinds(summary: Mapping[str, Any]) -> Figure | None:
     canvas.axes(x, None, "top-1 agreement, %")
     note = "● student with 95 % interval" + (f" · □ {alone}" if any(finite(k.get("baseline")) is not None for k in drawn) else "")
     note += f" · the {MOST_KINDS} lowest of {len(every)}" if len(every) > MOST_KINDS else ""
-    rows = [[word(k, "name"), percent(k["student"], 1), *(percent(k.get(n), 1) for n in ("error", "baseline", "share"))] for k in every]
+    rows = [[word(k, "name"), percent(k["student"], 1), *(percent(k.get(n), 1) for n in ("error", "baseline", "share"))] for k in every[-MOST_ROWS:]]
     title = findings.kinds(summary, every, finite(arm(summary, "student", "top1")))
     return Figure(title, note, canvas.html(), ["text", "student", "±", alone, "share"], rows)

@@ -10,7 +10,7 @@ from limbeck.export._table import header
 from limbeck.export._verdict import arm, entries, word
 from limbeck.text.show import finite, number, percent, size, times, visible
 
-MOST_CURVES = 12
+MOST_CURVES, MOST_RUNS = 12, 24
 
 
 def decoding(summary: Mapping[str, Any]) -> Figure | None:
@@ -50,7 +50,7 @@ def decoding(summary: Mapping[str, Any]) -> Figure | None:
 
 def trade(summary: Mapping[str, Any]) -> Figure | None:
     """Agreement against speed over all comparable runs; none unless there is another run."""
-    found = [(word(x, "name"), finite(x.get("speed")), finite(x.get("top1"))) for x in entries(summary, "runs")]
+    found = [(word(x, "name"), finite(x.get("speed")), finite(x.get("top1"))) for x in entries(summary, "runs")[:MOST_RUNS]]
     others = [(name, pace, share) for name, pace, share in found if name and pace and share is not None and name != word(summary, "run")]
     speeds = [finite(arm(summary, x, "decode_tokens_per_second")) for x in ("student", "teacher")]
     top1, base = (finite(arm(summary, x, "top1")) for x in ("student", "baseline"))

@@ -77,7 +77,7 @@ def certainty(bins: Sequence[Mapping[str, Any]]) -> str:
     if sure is not None and sure < KEPT:
         return f"It differs even where the teacher is sure: {percent(sure)} agreement"
     unsure, rest = mean([x for x in bins if x["low"] < 0.5 - 1e-9]), mean([x for x in bins if x["low"] >= 0.5 - 1e-9])
-    if unsure is not None and rest is not None and rest - unsure >= HESITATES:
+    if unsure is not None and rest is not None and rest - unsure >= HESITATES - 1e-9:
         return "It differs where the teacher itself hesitates"
     return "Agreement by the teacher's certainty"
 

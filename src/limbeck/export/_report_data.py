@@ -25,25 +25,23 @@ def clean(value: Any, depth: int = 8) -> Any:
 def curves(metrics: Iterable[Mapping[str, Any]]) -> Curves:
     """(name, arm) -> points in the order of steps: the mean of a record, or its value; of a step met twice, the later record.
 
-    A later stage that counts its steps from the start again is laid behind the stages before it.
+    A later stage that counts its steps from the start again is laid behind the stages before it; a record that names no stage
+    belongs to the latest.
     """
-    stages: dict[str, dict[Any, int]] = {}
-    offset: dict[str, float] = {}
+    offset: dict[tuple[str, str], float] = {}
+    latest: dict[str, float] = {}
     last: dict[str, float] = {}
     found: dict[tuple[str, str], dict[float, float]] = {}
     for record in metrics:
-        step, name, of = finite(record.get("step")), record.get("name"), record.get("arm", "student")
-        count = finite(record.get("count"))
-        total = finite(record.get("sum"))
-        value = finite(record.get("value")) if total is None or not count else total / count
+        name, of, stage = record.get("name"), record.get("arm", "student"), record.get("stage")
+        step, total, count = (finite(record.get(key)) for key in ("step", "sum", "count"))
+        value = total / count if total is not None and count else finite(record.get("value"))
         if step is None or value is None or not isinstance(name, str) or not isinstance(of, str):
             continue
-        seen = stages.setdefault(of, {})
-        if record.get("stage") not in seen:
-            seen[record.get("stage")] = len(seen)
-            offset[of] = last.get(of, 0.0) if step <= last.get(of, -1.0) else 0.0
-        at = step + (offset[of] if seen[record.get("stage")] == len(seen) - 1 else 0.0)
-        last[of] = max(last.get(of, 0.0), at)
+        if stage is not None:
+            latest[of] = offset.setdefault((of, str(stage)), last[of] if step <= last.get(of, -1.0) else 0.0)
+        at = step + latest.get(of, 0.0)
+        last[of] = max(last.get(of, at), at)
         found.setdefault((name, of), {})[at] = value
     return {key: sorted(points.items()) for key, points in found.items()}
 
@@ -74,7 +72,8 @@ def flatten(value: Any, path: str = "", most: int = 100) -> list[tuple[str, str]
 def by_arm(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
     """Every figure of the arms, a row a figure and a column an arm."""
     columns = {x: dict(flatten(summary.get(x) if isinstance(summary.get(x), Mapping) else {}, most=100)) for x in names}
-    return [[key, *(column.get(key, "") for column in columns.values())] for key in dict.fromkeys(key for column in columns.values() for key in column)]
+    keys = dict.fromkeys(key for column in columns.values() for key in column)
+    return [[key, *(column.get(key, "") for column in columns.values())] for key in keys]
 
 
 def marked(text: Any, marks: Any, limit: int) -> list[tuple[bool, str]]:
@@ -82,7 +81,7 @@ def marked(text: Any, marks: Any, limit: int) -> list[tuple[bool, str]]:
     text = text if isinstance(text, str) else ""
     shown, rest = text[:limit], text[limit:]
     spans = []
-    for mark in marks if isinstance(marks, Sequence) else ():
+    for mark in marks[: 5 * MOST_MARKS] if isinstance(marks, Sequence) else ():
         if isinstance(mark, Sequence) and len(mark) == 2 and all(isinstance(x, int) for x in mark) and 0 <= mark[0] < mark[1] <= len(shown):
             spans.append((mark[0], mark[1]))
     pieces, at = [], 0

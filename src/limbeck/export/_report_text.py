@@ -78,8 +78,7 @@ def close(summary: Mapping[str, Any], found: Curves) -> list[str]:
 
 def has_error(summary: Mapping[str, Any]) -> bool:
     """Whether any figure of the student carries an error."""
-    student = summary.get("student")
-    return isinstance(student, Mapping) and any(str(key).endswith("_error") and key != "calibration_error" and finite(x) for key, x in student.items())
+    return any(finite(arm(summary, "student", f"{key}_error")) for key in ("top1", "kl", "bits_per_byte", "perplexity"))
 
 
 def where(summary: Mapping[str, Any]) -> list[str]:

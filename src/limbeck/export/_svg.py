@@ -36,7 +36,7 @@ class Scale(NamedTuple):
         if self.log and self.high / self.low > 3:
             for steps in ((1, 3), (1,), (1, 2, 5)):
                 powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-                found = [m * 10.0**p for p in powers for m in steps if self.low <= m * 10.0**p <= self.high * (1 + 1e-9)]
+                found = [x for p in powers for m in steps if self.low <= (x := float(f"{m}e{p}")) <= self.high * (1 + 1e-9)]
                 if 2 <= len(found) <= count + 3:
                     return found
             every = -(-len(found) // (count + 1))
@@ -171,9 +171,9 @@ class Canvas:
 
     def axes(self, x: Scale, y: Scale | None, label: str, x_ticks: Sequence[float] = (), x_text: Callable[[float], str] = axis_text) -> None:
         """A line of figures below, ending where the data ends, and faint lines across."""
-        for value in y.ticks() if y else ():
-            self.line([(self.left, y(value)), (self.right, y(value))], "gr")
-            self.text(self.left - 6, y(value) + 4, axis_text(value), anchor="end")
+        for value, up in [(value, y(value)) for value in y.ticks()] if y is not None else ():
+            self.line([(self.left, up), (self.right, up)], "gr")
+            self.text(self.left - 6, up + 4, axis_text(value), anchor="end")
         base = self.bottom + 7
         self.line([(x.start, base), (x.end, base)], "ax")
         edge = -math.inf

@@ -50,7 +50,7 @@ from limbeck.text.show import finite, for_report, number
 
 __all__ = ["Row", "header", "outcome", "render", "table", "unmeasured", "verdict", "weakest"]
 
-FIRST_SAMPLES, MOST_SAMPLES, MOST_WORST, MOST_LINES = 5, 25, 50, 60
+FIRST_SAMPLES, MOST_SAMPLES, MOST_WORST, MOST_LINES, MOST_DOUBTS = 5, 25, 50, 60, 20
 SAMPLE_LIMIT, MORE_LIMIT = 2_000, 600
 """Characters of a prompt or an answer, among the first samples and among the folded ones."""
 TEXT_LIMIT = 20_000
@@ -105,7 +105,7 @@ def render(
         first_size=next((i for i, row in enumerate(rows) if row.times), -1),
         strip=_figures_close.strip(told),
         weakest=weakest(told),
-        unmeasured=unmeasured(told)[:MOST_LINES],
+        unmeasured=unmeasured(told)[:MOST_DOUBTS],
         said={"close": text.close(told, found), "where": text.where(told), "fast": text.fast(told)},
         figures={
             "close": [x for x in (_figures_close.learning(told, found), _figures_close.calibration(told)) if x],
@@ -125,7 +125,7 @@ def render(
         plan_text=for_report(plan_text, TEXT_LIMIT, 1_000),
         numbers=by_arm(told, names),
         facts=flatten({k: v for k, v in told.items() if k not in (*ARMS, "verdict", "about") and not isinstance(v, list)}),
-        environment=flatten(clean(environment or {}), most=150),
+        environment=flatten(clean(environment or {}), most=120),
         provenance=[[*row[:3], row[3] or "licence unknown"] for row in grid(told, "provenance", ("role", "name", "revision", "licence"))],
         references=for_report("\n\n".join(x for x in references if isinstance(x, str)), TEXT_LIMIT, 1_000),
         run=word(told, "run", "RUN"),

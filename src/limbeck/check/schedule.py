@@ -1,0 +1,46 @@
+"""Contracts of schedules: pure functions of the step that stay within their ends."""
+
+import math
+
+from limbeck.check.contract import NotClaimed, contract
+from limbeck.schedule.base import Schedule
+
+STEPS = tuple(range(0, 200, 10)) + (10_000, 1_000_000)
+"""Twenty steps of an ordinary stage, and two far behind its end."""
+
+
+def exercise(schedule: Schedule) -> None:
+    """One ordinary use."""
+    schedule.value(3)
+    schedule.ends                                           # noqa: B018
+
+
+@contract
+def values(schedule: Schedule) -> None:
+    """It gives a finite number at every step, always the same one."""
+    for step in STEPS:
+        x = schedule.value(step)
+        assert isinstance(x, float) and math.isfinite(x), f"{x!r} at step {step}, expected a finite float"
+        assert schedule.value(step) == x, f"another number at step {step} when asked again"
+
+
+@contract
+def ends_hold(schedule: Schedule) -> None:
+    """Its numbers never leave the ends that it states, and reach both: the planner holds those against the bounds of a field."""
+    low, high = schedule.ends
+    assert low <= high, f"ends {low} and {high} are the wrong way round"
+    found = [schedule.value(step) for step in (*range(2_000), *STEPS)]
+    slack = 1e-9 * max(1.0, abs(low), abs(high))
+    assert min(found) >= low - slack, f"it falls to {min(found):.6g}, below its end {low:.6g}"
+    assert max(found) <= high + slack, f"it rises to {max(found):.6g}, above its end {high:.6g}"
+    assert min(found) <= low + 1e-3 * (high - low) + slack and max(found) >= high - 1e-3 * (high - low) - slack, f"it never reaches {low} or {high}"
+
+
+@contract
+def monotone(schedule: Schedule) -> None:
+    """It moves one way only, unless its class says `monotone = False`."""
+    if not getattr(schedule, "monotone", True):
+        raise NotClaimed("it says that it goes up and down")
+    found = [schedule.value(step) for step in range(500)]
+    moves = {b > a for a, b in zip(found, found[1:], strict=False) if b != a}
+    assert len(moves) < 2, "it goes up and down; say so: monotone: ClassVar[bool] = False"
