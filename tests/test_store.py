@@ -1,6 +1,7 @@
 """Layer 0, `limbeck.store`: what is written is whole or absent, even in a power cut, on a full disk, or under hostile names."""
 
 import ast
+import errno
 import gc
 import inspect
 import json
@@ -412,6 +413,23 @@ def test_a_block_that_fails_leaves_the_old_folder_and_file(tmp_path: Path):
     assert tree(tmp_path) == before
 
 
+def test_a_planted_link_is_not_written_through(tmp_path: Path):
+    (tmp_path / "secret").write_text("x")
+    for kind in ("partial", "lock"):
+        (tmp_path / f".a.limbeck-{kind}").symlink_to("secret")
+    for write in (lambda: store.write_text(tmp_path / "a", "mine"), lambda: made(tmp_path / "a", one="mine")):
+        with pytest.raises(Failed, match=r"error\[disk\]"):
+            write()
+    assert (tmp_path / "secret").read_text() == "x" and not (tmp_path / "a").exists()
+
+
+def test_what_a_dead_writer_left_does_not_get_into_the_next_file(tmp_path: Path):
+    (tmp_path / ".a.limbeck-partial").write_text("half of the old")
+    with new_file(tmp_path / "a") as temp, temp.open("ab") as file:
+        file.write(b"new")
+    assert tree(tmp_path) == {"a": b"new"}
+
+
 def test_sweeping_spares_all_names_but_ours(tmp_path: Path):
     for name in (".a.lock", ".a.partial", "a.limbeck-partial", ".git"):
         (tmp_path / name).write_text("x")
@@ -483,9 +501,9 @@ def test_every_dtype_and_shape_comes_back_bit_by_bit(tmp_path: Path):
 
 
 def test_a_tensor_file_is_byte_for_byte_what_the_format_says(tmp_path: Path):
-    store.save_tensors(tmp_path / "a", {"b": torch.tensor([1, 2], dtype=torch.int16), "a": torch.tensor(1.0)}, {"z": "1", "x": "2"})
-    head = '{"__metadata__":{"format":"pt","limbeck.aliases":"{}","x":"2","z":"1"},"a":{"data_offsets":[0,4],"dtype":"F32","shape":[]},'
-    head += '"b":{"data_offsets":[4,8],"dtype":"I16","shape":[2]}}'
+    store.save_tensors(tmp_path / "a", {"a": torch.tensor([1, 2], dtype=torch.int16), "b": torch.tensor(1.0)}, {"z": "1", "x": "2"})
+    head = '{"__metadata__":{"format":"pt","limbeck.aliases":"{}","x":"2","z":"1"},"a":{"data_offsets":[4,8],"dtype":"I16","shape":[2]},'
+    head += '"b":{"data_offsets":[0,4],"dtype":"F32","shape":[]}}'    # the wider first, so that each is aligned
     head += " " * (-len(head) % 8)
     assert (tmp_path / "a").read_bytes() == struct.pack("<Q", len(head)) + head.encode() + struct.pack("<fhh", 1.0, 1, 2)
 
@@ -593,6 +611,12 @@ def test_any_nested_state_comes_back_as_it_was(tmp_path_factory: pytest.TempPath
     assert same(store.load_state(folder, "state"), state)
 
 
+def test_numbers_that_json_lacks_or_rounds_come_back_as_they_were(tmp_path: Path):
+    state = [math.nan, math.inf, -math.inf, -0.0, 5e-324, 0.1 + 0.2, 2**200, True, 1, 1.0, {1: "int", "1": "str", (1, None): "pair"}]
+    store.save_state(tmp_path, "state", state)
+    assert same(store.load_state(tmp_path, "state"), state)
+
+
 def test_a_tensor_met_twice_in_a_state_is_one_tensor_again(tmp_path: Path):
     shared = torch.ones(3)
     store.save_state(tmp_path, "state", {"a": shared, "b": [shared]})
@@ -647,6 +671,20 @@ def test_a_log_is_cut_back_to_the_records_that_are_wanted(tmp_path: Path):
     assert log.path.read_text() == '{"step":0,"x":0.1}\n{"step":1,"x":0.1}\n'
 
 
+def test_a_log_that_cannot_be_cut_back_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log = Log(tmp_path / "log")
+    log.append([{"step": 1}, {"step": 2}])
+
+    def fail(old: Path, new: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(Failed, match="Input/output error"):
+        log.keep(lambda record: record["step"] < 2)
+    assert [record["step"] for record in log.read()] == [1, 2]
+    assert list(tree(tmp_path)) == ["log"]
+
+
 # locks
 
 HOLD = """
@@ -659,6 +697,7 @@ with lock(sys.argv[1], shared=sys.argv[2] == "shared"):
 
 
 def test_a_second_process_is_refused_by_the_first_ones_id_until_that_dies(tmp_path: Path):
+    (tmp_path / ".run.limbeck-lock").write_text("process 1 on " + 99 * "a", encoding="utf-8")    # of one that died without a word
     process = child(HOLD, tmp_path / "run", "alone")
     assert process.stdout and process.stdout.readline() == "held\n"
     for shared in (False, True):
@@ -779,6 +818,21 @@ def test_checksums_are_compared_once_a_process_and_again_for_a_new_folder(cache:
     (path.parent / "copy").rename(path)
     cache.get(key)
     assert compared == [path, path]
+
+
+def test_an_entry_that_another_process_has_renewed_meanwhile_is_not_set_aside(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    path = cache.make("a" * 64, {}, filler("bad"))
+    Cache.verified.clear()                                  # as in the next process
+
+    def renew(path: Path) -> None:
+        made(path.with_name("new"), result="good")
+        shutil.rmtree(path)
+        path.with_name("new").rename(path)
+        raise store.corrupt(path, "the old one", "half of it")
+
+    monkeypatch.setattr(store, "verify", renew)
+    cache.get("a" * 64)
+    assert (path / "result").read_text() == "good"
 
 
 BUILD = """

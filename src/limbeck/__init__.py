@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 PUBLIC = {
-    "Recipe": "recipe", "Student": "recipe", "Stage": "train.stage", "Turn": "train.stage", "load": "recipe", "run": "job", "Run": "job", "resume": "job",
+    "Recipe": "recipe", "Student": "recipe", "Stage": "train.stage", "Turn": "train.stage", "load": "recipe", "run": "start", "Run": "start", "resume": "start", "evaluate_run": "start",
     "plan": "planning", "distill": "given", "check": "contracts", "Refused": "errors", "Failed": "errors",
 }
 ROOMS = ("data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")

@@ -35,7 +35,7 @@ def conclude(recipe: Recipe, folder: Path, parts: Mapping[str, Any], checks: Seq
         "unit": "token", "num_stages": len(recipe.train), **facts, "held_out": {"documents": documents, "targets": facts.get("held_out_targets")},
         **{arm: told.get(arm) for arm in ARMS}, **{name: value for name, value in told.items() if name not in ARMS},
         "checks": list(checks), "provenance": [dict(p) for p in provenance], "not_measured": unmeasured(recipe, folder.name),
-        "references": [],
+        "references": [], "parts": dict(parts),
     }
     summary["verdict"] = verdict(summary)
     plan = (folder / "plan.txt").read_text(encoding="utf-8") if (folder / "plan.txt").is_file() else ""

@@ -78,7 +78,15 @@ class Examiner:
 
     def metrics(self, subject: str) -> dict[str, float]:
         """The few numbers that are told while a run goes: kl, top1, perplexity."""
-        table = self.table(subject)
+        return self.few(self.table(subject))
+
+    def look(self, role: Role) -> dict[str, float]:
+        """The same numbers of a role that is being trained: made anew, and not kept."""
+        return self.few(score(role, self.rows.held_out, self.answers if self.teacher is not None else None))
+
+    @staticmethod
+    def few(table: Table) -> dict[str, float]:
+        """Means over all targets."""
         found = {"perplexity": float(table.label_logprob.double().mean().neg().exp())}
         if table.kl is not None and table.teacher_best is not None:
             found |= {"kl": float(table.kl.double().mean()), "top1": float((table.best == table.teacher_best).double().mean())}

@@ -24,7 +24,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "ids": ("pos", ""), "pixels": ("row", "channel height width"), "features": ("row", "dim"), "noise": ("row", "channel"),
     "label": ("target", ""), "logits": ("target", "vocab"), "top_logits": ("target", "k"), "target_logprob": ("target", ""),
     "hidden": ("pos", "dim"), "input": ("pos", "dim"), "mixer": ("pos", "dim"), "query": ("pos", "dim"), "key": ("pos", "dim"),
-    "value": ("pos", "dim"), "sample": ("row", "channel"), "score": ("row", ""),
+    "value": ("pos", "dim"), "time": ("row", ""), "sample": ("row", "channel"), "score": ("row", ""),
 }
 """The one table of signals and inputs: a new kind is one line here, reviewed like a change to `numerics`."""
 

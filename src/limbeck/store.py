@@ -127,11 +127,11 @@ def ensure(folder: Path) -> None:
         flush(folder.parent)
 
 
-def grab(file: Path, wait_seconds: float = 0.0, shared: bool = False) -> int:
+def grab(file: Path, wait_seconds: float = 0.0, shared: bool = False, make: bool = True) -> int:
     """Opens and locks a file, whose text becomes the holder's process id; `Refused("locked")` if another holds it for too long."""
     end = time.monotonic() + wait_seconds
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if make else 0), 0o666)
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if is_at(handle, file):                         # else its last holder has just removed or renamed it
@@ -172,10 +172,11 @@ def release(handle: int, file: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path | str, wait_seconds: float = 0.0, shared: bool = False) -> Iterator[None]:
+def lock(path: Path | str, wait_seconds: float = 0.2, shared: bool = False) -> Iterator[None]:
     """Holds a file or folder, which need not exist, for this process alone or for all that share it.
 
-    `Refused("locked")` names the process in the way. The hold ends with the block, or with the process and the children it forked.
+    `Refused("locked")` names the process in the way, unless that is done in the time given (a sweep takes but a moment). The hold ends with
+    the block, or with the process and the children it forked.
     """
     beside = hidden(Path(path), "lock")
     with disk(beside):
@@ -266,7 +267,7 @@ def files_of(folder: Path) -> dict[str, Path]:
         for path in (Path(place, name) for name in names + folders if MARK not in name):
             if path.is_file():
                 found[path.relative_to(folder).as_posix()] = path
-            elif path.is_symlink() or not path.is_dir():
+            elif path.is_symlink() or path.exists() and not path.is_dir():
                 raise Refused("path", str(path), "files and folders", "a link or device", "replace it by what it stands for")
     return dict(sorted(found.items()))
 
@@ -324,12 +325,12 @@ def sweep(root: Path | str) -> None:
     """Removes what dead writers left in a folder (not below it); what a live one is writing stays."""
     for left in sorted(Path(root).glob(f".*{MARK}*")):
         path = left.with_name(left.name[1:].rpartition(MARK)[0])
-        with suppress(Refused), disk(path):
+        with suppress(Refused), disk(path), suppress(FileNotFoundError, IsADirectoryError):     # another was faster
             if left.is_dir():
-                with lock(path):
+                with lock(path, wait_seconds=0):
                     clear(path)
             else:
-                release(grab(left), left)
+                release(grab(left, make=False), left)
 
 
 def seal(folder: Path) -> None:
@@ -377,7 +378,7 @@ def filled(path: Path, needed_bytes: int = 0) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path | str, needed_bytes: int = 0, wait_seconds: float = 0.0) -> Iterator[Path]:
+def new_folder(path: Path | str, needed_bytes: int = 0, wait_seconds: float = 0.2) -> Iterator[Path]:
     """A hidden folder to fill, which becomes `path`, with a manifest, when the block ends; an older one of ours is replaced.
 
     Names that come from outside are joined to it by `inside`. A folder with files that limbeck did not write is never replaced.
@@ -656,7 +657,7 @@ class Cache:
     @contextmanager
     def hold(self, key: str) -> Iterator[Path | None]:
         """Keeps an entry from `gc`, in every process, as long as the block lasts."""
-        with lock(self.path(key), shared=True):
+        with lock(self.path(key), wait_seconds=10, shared=True):
             yield self.get(key)
 
     def entries(self) -> list[Entry]:
@@ -680,11 +681,12 @@ class Cache:
         for entry in sorted(entries, key=lambda entry: ("." not in entry.name, entry.used, entry.name)):
             if left_bytes <= keep_bytes:
                 break
-            with suppress(Refused), lock(entry.path), disk(entry.path):
-                gone = hidden(entry.path, "partial")
-                os.rename(entry.path, gone)
-                crash_point("cache.removing")
-                shutil.rmtree(gone)
-                removed.append(entry.name)
+            with suppress(Refused), lock(entry.path, wait_seconds=0), disk(entry.path):
+                if entry.path.exists():                     # else another process has collected it
+                    gone = hidden(entry.path, "partial")
+                    os.rename(entry.path, gone)
+                    crash_point("cache.removing")
+                    shutil.rmtree(gone)
+                    removed.append(entry.name)
                 left_bytes -= entry.size_bytes
         return removed

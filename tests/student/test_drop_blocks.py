@@ -100,9 +100,10 @@ def test_a_block_that_does_nothing_is_found_and_goes_without_a_trace(tiny, logit
 
 
 def snapshot(role):
-    return ({name: id(p) for name, p in role.module.named_parameters()}, {name: id(m) for name, m in role.module.named_modules()}, id(role.module.config),
-            role.module.config.to_dict(), role.num_layers, {name: m.layer_idx for name, m in role.module.named_modules() if hasattr(m, "layer_idx")},
-            {name: id(m.config) for name, m in role.module.named_modules() if hasattr(m, "config")})
+    """Identities of all there is, and the numbers that a removal changes for a while."""
+    module, config = role.module, role.module.config
+    parts = {name: (id(part), id(getattr(part, "config", None)), getattr(part, "layer_idx", None)) for name, part in module.named_modules()}
+    return parts, {name: id(parameter) for name, parameter in module.named_parameters()}, id(config), config.to_dict(), role.num_layers
 
 
 @pytest.mark.parametrize("family", [*CAUSAL, "bert"])
@@ -192,14 +193,11 @@ def test_the_settled_form_survives_json(tiny):
     assert again.settle(tiny("llama"), no_score) == settled
 
 
-def test_without_weights_a_measured_choice_is_any_choice():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from limbeck.model.anatomy import anatomy
-    from limbeck.model.text import Text
-    with torch.device("meta"):
-        module = LlamaForCausalLM(LlamaConfig(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, vocab_size=258))
-    assert DropBlocks(drop=3, choose="greedy")(Text(module, None, anatomy(module))).num_layers == 1
+@pytest.mark.parametrize("choose", ["uniform", "influence", "greedy", "contiguous"])
+def test_the_planned_form_gives_the_shapes_without_weights(tiny, choose):
+    role = tiny("gemma3_text").to("meta")
+    assert DropBlocks(drop=3, choose=choose).shape()(role).num_layers == len(role.module.config.layer_types) == 1
+    assert DropBlocks(keep=(0, 1)).shape() == DropBlocks(keep=(0, 1))
 
 
 @pytest.mark.parametrize("drop", [4, 5])

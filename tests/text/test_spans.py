@@ -21,8 +21,8 @@ CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.ro
           "{{ (m.content or '') + ((m.tool_calls | tojson) if m.tool_calls else '') + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
           "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-FORGETFUL = ("{% for m in messages %}{{ m.role + ': ' }}{% if m.role != 'assistant' or loop.last %}{{ m.content }}{% else %}...{% endif %}{{ '<|im_end|>' }}"
-             "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
+FORGETFUL = ("{% for m in messages %}{{ m.role + ': ' }}{% if m.role != 'assistant' or loop.last %}{{ m.content }}{% else %}...{% endif %}"
+             "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
 
 
 def trained(size: int = 320, template: str | None = CHATML, **added) -> transformers.PreTrainedTokenizerFast:
@@ -118,7 +118,8 @@ def test_tool_messages_and_tool_calls_reach_the_template_untouched_and_are_not_a
     watching = Watching(tokenizer_object=source.backend_tokenizer, eos_token="<|im_end|>")
     watching.chat_template = CHATML
     call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "eggs", "arguments": {"basket": 1}}}]}
-    messages = [{"role": "user", "content": "how many?"}, call, {"role": "tool", "name": "eggs", "content": "12"}, {"role": "assistant", "content": "12 eggs"}]
+    said = {"role": "tool", "name": "eggs", "content": "12"}
+    messages = [{"role": "user", "content": "how many?"}, call, said, {"role": "assistant", "content": "12 eggs"}]
     tools = [{"type": "function", "function": {"name": "eggs", "description": "counts", "parameters": {"type": "object", "properties": {}}}}]
     row = Row("a", {"messages": messages, "tools": tools})
     assert asked_text(row, watching) == "12 eggs<|im_end|>"
@@ -282,7 +283,8 @@ def test_a_tokenizer_that_does_not_say_where_its_ids_stand_is_refused_where_that
         tokens("a", Slow())
     error = caught.value
     assert (error.slug, error.where, error.got) == ("tokenizer", "Slow", "one that does not")
-    assert error.expected == "a tokenizer that says which characters each id stands for" and error.do.startswith("save the model with its fast tokenizer")
+    assert error.expected == "a tokenizer that says which characters each id stands for"
+    assert error.do == "save the model with its fast tokenizer (tokenizer.json)"
 
 
 def test_chats_are_read_by_tokenizers_that_do_not_say_where_their_ids_stand(bpe):

@@ -5,22 +5,19 @@ where nothing is asked of it. No member is listed anywhere: what is in the folde
 """
 
 import importlib
-import re
+import sys
 import time
 from collections.abc import Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any
 
-from limbeck.check.contract import Contract, NotClaimed, base_of, snake
-from limbeck.check.report import Outcome, Report
-from limbeck.component import ROOMS, Component, find, nearest
+from limbeck.check.contract import MODULES, Contract, NotClaimed, base_of, snake
+from limbeck.check.report import Outcome, Report, render
+from limbeck.component import LOADED, ROOMS, Component, find, members, nearest
 from limbeck.errors import Refused
 
-__all__ = ["Contract", "NotClaimed", "Outcome", "Report", "base_of", "check", "check_path", "contracts", "hold", "locate"]
-
-MORE = {"objective": ("objective", "precision", "learning", "window"), "role": ("role",)}
-"""Modules of contracts of a room, where they are not one of the room's name; components are also held to those of `component`."""
-
+__all__ = ["Contract", "NotClaimed", "Outcome", "Report", "base_of", "check", "check_path", "contracts", "hold", "kinds", "locate", "render"]
 
 @cache
 def contracts(room: str) -> dict[str, Contract]:
@@ -28,10 +25,11 @@ def contracts(room: str) -> dict[str, Contract]:
     if room not in (*ROOMS, "role"):
         raise Refused("room", f"check {room}", "one of " + ", ".join((*ROOMS, "role")), room, f"write {nearest(room, ROOMS)}")
     found: dict[str, Contract] = {}
-    for name in (*(("component",) if room != "role" else ()), *MORE.get(room, (room,))):
+    for name in (*(("component",) if room != "role" else ()), *MODULES.get(room, (room,))):
         module = importlib.import_module(f"limbeck.check.{name}")
         shared = getattr(module, "CONTRACTS", ())
-        own = {key: value for key, value in vars(module).items() if getattr(value, "contract", False) and (value.__module__ == module.__name__ or value in shared)}
+        own = {key: value for key, value in vars(module).items() if getattr(value, "contract", None) is True
+               and (value.__module__ == module.__name__ or value in shared)}
         assert not own.keys() & found.keys(), f"two contracts of {room} share a name: {own.keys() & found.keys()}"
         found |= own
     return found
@@ -68,32 +66,66 @@ def check(component: Any, only: str | Sequence[str] | None = None, seed: int = 0
         if name not in every:
             raise Refused("contract", f"check --only {name}", "one of " + ", ".join(every), name, f"write {nearest(name, every)}")
     cls = component if isinstance(component, type) else type(component)
-    kind = cls.model_fields["kind"].default if hasattr(cls, "model_fields") and "kind" in cls.model_fields else cls.__name__
+    kind = cls.model_fields["kind"].default if room != "role" else component.anatomy.family.family if hasattr(component, "anatomy") else cls.__name__
     rows = tuple(hold(component, name, every[name], seed) for name in picked)
     return Report(kind, room, rows, len(every), again or f"{cls.__module__}:{cls.__qualname__}", seed)
 
 
-def check_path(path: str, only: str | Sequence[str] | None = None, seed: int = 0) -> Report:
-    """Checks the component at `module:Class`; the module is imported, so it must be one you trust."""
-    return check(locate(path), only, seed, path)
+def check_path(path: str, only: str | Sequence[str] | None = None, seed: int = 0) -> list[Report]:
+    """Checks the component at `module:Class` (imported, so it must be one you trust), at `room.kind`, `role.family`, or `all` of limbeck."""
+    if path != "all":
+        return [check(locate(path), only, seed, path)]
+    every = [(room, kind) for room in (*ROOMS, "role") for kind in kinds(room)]
+    named = [(room, kind) for room, kind in every if only is None or only in contracts(room)]
+    return [check(locate(f"{room}.{kind}"), only, seed, f"{room}.{kind}") for room, kind in named]
 
 
-def locate(path: str) -> type[Component]:
-    """The component class at `module:Class`, or at `limbeck.<room>:Class` for one of ours.
+def kinds(room: str) -> list[str]:
+    """Kinds of a room; for `role`, the families of models whose anatomy is known."""
+    if room == "role":
+        from limbeck.model.anatomy import family_files
+
+        return sorted(family_files())
+    return [kind for kind, sentence in members(room).items() if sentence or has_kind(room, kind)]
+
+
+def has_kind(room: str, file: str) -> bool:
+    """Whether a file of a room declares a component, though it does not say what it does."""
+    importlib.import_module(f"limbeck.{room}.{file}")
+    return (room, file) in LOADED
+
+
+def locate(path: str) -> Any:
+    """The component class at `module:Class`, `limbeck.<room>:Class` or `room.kind`; a small model of the family at `role.family`.
 
     Raises:
         Refused: `check`, where there is none.
     """
     module_name, colon, name = path.partition(":")
-    if not colon or not re.fullmatch(r"[A-Za-z_][\w.]*", module_name) or not name.isidentifier():
-        raise Refused("check", path, "module:Class, like mylab.losses:RankedKL", path, "write the module, a colon and the class")
-    room = module_name.removeprefix("limbeck.")
+    room, _, kind = path.partition(".")
+    inside = module_name.removeprefix("limbeck.") if colon else room
     try:
-        found: Any = find(base_of(room), snake(name)) if room in ROOMS and room != module_name else getattr(importlib.import_module(module_name), name)
+        if not colon and room == "role" and kind in kinds("role"):
+            from limbeck.check.models import family_of
+
+            return family_of(kind)
+        if inside in ROOMS and (not colon or module_name.startswith("limbeck.")):
+            return find(base_of(inside), snake(name) if colon else kind)
+        found: Any = getattr(importlib.import_module(module_name), name) if colon else None
     except Exception as error:                          # a stranger's import may raise anything
         raise Refused("check", path, "a module that can be imported, and a class in it", f"{type(error).__name__}: {error}",
                       "correct the name, or run from the folder of the package") from None
     if not (isinstance(found, type) and issubclass(found, Component) and "kind" in found.model_fields):
-        raise Refused("check", path, "a component: a class of a room, with a kind", getattr(found, "__name__", type(found).__name__),
-                      "name a final class (limbeck list shows the rooms)")
+        raise Refused("check", path, "module:Class of a component, or room.kind", getattr(found, "__name__", str(found)),
+                      "write it like mylab.losses:RankedKL, or objective.skew_kl")
     return found
+
+
+class Callable(ModuleType):
+    """The package can be called: `limbeck.check(MyObjective)` is `limbeck.check.check(MyObjective)`."""
+
+    def __call__(self, *args: Any, **named: Any) -> Report:
+        return check(*args, **named)
+
+
+sys.modules[__name__].__class__ = Callable

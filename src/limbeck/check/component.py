@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 import yaml as pyyaml
 from pydantic import TypeAdapter, ValidationError
 
-from limbeck.check.contract import NotClaimed, base_of, changed, contract, snake
+from limbeck.check.contract import MODULES, NotClaimed, base_of, changed, contract, snake
 from limbeck.check.reads import recorded, variants
 from limbeck.component import ROOMS, Choice, Component, canonical, canonical_json, find
 from limbeck.schedule.base import Schedule
@@ -110,7 +110,7 @@ def fields_read(component: Component) -> None:
     ours = set(cls.model_fields) - set(base_of(cls.room).model_fields) - {"kind"} - cls.unread
     if not ours:
         raise NotClaimed("it has no fields of its own")
-    exercise = importlib.import_module(f"limbeck.check.{cls.room}").exercise
+    exercise = importlib.import_module(f"limbeck.check.{MODULES.get(cls.room, (cls.room,))[0]}").exercise
     problem: NotClaimed | None = None
     with recorded(cls) as seen:
         for variant in variants(component):

@@ -11,6 +11,8 @@ from limbeck.component import Component
 
 Contract = Callable[..., None]
 """Takes a component class (its example is used) or an instance, and a seed."""
+MODULES = {"objective": ("objective", "precision", "learning", "window"), "student": ("surgery",)}
+"""Modules of contracts of a room, where it is not one of the room's name; the first has `exercise`, one ordinary use."""
 
 
 class NotClaimed(Exception):

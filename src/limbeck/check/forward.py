@@ -7,11 +7,11 @@ import torch
 
 from limbeck.align.base import Aligned
 from limbeck.check.contract import contract
-from limbeck.check.window import accumulation, packing, padding, ranks, teacher_untouched, trial_of
+from limbeck.check.window import accumulation, exports_nothing, packing, padding, ranks, teacher_untouched, trial_of
 from limbeck.forward.base import Forward
 from limbeck.numerics import Streams
 
-CONTRACTS = (accumulation, packing, padding, ranks, teacher_untouched)
+CONTRACTS = (accumulation, packing, padding, ranks, teacher_untouched, exports_nothing)
 """Those that it shares with objectives."""
 
 

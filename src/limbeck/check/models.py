@@ -65,7 +65,7 @@ def pair(seed: int = 0, width: int = WIDE) -> Models:
 
 def fresh(seed: int = 0, **sizes: int) -> Text:
     """A model of four blocks that may be changed: what surgeries get."""
-    return copy.deepcopy(base_model(seed, tuple(sorted(sizes.items()))))
+    return copy.deepcopy(base_model(seed, tuple(sorted(sizes.items()))), {id(TOKENIZER): TOKENIZER})
 
 
 @cache
@@ -84,6 +84,20 @@ def rows(seed: int = 0) -> Rows:
             content = {"prompt": WORDS[i], "answer": answer, "ids": {mark: [*first, *then]}, "asked": {mark: [False] * len(first) + [True] * len(then)}}
             found.append(Row(f"{seed}-{i}-{tag}", content, tag, f"pair-{i}"))
     return Rows((Part(tuple(found)),))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without progress bars of transformers, for models that are saved and loaded in a moment."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

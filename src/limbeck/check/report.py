@@ -38,14 +38,14 @@ class Report:
         return sum(row.status == status for row in self.rows)
 
     @property
-    def ok(self) -> bool:
+    def passed(self) -> bool:
         """Whether nothing failed."""
         return not self.num("failed")
 
     @property
     def code(self) -> int:
         """Exit code: 5 where the answer is no."""
-        return 0 if self.ok else 5
+        return 0 if self.passed else 5
 
     def as_json(self) -> dict[str, Any]:
         """The same words for a script."""
@@ -53,21 +53,23 @@ class Report:
                 "passed": self.num("passed"), "failed": self.num("failed"), "not_claimed": self.num("not claimed"),
                 "rows": [row._asdict() for row in self.rows]}
 
-    def text(self, all_reasons: bool = False) -> str:
-        """As `limbeck check` shows it; with `all_reasons`, also why contracts are not claimed."""
-        lines = [f"{self.name} · {self.room} · {self.num_contracts} contracts"]
-        lines += wrapped([f"{spaced(row.contract)} ✓" for row in self.rows if row.status == "passed"])
-        width = max((len(row.contract) for row in self.rows), default=0)
-        for row in self.rows:
-            if row.status == "failed":
-                first, *others = visible(row.message, 2_000, 12).splitlines() or [""]
-                lines.append(f"  ✗ {row.contract:{width}}   {first}")
-                lines += [" " * (width + 7) + line for line in others]
-                lines.append(" " * (width + 7) + f"again: limbeck check {self.again} --only {row.contract} --seed {self.seed}")
-            elif row.status == "not claimed" and all_reasons:
-                lines.append(f"  - {row.contract:{width}}   {visible(row.message)}")
-        counts = " · ".join(f"{self.num(status)} {status}" for status in ("passed", "failed", "not claimed"))
-        return "\n".join([*lines, f"{counts} · {len(self.rows)} of {self.num_contracts} ran"])
+
+
+def render(report: Report, reasons: bool = False) -> str:
+    """As `limbeck check` shows it; with `reasons`, also why contracts are not claimed."""
+    lines = [f"{report.name} · {report.room} · {report.num_contracts} contracts"]
+    lines += wrapped([f"{spaced(row.contract)} ✓" for row in report.rows if row.status == "passed"])
+    width = max((len(row.contract) for row in report.rows), default=0)
+    for row in report.rows:
+        if row.status == "failed":
+            first, *others = visible(row.message, 2_000, 12).splitlines() or [""]
+            lines.append(f"  ✗ {row.contract:{width}}   {first}")
+            lines += [" " * (width + 7) + line for line in others]
+            lines.append(" " * (width + 7) + f"again: limbeck check {report.again} --only {row.contract} --seed {report.seed}")
+        elif row.status == "not claimed" and reasons:
+            lines.append(f"  - {row.contract:{width}}   {visible(row.message)}")
+    counts = " · ".join(f"{report.num(status)} {status}" for status in ("passed", "failed", "not claimed"))
+    return "\n".join([*lines, f"{counts} · {len(report.rows)} of {report.num_contracts} ran"])
 
 
 def spaced(name: str) -> str:

@@ -77,20 +77,34 @@ def ranks(component: Component, seed: int = 0) -> None:
     same(trial.gradients(shares=3), trial.whole, "three ranks against one")
 
 
+def tried(component: Component, seed: int) -> tuple[Trial, list[str], dict[str, Tensor]]:
+    """A turn whose window was run: names of the parameters that have a gradient, and the state of all roles before."""
+    before = {name: x.clone() for name, x in pair(seed, uses(component).get("width", WIDE)).state_dict().items()}
+    trial = trial_of(component, seed)
+    turn, models = trial.running.turn, trial.models
+    with models.turn(turn.trains, turn.only, turn.freeze, turn.through):
+        window(trial.running, models, trial.batch, 0, count(turn, trial.batch))
+    touched = [name for name, p in models.named_parameters() if p.grad is not None]
+    for p in models.parameters():
+        p.grad = None
+    return trial, touched, before
+
+
 @contract
 def teacher_untouched(component: Component, seed: int = 0) -> None:
-    """Only the trained role gets gradients; no role changes its weights, gains or loses a part, or leaves evaluation mode."""
-    models = pair(seed, uses(component).get("width", WIDE))
-    before = {name: x.clone() for name, x in models.state_dict().items()}
-    trial = trial_of(component, seed)
-    turn = trial.running.turn
-    with trial.models.turn(turn.trains, turn.only, turn.freeze, turn.through):
-        window(trial.running, trial.models, trial.batch, 0, count(turn, trial.batch))
-    after, touched = models.state_dict(), [name for name, p in trial.models.named_parameters() if p.grad is not None and not name.startswith(f"{turn.trains}.")]
-    for p in trial.models.parameters():
-        p.grad = None
-    assert not touched, f"gradients of {', '.join(touched[:3])}: this turn trains {turn.trains}"
-    assert after.keys() == before.keys(), f"a role has gained or lost {', '.join(sorted(after.keys() ^ before.keys())[:3])}: it would be exported"
-    changed = [name for name, x in before.items() if not torch.equal(x, after[name])]
-    assert not changed, f"the weights {', '.join(changed[:3])} changed without an optimiser"
+    """Only the trained role gets gradients; no role changes its weights or is left in training mode."""
+    trial, touched, before = tried(component, seed)
+    trained, after = f"{trial.running.turn.trains}.", trial.models.state_dict()
+    wrong = [name for name in touched if not name.startswith(trained)]
+    assert not wrong, f"gradients of {', '.join(wrong[:3])}: this turn trains {trained[:-1]}"
+    moved = [name for name, x in before.items() if name in after and not torch.equal(x, after[name])]
+    assert not moved, f"the weights {', '.join(moved[:3])} changed without an optimiser"
     assert all(not trial.models[name].training for name in trial.models), "a role is left in training mode"
+
+
+@contract
+def exports_nothing(component: Component, seed: int = 0) -> None:
+    """What it learns stays outside of the roles: a role's state is what is exported."""
+    trial, _, before = tried(component, seed)
+    changed = {name for name in trial.models.state_dict() if name.split(".")[0] in ("student", "teacher")} ^ before.keys()
+    assert not changed, f"a role has gained or lost {', '.join(sorted(changed)[:3])}: it would be exported"

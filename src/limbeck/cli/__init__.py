@@ -47,6 +47,8 @@ def main() -> None:
         for name in os.environ:
             if name.startswith("LIMBECK_") and name not in VARIABLES:
                 raise Refused("key", "environment", f"one of {', '.join(VARIABLES)}", name, f"unset {name}")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except LimbeckError as error:

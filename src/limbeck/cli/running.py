@@ -7,8 +7,7 @@ from typing import Any
 from limbeck.cli import Stop
 from limbeck.errors import Refused
 from limbeck.recipe import Recipe, find, load
-from limbeck.job import Job, run
-from limbeck.store import lock, read_json
+from limbeck.start import evaluate, run
 from limbeck.terminal import Progress, console, summary_lines
 from limbeck.workspace import runs_folder
 
@@ -62,9 +61,7 @@ def again(folder: Path, kinds: list[str], samples: bool) -> dict[str, Any]:
 
     if not (folder / "summary.json").is_file():
         raise Refused("run", str(folder), "a finished run", "one that was stopped", f"limbeck resume {folder.name}")
-    if kinds:
-        recipe = load(folder / "recipe.yaml", [f"evaluate=[{', '.join(kinds)}]"])
-        with lock(folder / "run"):
-            Job(recipe, folder, Progress(), str(folder)).measure_again()
-    refresh(folder, samples)
-    return read_json(folder / "summary.json")
+    done = evaluate(folder, tuple(kinds), Progress())
+    if not samples:
+        refresh(folder, samples)
+    return dict(done.summary)

@@ -8,15 +8,18 @@ from limbeck.signals import Row
 
 CODE = re.compile(
     r"[;{}]\s*$|^\s*[\])}]+[,;:]?\s*$|->|=>|[=!]=|&&|\|\||[a-z]_[a-z]|\w\.\w+\(|\w\([^)]*\)\s*$"
-    r"|^\s*(//|/\*|@\w|</?[a-zA-Z][^>]*>|#include\b|import\s+\w+\s*$|[\w.\[\]]+\s?=\s?\S)"
-    r"|^\s*(def|class|import|from|return|elif|else|try|except|for|if|while|public|private|static|const|let|var|func|fn|struct|package)\b.*[:;{()]\s*$")
-"""A line of code: how it ends, what it begins with, operators, snake case, calls."""
+    r"|^\s*(//|/\*|@\w|</?[a-zA-Z][^>]*>|#include\b|import\s+[\w.]+\s*$|from\s+[\w.]+\s+import\b|[\w.\[\]]+\s?=\s?\S)"
+    r"|^\s+(return|raise|if|elif|for|while|with|assert|yield)\b"
+    r"|^\s*(def|class|return|elif|else|try|except|for|if|while|public|private|static|const|let|var|func|fn|struct|package)\b.*[:;{()]\s*$")
+"""A line of code: how it ends, operators, snake case, calls; how it begins; indented keywords; keywords with such an end."""
 ENTRY = re.compile(r"^\s*([-*+•]\s|\d{1,3}[.)]\s|\|)|\t.*\t|\s\|\s.*\s\|\s")
 """A line of a list or a table."""
 SPEECH = re.compile(r"^\s*([\"“„»‘«]|[—–]\s|[A-Z][a-zA-Z.' ]{0,20}:\s\S)")
 """A line that is said: a quotation mark, a dash, a name with a colon."""
 CODE_LINES, ENTRY_LINES, SPEECH_LINES, DIGITS = 0.4, 0.5, 0.4, 0.2
 """Shares of lines that make a text code, a list, a dialogue; share of digits in what is no space that makes it numbers."""
+LINE = 200
+"""Characters of a line that are looked at."""
 OTHER = "other"
 
 
@@ -59,5 +62,5 @@ def text_of(content: Mapping[str, Any]) -> str:
 
 
 def share(pattern: re.Pattern[str], lines: Sequence[str]) -> float:
-    """Share of lines in which a pattern is found."""
-    return sum(bool(pattern.search(line)) for line in lines) / len(lines)
+    """Share of lines in whose beginning a pattern is found."""
+    return sum(bool(pattern.search(line[:LINE])) for line in lines) / len(lines)

@@ -3,11 +3,12 @@
 import copy
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 
-from limbeck.errors import Failed, LimbeckError, Refused
+from limbeck.errors import Failed, Refused
 from limbeck.model.base import Role
 
 BATCH = 8
@@ -35,16 +36,15 @@ def lm_eval_scores(role: Role, names: Sequence[str], limit: int | None, num_fews
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise Refused("extra", WHERE, "the package lm-eval", "not installed" if error.name == "lm_eval" else str(error), "pip install 'limbeck[eval]'",
-                      code=3) from None
+        got = "not installed" if error.name == "lm_eval" else str(error)
+        raise Refused("extra", WHERE, "the package lm-eval", got, "pip install 'limbeck[eval]'", code=3) from None
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if not isinstance(role.module, PreTrainedModel) or not isinstance(role.tokenizer, PreTrainedTokenizerBase):
         raise Refused("tokenizer", WHERE, "a model and a tokenizer of transformers, which lm-eval speaks to", type(role.tokenizer).__name__,
                       "leave out lm_eval tasks; topic_choice works with any tokenizer")
-    manager = TaskManager(include_path=own_tasks)
+    manager = tasks_of(own_tasks)
     for name in names:
         if name not in manager.all_tasks:                   # lm-eval itself would take it for a file, and run what stands in it
             near = difflib.get_close_matches(name, manager.all_tasks, n=1)
@@ -53,14 +53,21 @@ def lm_eval_scores(role: Role, names: Sequence[str], limit: int | None, num_fews
     try:
         with torch.random.fork_rng():
             model = HFLM(pretrained=role.module, tokenizer=copy.deepcopy(role.tokenizer), batch_size=BATCH)      # it may add a padding token
-            found = simple_evaluate(model=model, tasks=list(names), num_fewshot=num_fewshot, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False,
-                                    task_manager=manager, random_seed=None, numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=seed)
-    except LimbeckError:
-        raise
+            found = simple_evaluate(model=model, tasks=list(names), task_manager=manager, num_fewshot=num_fewshot, fewshot_random_seed=seed,
+                                    limit=limit, bootstrap_iters=RESAMPLES, log_samples=False,
+                                    random_seed=None, numpy_random_seed=None, torch_random_seed=None)       # the run's own streams are left alone
     except Exception as error:                              # a harness of thousands of tasks may raise anything
         raise Failed("task", f"{WHERE}  {', '.join(names)}", "an answer of lm-eval", f"{type(error).__name__}: {error}"[:200],
                      "see that its data can be fetched, or is cached, and repeat") from error
     return readable(found or {}, names)
+
+
+@cache
+def tasks_of(folder: str | None) -> Any:
+    """The index of lm-eval's own tasks, and of those of a folder; it takes seconds to make."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=folder)
 
 
 def readable(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, float | None]]:

@@ -153,4 +153,4 @@ def clustered(values: Float[Tensor, " unit"], sizes: Float[Tensor, " unit"], doc
 
 def bin_of(probability: Float[Tensor, " target"]) -> Int[Tensor, " target"]:
     """The bin of each probability, from 0; an edge belongs to the bin above it, 1 to the last."""
-    return (probability.double() * BINS).long().clamp(0, BINS - 1)
+    return (probability * BINS).long().clamp(0, BINS - 1)

@@ -37,7 +37,7 @@ def topic_choice(rows: Sequence[Row], most: int, passage_bytes: int, seed: int) 
         Refused: `data`, where fewer than four documents are long enough.
     """
     halves: dict[int, tuple[str, str, str]] = {}
-    for row, document in zip(rows, documents(rows).tolist() if rows else (), strict=True):
+    for row, document in zip(rows, documents(rows).tolist(), strict=True):
         cut = passage(text_of(row.content), passage_bytes // 2)
         if cut and document not in halves:
             halves[document] = (*cut, row.key)
@@ -59,8 +59,9 @@ def passage(text: str, half_bytes: int) -> tuple[str, str] | None:
     first = clipped(text, half_bytes)
     if (space := max(first.rfind(" "), first.rfind("\n"))) > 0:
         first = first[:space]
-    second = clipped(text[len(first):], half_bytes)
-    return (first, second) if first.strip() and len(second.encode("utf-8", "surrogatepass")) > half_bytes - 4 else None
+    rest = text[len(first):][:half_bytes]
+    enough = len(rest.encode("utf-8", "surrogatepass")) >= half_bytes
+    return (first, clipped(rest, half_bytes)) if enough and first.strip() else None
 
 
 def clipped(text: str, num_bytes: int) -> str:

@@ -41,6 +41,6 @@ class Perplexity(Evaluator):
             perplexity = math.inf if mean > 700 else math.exp(mean)
             out[name] = {"perplexity": perplexity, "perplexity_error": None if error is None else perplexity * error}
             if table.num_bytes is not None and table.num_bytes.any():
-                bits, error = by_document(-table.label_logprob / math.log(2), table, exam.rows, per=table.num_bytes)
+                bits, error = by_document(-table.label_logprob / math.log(2), table, exam.rows, per=table.num_bytes.double())
                 out[name] |= {"bits_per_byte": bits, "bits_per_byte_error": error}
         return out

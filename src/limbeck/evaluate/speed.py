@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -58,6 +59,10 @@ class Speed(Evaluator):
     contexts: tuple[Annotated[int, Field(gt=0)], ...] = (64, 256)
     """Tokens before them, for the plot."""
 
+    @classmethod
+    def example(cls) -> "Speed":
+        return cls(repeats=2, new_tokens=4, prompt_tokens=8, contexts=(16,))
+
     def __call__(self, exam: Exam) -> dict[str, Any]:
         subjects = [name for name in ("teacher", "student") if name in exam.subjects] or list(exam.subjects[:1])
         with ExitStack() as stack:
@@ -79,8 +84,9 @@ class Speed(Evaluator):
 
     def timings(self, roles: Mapping[str, Role], rows: Sequence[Row], clock: Clock = time.perf_counter) -> dict[str, Any]:
         """All that is timed: figures by subject, and `decode_by_context`."""
-        writers = {name: role for name, role in roles.items() if callable(getattr(role.module, "generate", None))}
-        readers = {name: (lambda role=role: forward(role, rows[:ROWS], clock)) for name, role in roles.items() if name not in writers}
+        writers = {name: role for name, role in roles.items() if role.tokenizer is not None and callable(getattr(role.module, "generate", None))}
+        readers = {name: partial(forward, role, rows[:ROWS], clock) for name, role in roles.items()
+                   if name not in writers and "logits" in role.offers}
         out: dict[str, Any] = {name: {"forward_rows_per_second": statistics.median(min(len(rows), ROWS) / seconds for seconds in found)}
                                for name, found in alternate(readers, self.repeats).items()}
         room = min([context - self.new_tokens for role in writers.values() if (context := getattr(role, "context", None))], default=None)
@@ -88,11 +94,12 @@ class Speed(Evaluator):
         lengths = sorted({head, *self.contexts} if room is None else {c for c in (head, *self.contexts) if 0 < c <= room})
         out["decode_by_context"] = []
         for length in lengths if writers else ():
-            runs = alternate({name: (lambda role=role: decode(role, rows, length, self.new_tokens, clock)) for name, role in writers.items()},
-                             self.repeats)
-            out["decode_by_context"].append({"context": length, **{f"{name}_ms": spread([1000 * s for _, s in found]) for name, found in runs.items()}})
+            write = {name: partial(decode, role, rows, length, self.new_tokens, clock) for name, role in writers.items()}
+            runs = alternate(write, self.repeats)
+            each = {f"{name}_ms": spread([1000 * seconds for _, seconds in found]) for name, found in runs.items()}
+            out["decode_by_context"].append({"context": length, **each})
             for name, found in runs.items() if length == head else ():
-                median, low, high = spread([1 / each for _, each in found])
+                median, low, high = spread([1 / seconds for _, seconds in found])
                 out[name] = {"decode_tokens_per_second": median, "decode_low": low, "decode_high": high,
                              "prefill_tokens_per_second": statistics.median(length / prefill for prefill, _ in found)}
         return out
@@ -127,7 +134,7 @@ def forward(role: Role, rows: Sequence[Row], clock: Clock) -> float:
     """Seconds for one forward pass of some rows."""
     view = role.view(rows).to(next(role.parameters()).device)
     began = clock()
-    float(dense(role.says(view, ("logits",), {})["logits"]).sum())          # the sum waits for the device
+    float(dense(role.says(view, ("logits",), {})["logits"]).detach().sum())         # a number waits for the device
     return clock() - began
 
 

@@ -1,5 +1,6 @@
 """A folder that stock transformers loads."""
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,12 +38,15 @@ class Safetensors(Exporter):
         probe = torch.arange(PROBE_TOKENS)[None] % module.config.vocab_size
         before = self.says(module, probe)
         if self.dtype != "as_trained":
-            module = module.to(getattr(torch, self.dtype))
+            module = copy.deepcopy(module)                  # the run still evaluates the student as it is
+            for parameter in module.parameters():           # weights alone: transformers keeps rotary frequencies in float32
+                parameter.data = parameter.data.to(getattr(torch, self.dtype))
         module.config.dtype = str(module.dtype).removeprefix("torch.")
         module.save_pretrained(parcel.folder, safe_serialization=True)
         parcel.role.tokenizer.save_pretrained(str(parcel.folder))
         write_text(parcel.folder / "README.md", model_card(parcel))
-        again: Any = type(module).from_pretrained(parcel.folder, dtype=module.dtype)
+        how = {"dtype": module.dtype, "attn_implementation": module.config._attn_implementation}
+        again: Any = type(module).from_pretrained(parcel.folder, **how).to(module.device)
         gap = float((self.says(again, probe) - (before if self.dtype == "as_trained" else self.says(module, probe))).abs().max())
         if gap > 0:
             raise Failed("export", str(parcel.folder), "the logits of the student in memory", f"a difference of {gap:.3g} after loading", "report this", code=5)

@@ -1,6 +1,8 @@
 """Opening a model by reference: from a folder, a GGUF file, a package, the hub, a run or a config."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,8 @@ def open_pretrained(reference: str | Reference, *, dtype: str = "float32", allow
     if trust_code is not None and reference.scheme not in ("hf", "path", "run"):
         raise Refused("code", reference.text, "a folder, which can hold code", reference.scheme, "leave out --trust-code")
     if reference.scheme == "config":
-        module, tokenizer = random_model(reference, dtype)
+        with own_file(reference):
+            module, tokenizer = random_model(reference, dtype)
     elif reference.scheme in ("gguf", "package"):
         module, tokenizer = open_gguf(reference, dtype, cache)
     else:
@@ -76,13 +79,25 @@ def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tupl
         Failed: `corrupt`, `hub`.
     """
     reference = Reference.parse(reference) if isinstance(reference, str) else reference
-    config = read_config(reference, cache)
-    return build_meta(config, reference.text), config
+    with own_file(reference):
+        config = read_config(reference, cache)
+        return build_meta(config, reference.text), config
 
 
 def shapes(reference: str | Reference, *, cache: Cache | None = None) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter by name, tied ones once; no weights are read."""
     return {name: tuple(parameter.shape) for name, parameter in open_meta(reference, cache=cache)[0].named_parameters()}
+
+
+@contextmanager
+def own_file(reference: Reference) -> Iterator[None]:
+    """A config that the user wrote is not a damaged file: what is wrong in it is to be corrected, not fetched again."""
+    try:
+        yield
+    except Failed as error:
+        if reference.scheme != "config" or error.slug != "corrupt":
+            raise
+        raise Refused("value", reference.text, error.expected, error.got, "correct the sizes in this file") from error
 
 
 def read_config(reference: Reference, cache: Cache | None = None) -> Any:

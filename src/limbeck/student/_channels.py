@@ -77,11 +77,6 @@ def anatomy_of(role: Role, where: str) -> Anatomy:
     return found
 
 
-def on_meta(role: Role) -> bool:
-    """Whether a role has shapes and no weights, as in `limbeck plan`."""
-    return any(parameter.is_meta for parameter in role.module.parameters())
-
-
 def use_config(module: nn.Module, config: Any) -> None:
     """Gives a model a config of its own: the teacher may hold the same object."""
     old = module.config
@@ -92,8 +87,8 @@ def use_config(module: nn.Module, config: Any) -> None:
 
 def shares(weight: Float[Tensor, "out dim"], axis: int) -> Float[Tensor, " channel"]:
     """The share of each row (axis 0) or column (axis 1) in a matrix's squared norm."""
-    each = torch.linalg.vector_norm(weight, dim=1 - axis, dtype=torch.float32).square()
-    return each / each.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    squares = torch.linalg.vector_norm(weight, dim=1 - axis, dtype=torch.float32).square()
+    return squares / squares.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def offset(norm: nn.Module) -> float:
@@ -198,14 +193,14 @@ def shrink(role: Role, kept: Kept, where: str) -> None:
     config = narrower(module.config, anatomy, kept.sizes(anatomy.size(module.config, "heads") // anatomy.size(module.config, "kv_heads")), where)
     with torch.device("meta"):
         twin = type(module)(config)                     # type: ignore[call-arg]
-    cuts, shapes = {}, {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
+    cuts, shapes = {}, {name: tuple(parameter.shape) for name, parameter in twin.named_parameters(remove_duplicate=False)}
     for name, parameter in module.named_parameters():
         cuts[name] = cut(module.config, anatomy, name, parameter, kept)
         after = tuple(len(cuts[name].get(axis, range(size))) for axis, size in enumerate(parameter.shape))
         if shapes.get(name) != after:
             raise Refused("part", f"{where}  {name}", f"{list(shapes.get(name, ()))}, as {type(module).__name__} has it",
                           str(list(after)), "name mlp only", code=3)
-    gains = {} if kept.width is None or on_meta(role) else corrections(role, anatomy, kept.width, twin)
+    gains = {} if kept.width is None or any(p.is_meta for p in module.parameters()) else corrections(role, anatomy, kept.width, twin)
     holders: dict[int, list[tuple[nn.Module, str]]] = {}
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
@@ -218,7 +213,8 @@ def shrink(role: Role, kept: Kept, where: str) -> None:
             value = value.index_select(axis, torch.tensor(index, dtype=torch.long, device=value.device))
         if id(parameter) in gains:
             gain, added = gains[id(parameter)]
-            value = ((value.float() + added) * gain - added).to(value.dtype)
+            exact = value.to(torch.promote_types(value.dtype, torch.float32))
+            value = ((exact + added) * gain - added).to(value.dtype)
         small = nn.Parameter(value, requires_grad=parameter.requires_grad)
         for part, own in holders[id(parameter)]:
             setattr(part, own, small)

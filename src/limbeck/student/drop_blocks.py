@@ -12,7 +12,7 @@ from torch import nn
 
 from limbeck.errors import Refused
 from limbeck.model.base import Role
-from limbeck.student._channels import anatomy_of, on_meta, use_config
+from limbeck.student._channels import anatomy_of, use_config
 from limbeck.student.base import Score, Surgery
 
 log = logging.getLogger(__name__)
@@ -74,12 +74,13 @@ class DropBlocks(Surgery):
 
         return DropBlocks(keep=self.chosen(count(role), cost))
 
+    def shape(self) -> "DropBlocks":
+        return DropBlocks(drop=self.drop, keep=self.keep)
+
     def __call__(self, role: Role) -> Role:
-        measured = self.choose in ("influence", "greedy", "contiguous")
-        if measured and not on_meta(role):
+        if self.choose in ("influence", "greedy", "contiguous"):
             raise Refused("settle", WHERE, "blocks that have been measured", f"choose: {self.choose}, not settled", "settle it first")
-        surgery = DropBlocks(drop=self.drop) if measured else self              # without weights any blocks will do: the shapes are the same
-        take(role, surgery.chosen(count(role), lambda keep: 0.0))
+        take(role, self.chosen(count(role), lambda keep: 0.0))
         return role
 
     def chosen(self, num: int, cost: Callable[[Sequence[int]], float]) -> tuple[int, ...]:

@@ -27,9 +27,8 @@ GROUPS = 16
 """In so many groups are the inner channels of an MLP measured."""
 
 SETTLE = "settle the surgery for this model"
-Number = Annotated[int, Field(ge=1)]
+Number = Annotated[int, Field(ge=1, strict=True)]
 Size = Number | Annotated[float, Field(gt=0, lt=1)]
-PerBlock = tuple[tuple[int, ...], ...]
 
 
 class KeepWidth(Surgery):
@@ -72,9 +71,9 @@ class KeepWidth(Surgery):
     """Channels of the residual stream that stay; below 1 a share, to the nearest multiple of the number of heads."""
     choose: Literal["magnitude", "influence"] = "magnitude"
     """By the norms of weights, or by what silencing costs."""
-    kept_heads: PerBlock | None = None
+    kept_heads: tuple[tuple[int, ...], ...] | None = None
     """What stays, written out, in place of sizes: query heads by block, from 0, ascending."""
-    kept_mlp: PerBlock | None = None
+    kept_mlp: tuple[tuple[int, ...], ...] | None = None
     """The same for inner channels."""
     kept_width: tuple[int, ...] | None = None
     """The same for residual channels, once for all blocks."""
@@ -96,8 +95,11 @@ class KeepWidth(Surgery):
     def settle(self, role: Role, score: Score) -> "KeepWidth":
         return self.chosen(role, score if self.choose == "influence" else None)
 
+    def shape(self) -> "KeepWidth":
+        return KeepWidth(**{**dict(self), "choose": "magnitude"})
+
     def __call__(self, role: Role) -> Role:
-        if self.choose == "influence" and not cutting.on_meta(role):
+        if self.choose == "influence":
             raise Refused("settle", WHERE, "heads and channels that have been measured", "choose: influence, not settled", "settle it first")
         settled = self.chosen(role, None)
         cutting.shrink(role, Kept(settled.kept_heads, settled.kept_mlp, settled.kept_width), WHERE)
@@ -120,16 +122,15 @@ class KeepWidth(Surgery):
         num_width = fewer("width", self.width, dim, groups * per or num) if self.width else 0
         wanted = {"heads": groups * per, "kv_heads": groups, "mlp_width": num_mlp, "width": num_width}
         cutting.narrower(config, anatomy, {name: stays for name, stays in wanted.items() if stays}, WHERE)       # refused before it is measured
-        heads = width = None
+        heads = None
         if groups and score is not None:
             costs = [[cost(role, anatomy, score, "output", i, range(head * size, head * size + size)) for head in range(num)] for i in layers]
             heads = tuple(pick(torch.tensor(row, device="cpu"), kv, groups, per) for row in costs)
         elif groups:
             heads = tuple(pick(cutting.weigh_heads(role, anatomy, i, size), kv, groups, per) for i in layers)
         mlp = tuple(tuple(sorted(order(role, anatomy, i, score)[:num_mlp])) for i in layers) if num_mlp else None
-        if num_width:
-            weights = cutting.weigh_width(role, anatomy, cutting.READS) + cutting.weigh_width(role, anatomy, cutting.WRITES)
-            width = tuple(sorted(ranked(weights)[:num_width]))
+        stream = ranked(cutting.weigh_width(role, anatomy, cutting.READS | cutting.WRITES)) if num_width else []
+        width = tuple(sorted(stream[:num_width])) or None
         return KeepWidth(kept_heads=heads, kept_mlp=mlp, kept_width=width)
 
 

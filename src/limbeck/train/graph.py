@@ -34,22 +34,20 @@ class Node(Protocol):
 class Arm:
     """One way through a recipe: the student's, or a baseline's."""
 
-    def __init__(self, name: str, nodes: Sequence[Node], world: World, folder: Path, fresh: Callable[[], Role], log: Log,
-                 score: Score | None = None, steps: Callable[[Node], int] = lambda node: node.what.steps,
-                 world_of: Callable[[Stage, World], World] = lambda stage, world: world):
+    def __init__(self, name: str, nodes: Sequence[Node], make: Callable[[], World], folder: Path, fresh: Callable[[], Role], log: Log,
+                 score: Score | None = None, steps: Callable[[Node], int] = lambda node: node.what.steps):
         """Args:
         name: of the arm, in metrics and folders.
         nodes: in an order in which each comes after what it starts from.
-        world: roles, rows and teacher; its student is replaced as the graph asks.
+        make: makes roles, rows and teacher when the arm runs; the student is replaced as the graph asks.
         folder: of the run; results and checkpoints of this arm go below it.
         fresh: the student before training.
         log: where metrics go.
         score: for surgeries of stages that measure.
         steps: of a stage; settles `auto`.
-        world_of: the world of a stage that brings its own teacher or data.
         """
-        self.name, self.nodes, self.world, self.folder, self.fresh, self.log = name, {n.name: n for n in nodes}, world, folder, fresh, log
-        self.score, self.steps, self.world_of = score, steps, world_of
+        self.name, self.nodes, self.make, self.folder, self.fresh, self.log = name, {n.name: n for n in nodes}, make, folder, fresh, log
+        self.score, self.steps = score, steps
         self.opened = ("student", ())          # what the student in memory is built like: nothing but the start yet
 
     def result(self, node: str) -> Path:
@@ -58,6 +56,16 @@ class Arm:
 
     def run(self, observe: Observe = lambda arm, loop, records: None, stop: Callable[[], bool] = lambda: False) -> bool:
         """Runs what is not finished; returns whether all is."""
+        if all(is_sound(self.result(name)) for name in ("student", *self.nodes)):
+            return self.tidy()
+        self.world = self.make()
+        try:
+            return self.run_nodes(observe, stop) and self.tidy()
+        finally:
+            del self.world                                  # roles and what was trained beside them: they are on the disk
+
+    def run_nodes(self, observe: Observe, stop: Callable[[], bool]) -> bool:
+        """The nodes that have no result yet."""
         if not is_sound(self.result("student")):
             self.keep("student", {}, [])
         for number, node in enumerate(self.nodes.values()):
@@ -67,15 +75,18 @@ class Arm:
                 self.merge(node)
             elif not self.train(number, node, observe, stop):
                 return False
-        for node in self.nodes.values():
-            shutil.rmtree(self.checkpoints(node), ignore_errors=True)
+        return True
+
+    def tidy(self) -> bool:
+        """Removes checkpoints of finished nodes."""
+        shutil.rmtree(self.folder / "checkpoints" / self.name, ignore_errors=True)
         return True
 
     def train(self, number: int, node: Node, observe: Observe, stop: Callable[[], bool]) -> bool:
         """One stage, from its last sound checkpoint or from its start."""
         surgery = self.enter(node)
         stage = node.what.model_copy(update={"steps": self.steps(node)})
-        loop = Loop(stage, self.world_of(stage, self.world), number, node.where)
+        loop = Loop(stage, self.world, number, node.where)
         folder = self.checkpoints(node)
         self.resume(loop, folder)
         self.log.keep(lambda r: not (r["arm"] == self.name and r["stage"] == node.name and r["step"] >= loop.step))

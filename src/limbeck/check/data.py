@@ -1,0 +1,254 @@
+"""Contracts of data steps: the same rows from the same seed, named by content, wherever the files are and without a network."""
+
+import copy
+import json
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+
+from limbeck.check.contract import NotClaimed, contract
+from limbeck.check.models import WORDS, family_of
+from limbeck.check.reads import over_choices
+from limbeck.component import canonical_json
+from limbeck.data.base import Part, Place, Rows, Source, Step
+from limbeck.errors import LimbeckError
+from limbeck.model.base import Models
+from limbeck.model.text import Text
+from limbeck.numerics import Streams
+from limbeck.signals import Row
+from limbeck.text.bytes_tokenizer import ByteTokenizer
+
+NUM = 40
+LAST: dict[tuple[type, str, int], Rows] = {}
+"""What was made last."""
+
+
+class Chatting(ByteTokenizer):
+    """Bytes, with a chat template."""
+
+    chat_template = "one line a message"
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {"</s>": self.eos_token_id}
+
+    def apply_chat_template(self, messages: Any, tools: Any = None, tokenize: bool = False, add_generation_prompt: bool = False) -> str:
+        told = "".join(f"{m['role']}: {m.get('content') or m.get('tool_calls')}</s>\n" for m in messages)
+        return told + "assistant: " * add_generation_prompt
+
+
+def records() -> list[dict[str, Any]]:
+    """Records that any source of records can read: each is a text, a prompt with its answer, and a chat."""
+    out = []
+    for i in range(NUM):
+        prompt, answer = f"{WORDS[i % 10] or 'why'} {i}?", f"{WORDS[(3 * i + 1) % 10]} {i * i}"
+        chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        out.append({"text": f"{prompt} {answer} " * (1 + i % 5), "prompt": prompt, "answer": answer, "messages": chat, "tag": "even odd".split()[i % 2],
+                    "label": i % 3, "domain": "all", "id": i})
+    return out
+
+
+@contextmanager
+def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", nested: str = "") -> Iterator[Place]:
+    """A folder with files of every format that sources read, one of the records perhaps without content, and models; no network."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(socket.socket, "connect", refuse):
+        base = Path(folder) / nested
+        base.mkdir(parents=True, exist_ok=True)
+        if files != "none":
+            write(base, records() + [dict.fromkeys(records()[0])] * (files == "broken"))
+        student = family_of("llama", 0)
+        student.tokenizer = Chatting()
+        yield Place(Models({"student": student, "teacher": student}), Streams(seed), base=str(base))
+
+
+def refuse(*_: Any) -> None:
+    raise AssertionError("it opens a connection: contracts run without a network")
+
+
+def write(base: Path, found: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name, some in (("a", found[: NUM // 2]), ("b", found[NUM // 2 :])):
+        (base / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in some), encoding="utf-8")
+        (base / f"{name}.json").write_text(json.dumps(some), encoding="utf-8")
+        pq.write_table(pa.Table.from_pylist(some), base / f"{name}.parquet")
+    for i, record in enumerate(found[:NUM]):
+        (base / f"{i:02d}.txt").write_text(record["text"], encoding="utf-8")
+    (base / "all.csv").write_text("text,label\n" + "".join(f'"{record["text"]}",{record["label"]}\n' for record in found[:NUM]), encoding="utf-8")
+
+
+def given(step: Step) -> Rows:
+    """What comes in: nothing for a source, texts, answers and pairs of both for what changes rows."""
+    if isinstance(step, Source) or type(step).rows is Step.rows:
+        return Rows()
+    texts = tuple(Row(f"text-{i}", {"text": record["text"]}, record["tag"], source=f"doc-{i // 2}") for i, record in enumerate(records()))
+    answers = tuple(Row(f"answer-{i}", {"prompt": r["prompt"], "answer": r["answer"]}, "chosen rejected".split()[i % 2], f"pair-{i // 2}", source=f"doc-{i}")
+                    for i, r in enumerate(records()[:10]))
+    return Rows((Part(texts[:30]), Part(answers, 2.0)), tuple(replace(row, split="held_out") for row in texts[30:]))
+
+
+def make(step: Step, seed: int = 0, nested: str = "") -> Rows:
+    """The rows that it makes."""
+    with place(seed, nested=nested) as where:
+        return step.rows(given(step), where)
+
+
+def made(step: Step, seed: int = 0) -> Rows:
+    """The same, remembered while contracts of one step follow each other."""
+    key = type(step), canonical_json(step), seed
+    if key not in LAST:
+        LAST.clear()
+        LAST[key] = make(step, seed)
+    return LAST[key]
+
+
+def exercise(step: Step) -> None:
+    """One ordinary use, and one with a record that cannot be read."""
+    with place() as where:
+        rows = step.rows(given(step), where)
+        if type(step).window is not Step.window:
+            step.window(where.models.batch((rows.train or given(step).train)[:6]), where, step.build(None))
+    if isinstance(step, Source):
+        with place(files="broken") as where, suppress(LimbeckError):
+            step.rows(Rows(), where)
+
+
+def plain(rows: Rows) -> list[Any]:
+    return [(part.share, list(part.rows)) for part in rows.parts] + [list(rows.held_out)]
+
+
+def changes_rows(step: Step) -> None:
+    if type(step).rows is Step.rows:
+        raise NotClaimed("it makes and changes no rows")
+
+
+@contract
+def same_again(step: Step, seed: int = 0) -> None:
+    """The same seed gives the same rows, in the same order, with the same names; where the files are does not matter."""
+    changes_rows(step)
+    first = made(step, seed)
+    assert first.train, "it makes no rows of the example files"
+    assert plain(make(step, seed)) == plain(first), "other rows when they are made again"
+    assert plain(make(step, seed, nested="another/folder")) == plain(first), "other rows when the files are in another folder"
+
+
+@contract
+def keys(step: Step, seed: int = 0) -> None:
+    """Every row has a name of its own, from its content: a row whose content changed has another name."""
+    changes_rows(step)
+    before, after = given(step), made(step, seed)
+    every = [*after.train, *after.held_out]
+    names = [row.key for row in every]
+    assert all(isinstance(name, str) and name for name in names), "a row has no key"
+    double = {name for name in names if names.count(name) > 1}
+    known = {row.key: row.content for row in (*before.train, *before.held_out)}
+    for row in every:
+        assert row.key not in known or row.content == known[row.key], f"the content of {row.key} changed, and its key did not"
+    assert all(len({repr(row.content) for row in every if row.key == name}) == 1 for name in double), f"rows of unlike content share a key: {sorted(double)[:3]}"
+
+
+@contract
+def held_out_apart(step: Step, seed: int = 0) -> None:
+    """Held-out rows say so, and are of no document that is trained on."""
+    changes_rows(step)
+    rows = made(step, seed)
+    assert all(row.split == "train" for row in rows.train) and all(row.split == "held_out" for row in rows.held_out), "train and held-out rows are mixed up"
+    if isinstance(step, Source):
+        both = {row.source for row in rows.train} & {row.source for row in rows.held_out}
+        assert not both, f"documents are trained on and held out: {sorted(both)[:3]}"
+        assert all(row.source for row in (*rows.train, *rows.held_out)), "a row does not say which document it was cut from"
+
+
+@contract
+def adds(step: Step, seed: int = 0) -> None:
+    """A source adds to the rows that come in, and says what it read: name, licence, hash or revision."""
+    if not isinstance(step, Source):
+        raise NotClaimed("it is no source")
+    before = Rows((Part((Row("first", {"text": "was there"}),)),), (), ({"name": "earlier"},), ("a note",))
+    with place(seed) as where:
+        after = step.rows(before, where)
+    assert after.parts[:1] == before.parts and after.provenance[:1] == before.provenance and after.notes[:1] == before.notes, "what came in is lost"
+    assert len(after.provenance) == 2, "it does not say what it read"
+    facts = after.provenance[1]
+    assert {"name", "licence"} <= facts.keys() and facts.keys() & {"sha256", "revision"}, f"its provenance has {', '.join(facts)}; expected name, licence, and sha256 or revision"
+
+
+@contract
+def empty(step: Step, seed: int = 0) -> None:
+    """No rows stay no rows, and a source without files says so: never a traceback."""
+    try:
+        with place(seed, "none") as where:
+            rows = step.rows(Rows(), where)
+            if type(step).window is not Step.window:
+                none = where.models.batch([Row("one", {"text": "a text"})]).at(torch.arange(0))
+                assert len(step.window(none, where, step.build(None)).keys) == 0, "rows come out of an empty window"
+    except LimbeckError:
+        return
+    assert not isinstance(step, Source) or rows.train, "a source without files makes no rows, and says nothing"
+
+
+@contract
+@over_choices
+def readable(step: Step, seed: int = 0) -> None:
+    """A text role can read every row that comes out."""
+    changes_rows(step)
+    try:
+        rows = made(step, seed)
+    except LimbeckError as error:
+        raise NotClaimed(str(error)) from None
+    role = Text.__new__(Text)
+    torch.nn.Module.__init__(role)
+    role.tokenizer, role.anatomy = Chatting(), family_of("llama", 0).anatomy
+    view = role.view([*rows.train, *rows.held_out])
+    assert len(view.targets), "no row has anything to predict"
+    assert (view.ragged > 0).all(), "a row is empty"
+
+
+@contract
+def draws_resume(step: Step, seed: int = 0) -> None:
+    """Draws of its rows are a pure function of the seed and of how many were drawn before: a run goes on where it stopped."""
+    changes_rows(step)
+    rows = made(step, seed)
+    whole = rows.draw(0, 9, Streams(seed))
+    assert whole == rows.draw(0, 4, Streams(seed)) + rows.draw(4, 5, Streams(seed)), "stopped after 4 draws, the others differ"
+    assert not whole or {row.key for row in whole} <= {row.key for row in rows.train}, "rows are drawn that are not trained on"
+
+
+@contract
+def windows_resume(step: Step, seed: int = 0) -> None:
+    """What it does to windows depends on seed, window and saved memory alone: loaded into a fresh copy it goes on the same."""
+    if type(step).window is Step.window:
+        raise NotClaimed("it changes no window")
+    with place(seed) as where:
+        rows = step.rows(given(step), where).train or tuple(Row(f"text-{i}", {"text": record["text"]}) for i, record in enumerate(records()))
+
+        def run(memory: Any, numbers: range) -> list[Any]:
+            out = [step.window(where.models.batch(rows[4 * n : 4 * n + 4]), replace(where, window=n), memory) for n in numbers]
+            return [(batch.keys, batch.tags, batch.weights.tolist(), {name: x.tolist() for name, x in batch.view("student").inputs.items()}) for batch in out]
+
+        first, second = step.build(None), step.build(None)
+        before = run(first, range(2))
+        if first is not None:
+            second.load_state_dict(copy.deepcopy(first.state_dict()))
+        assert run(second, range(2, 4)) == run(first, range(2, 4)), "loaded into a fresh copy, the third window differs"
+        assert run(step.build(None), range(2)) == before, "the first windows differ when they are made again"
+
+
+@contract
+def inputs_untouched(step: Step, seed: int = 0) -> None:
+    """The rows that come in are the same afterwards."""
+    changes_rows(step)
+    rows = given(step)
+    if not rows.train:
+        raise NotClaimed("it is a source")
+    before = copy.deepcopy(plain(rows))
+    with place(seed) as where:
+        step.rows(rows, where)
+    assert plain(rows) == before, "rows that came in were changed in place"

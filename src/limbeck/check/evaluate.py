@@ -1,0 +1,146 @@
+"""Contracts of evaluators: the teacher is perfect against itself, figures stay in their ranges, and nothing is written."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+
+from limbeck.check.contract import NotClaimed, close, contract
+from limbeck.check.models import WORDS, family_of
+from limbeck.component import canonical_json
+from limbeck.evaluate._scoring import score
+from limbeck.evaluate.base import Evaluator, Exam, Table
+from limbeck.model.base import Role
+from limbeck.signals import Row, View
+
+NUM, BYTES = 12, 440
+CONTEXT = 512
+"""Positions of the small models."""
+LAST: dict[tuple[type, str, int], dict[str, Any]] = {}
+"""What was found last."""
+
+
+def held_out(seed: int) -> list[Row]:
+    """Texts of some documents, long enough for questions about their second half."""
+    texts = [" ".join(WORDS[(i * i + (1 + i % 3) * j + seed) % len(WORDS)] for j in range(80))[:BYTES] for i in range(NUM)]
+    return [Row(f"{seed}-{i}", {"text": text}, ("docs", "chat")[i % 2], split="held_out", source=f"document-{i // 2}") for i, text in enumerate(texts)]
+
+
+@cache
+def roles(seed: int) -> dict[str, Role]:
+    """A small teacher and a smaller student, untrained."""
+    return {"teacher": family_of("llama", seed, torch.float32, layers=3, context=CONTEXT), "student": family_of("llama", seed + 1, torch.float32, context=CONTEXT)}
+
+
+@cache
+def table_of(seed: int, subject: str, rows_at_once: int, teacher: bool) -> Table:
+    every = roles(seed)
+
+    def answers(some: Sequence[Row], view: View) -> Any:
+        with torch.no_grad():
+            return every["teacher"].says(view, ("logits",), {})["logits"]
+
+    return score(every[subject], held_out(seed), answers if teacher else None, rows_at_once=rows_at_once)
+
+
+def exam(seed: int = 0, subjects: Sequence[str] = ("teacher", "student"), rows_at_once: int = 8, teacher: bool = True) -> Exam:
+    """An exam of both."""
+    every, rows = roles(seed), held_out(seed)
+
+    @contextmanager
+    def open_(subject: str) -> Iterator[Role]:
+        yield every[subject]
+
+    def table(subject: str) -> Table:
+        return table_of(seed, subject, rows_at_once, teacher)
+
+    return Exam(rows, subjects, open_, table, seed)
+
+
+def exercise(evaluator: Evaluator) -> None:
+    """One ordinary use."""
+    evaluator(exam())
+
+
+def found_by(evaluator: Evaluator, seed: int) -> dict[str, Any]:
+    """What it finds, remembered while contracts of one evaluator follow each other."""
+    key = type(evaluator), canonical_json(evaluator), seed
+    if key not in LAST:
+        LAST.clear()
+        LAST[key] = evaluator(exam(seed))
+    return LAST[key]
+
+
+def figures(found: Mapping[str, Any], subject: str) -> dict[str, float]:
+    """All figures of one subject that are numbers, those of tasks by the task's name."""
+    own = found.get(subject, {})
+    flat = {**own, **{name: task.get("value") for name, task in own.get("tasks", {}).items() if isinstance(task, Mapping)}}
+    return {name: value for name, value in flat.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+
+
+@contract
+def perfect(evaluator: Evaluator, seed: int = 0) -> None:
+    """Where claimed: the teacher against itself gets the perfect figures."""
+    if not evaluator.perfect:
+        raise NotClaimed("no figure is claimed to be perfect")
+    found = figures(found_by(evaluator, seed), "teacher")
+    for name, value in evaluator.perfect.items():
+        assert name in found, f"claimed; but {name} is not measured of the teacher"
+        close(found[name], value, (0.0, 1e-6), f"claimed; but the teacher against itself gets {name}")
+
+
+@contract
+def in_range(evaluator: Evaluator, seed: int = 0) -> None:
+    """Every figure lies in the range that is stated for it, and no stated one is missing everywhere."""
+    if not evaluator.ranges:
+        raise NotClaimed("no ranges are stated")
+    found, seen = found_by(evaluator, seed), set()
+    for subject in ("teacher", "student"):
+        for name, value in figures(found, subject).items():
+            low, high = evaluator.ranges.get(name, (-math.inf, math.inf))
+            assert low <= value <= high, f"{name} of the {subject} is {value:.6g}, outside of {low} to {high}"
+            seen.add(name)
+    assert seen & evaluator.ranges.keys(), f"none of {', '.join(evaluator.ranges)} is measured"
+
+
+@contract
+def batch_size(evaluator: Evaluator, seed: int = 0) -> None:
+    """How many rows are scored at once does not change a figure, except for those that measure time."""
+    found = [found_by(evaluator, seed), *(evaluator(exam(seed, rows_at_once=num)) for num in (8, 3))]
+    compared = 0
+    for subject in ("teacher", "student"):
+        one, again, other = (figures(each, subject) for each in found)
+        for name in one:
+            if one[name] == again[name]:
+                close(other[name], one[name], (1e-4, 1e-5), f"{name} of the {subject} with 3 rows at once")
+                compared += 1
+    if not compared:
+        raise NotClaimed("all its figures measure time")
+
+
+@contract
+def reads_only(evaluator: Evaluator, seed: int = 0) -> None:
+    """It changes no weight, leaves every model in the mode in which it was, and gives plain data for the summary."""
+    given = exam(seed)
+    models: dict[str, Role] = {}
+    for subject in given.subjects:
+        with given.open(subject) as role:
+            models[subject] = role
+    before = {subject: {name: x.clone() for name, x in role.state_dict().items()} for subject, role in models.items()}
+    modes = {subject: [m.training for m in role.modules()] for subject, role in models.items()}
+    found = evaluator(given)
+    json.dumps(found)
+    for subject, role in models.items():
+        assert all(torch.equal(x, before[subject][name]) for name, x in role.state_dict().items()), f"the weights of the {subject} changed"
+        assert [m.training for m in role.modules()] == modes[subject], f"the {subject} is left in another mode"
+
+
+@contract
+def without_teacher(evaluator: Evaluator, seed: int = 0) -> None:
+    """Where there is no teacher it measures what it can, or nothing: it does not fail."""
+    found = evaluator(exam(seed, ("student",), teacher=False))
+    assert "teacher" not in found, "it measures a teacher that is not there"

@@ -1,0 +1,176 @@
+"""Contracts of surgeries: what shrinks, what stays, and that the result loads, learns, and is what was planned."""
+
+import copy
+import tempfile
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from limbeck.check import role as spoken
+from limbeck.check.contract import NotClaimed, close, contract
+from limbeck.check.models import TOKENIZER, fresh, quiet, rows
+from limbeck.check.reads import over_choices
+from limbeck.component import canonical_json
+from limbeck.model.base import Role
+from limbeck.model.text import Text
+from limbeck.numerics import kl, log_probs
+from limbeck.signals import dense
+from limbeck.student.base import Surgery
+from limbeck.text import document
+
+LAST: dict[tuple[type, str, int], Text] = {}
+"""Students that were made last, of one surgery."""
+
+
+def logits(role: Role, seed: int = 0) -> Tensor:
+    """What a role says about the example rows."""
+    with torch.no_grad():
+        return dense(role.says(role.view(rows(seed).train), ("logits",), {})["logits"])
+
+
+def score_of(role: Role, seed: int = 0) -> Any:
+    """The score that settling asks for: mean KL from the role as it was, on some rows."""
+    view = role.view(rows(seed).train[:4])
+
+    def log_q(other: Role) -> Tensor:
+        with torch.no_grad():
+            return log_probs(dense(other.says(view, ("logits",), {})["logits"]))
+
+    log_p = log_q(role)
+    return lambda other: float(kl(log_p, log_q(other)).mean())
+
+
+def no_score(_: Role) -> float:
+    raise AssertionError("a settled surgery measures again")
+
+
+def operate(surgery: Surgery, seed: int = 0) -> Text:
+    """The student that is made of a small model, by the settled form that the run keeps."""
+    role = fresh(seed)
+    after = surgery.settle(role, score_of(role, seed))(fresh(seed))
+    assert isinstance(after, Text), f"it returns {type(after).__name__}, expected a role"
+    return after.eval()
+
+
+def operated(surgery: Surgery, seed: int = 0) -> tuple[Text, Text]:
+    """A small model, and the student that is made of it, which is remembered while contracts of one surgery follow each other."""
+    if any(cls is not type(surgery) for cls, _, _ in LAST):
+        LAST.clear()
+    key = type(surgery), canonical_json(surgery), seed
+    if key not in LAST:
+        LAST[key] = operate(surgery, seed)
+    return fresh(seed), copy.deepcopy(LAST[key], {id(TOKENIZER): TOKENIZER})
+
+
+def shapes(role: Role) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in role.module.named_parameters()}
+
+
+def exercise(surgery: Surgery) -> None:
+    """One ordinary use."""
+    operated(surgery)
+
+
+@contract
+@over_choices
+def settles(surgery: Surgery, seed: int = 0) -> None:
+    """Settled, it is the same each time, needs no score any more, survives YAML, and leaves the model as it was."""
+    role = fresh(seed)
+    before, mode = {name: x.clone() for name, x in role.state_dict().items()}, role.training
+    first = surgery.settle(role, score_of(role, seed))
+    assert surgery.settle(role, score_of(role, seed)) == first, "settling twice gives two surgeries"
+    after = role.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(x, after[name]) for name, x in before.items()), "settling changes the model"
+    assert role.training == mode and role.num_layers == fresh(seed).num_layers, "settling leaves the model in another state"
+    assert first.settle(role, no_score) == first, "a settled surgery changes when it is settled again"
+    again = type(first).model_validate(document.load(yaml.safe_dump(first.model_dump(mode="json")))[0])
+    assert again == first, f"settled and read back from YAML it differs: {again!r}, was {first!r}"
+
+
+@contract
+@over_choices
+def same_again(surgery: Surgery, seed: int = 0) -> None:
+    """On equal models it makes equal students, to the last bit."""
+    one, two = operated(surgery, seed)[1], operate(surgery, seed)
+    ours, theirs = one.module.state_dict(), two.module.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in ours.items()), "two students of one model differ"
+
+
+@contract
+@over_choices
+def speaks(surgery: Surgery, seed: int = 0) -> None:
+    """The student says what it said before, on the same targets and ids, layer by layer, packed or padded."""
+    before, after = operated(surgery, seed)
+    assert logits(after, seed).shape == logits(before, seed).shape, f"logits of shape {tuple(logits(after, seed).shape)}, before {tuple(logits(before, seed).shape)}"
+    blocks = len(after.module.get_submodule(after.anatomy.path("blocks")))      # type: ignore[arg-type]
+    assert after.num_layers == blocks == after.anatomy.num_layers(after.module.config), f"{blocks} blocks; the role says {after.num_layers}"
+    assert after.tokenizer is before.tokenizer, "the tokenizer is another one"
+    spoken.packing(after, seed)
+
+
+@contract
+def reduces(surgery: Surgery, seed: int = 0) -> None:
+    """Where claimed: fewer parameters, fewer layers, smaller widths."""
+    if not surgery.reduces:
+        raise NotClaimed("it claims to reduce nothing")
+    before, after = operated(surgery, seed)
+    unknown = surgery.reduces - {"parameters", "layers", "width"}
+    assert not unknown, f"it claims to reduce {', '.join(sorted(unknown))}; known are parameters, layers, width"
+    was, now = shapes(before), shapes(after)
+    size = {role: sum(p.numel() for p in role.module.parameters()) for role in (before, after)}
+    if "parameters" in surgery.reduces:
+        assert size[after] < size[before], f"claimed; but {size[after]:,} parameters, before {size[before]:,}"
+    if "layers" in surgery.reduces:
+        assert after.num_layers < before.num_layers, f"claimed; but {after.num_layers} layers, before {before.num_layers}"
+    if "width" in surgery.reduces:
+        assert any(name in was and now[name] < was[name] for name in now), "claimed; but no matrix is narrower"
+
+
+@contract
+def keeps_function(surgery: Surgery, seed: int = 0) -> None:
+    """Where claimed: the student says at once what the model said."""
+    if not surgery.keeps_function:
+        raise NotClaimed("keeps_function is not claimed")
+    before, after = operated(surgery, seed)
+    close(logits(after, seed), logits(before, seed), (1e-5, 1e-5), "claimed; but its logits")
+
+
+@contract
+@over_choices
+def reloads(surgery: Surgery, seed: int = 0) -> None:
+    """Where its class still fits: saved and loaded by stock transformers, the student says the same."""
+    if surgery.policy != "stock":
+        raise NotClaimed(f"the result is exported as {surgery.policy}")
+    after = operated(surgery, seed)[1]
+    module: Any = after.module
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        module.save_pretrained(folder)
+        again, info = type(module).from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    wrong = {what: sorted(names)[:3] for what, names in info.items() if names and what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    assert not wrong, f"the config does not fit the weights: {wrong}"
+    close(logits(Text(again.eval(), after.tokenizer, after.anatomy), seed), logits(after, seed), (0.0, 0.0), "loaded against in memory, logits")
+
+
+@contract
+@over_choices
+def learns(surgery: Surgery, seed: int = 0) -> None:
+    """Every weight of the student, new ones too, gets a gradient that is finite and not zero."""
+    after = operated(surgery, seed)[1]
+    after.requires_grad_(True)
+    said = after.says(after.view(rows(seed).train), ("logits", "label"), {})
+    (-log_probs(dense(said["logits"])).gather(-1, said["label"][:, None])).sum().backward()
+    for name, p in after.module.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), f"{name} gets no finite gradient"
+        assert p.grad.any() or name.endswith("bias"), f"the gradient of {name} is zero"
+
+
+@contract
+@over_choices
+def as_planned(surgery: Surgery, seed: int = 0) -> None:
+    """On a model without weights its planned form gives the shapes of the real student: plans count these."""
+    after = operated(surgery, seed)[1]
+    planned = surgery.shape()(copy.deepcopy(fresh(seed)).to("meta"))
+    assert all(p.is_meta for p in planned.module.parameters()), "the planned form makes real weights"
+    assert shapes(planned) == shapes(after), f"planned {sum(p.numel() for p in planned.module.parameters()):,} parameters, got {sum(p.numel() for p in after.module.parameters()):,}"

@@ -1,0 +1,77 @@
+"""run and resume: from a recipe to a finished run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.job import Job, Quiet, Tell
+from limbeck.recipe import find, load
+from limbeck.store import lock, read_json
+from limbeck.workspace import begin, choose
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, finished or stopped."""
+
+    path: Path
+    finished: bool
+    summary: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: did it work?"""
+        return str(self.summary.get("verdict", ""))
+
+    def load(self) -> Any:
+        """The student, as a plain transformers model."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self.path / "student")
+
+
+def run(source: Any, *changes: str, name: str | None = None, runs: Path | None = None, toy: bool = False, tell: Tell | None = None,
+        stop: Callable[[], bool] = lambda: False) -> Run:
+    """Runs a recipe to its end, or goes on with it; a finished run costs nothing.
+
+    Args:
+        source: a recipe, its file, or the name of a shipped one.
+        changes: like `train.0.steps=50`.
+        name: of the run's folder; none: the recipe's name and a number.
+        runs: folder of all runs; none: LIMBECK_RUNS, else ./runs.
+        toy: runs the recipe's toy form, in seconds.
+        tell: hears how it goes.
+        stop: asked between steps; after a True the run is saved and returns.
+
+    Raises:
+        Refused, Failed: in one sentence each.
+    """
+    recipe = load(source, changes, toy)
+    own = find(str(source)) if isinstance(source, (str, Path)) else None
+    folder = choose(recipe, (own.stem if own else "run") + "-toy" * toy, name, runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / "run"):
+        if (folder / "summary.json").is_file():
+            return Run(folder, True, read_json(folder / "summary.json"))
+        base = begin(folder, recipe, str(own.parent) if own else ".")
+        summary = Job(recipe, folder, tell or Quiet(), base).go(stop)
+        return Run(folder, summary is not None, summary or {})
+
+
+def resume(folder: str | Path, tell: Tell | None = None, stop: Callable[[], bool] = lambda: False) -> Run:
+    """Goes on with the run in a folder."""
+    path = Path(folder)
+    return run(path / "recipe.yaml", name=path.name, runs=path.parent, tell=tell, stop=stop)
+
+
+def evaluate(folder: str | Path, kinds: tuple[str, ...] = (), tell: Tell | None = None) -> Run:
+    """Measures a finished run again, with its own evaluators or others, and writes its report anew."""
+    path = Path(folder)
+    recipe = load(path / "recipe.yaml", [f"evaluate=[{', '.join(kinds)}]"] if kinds else [])
+    with lock(path / "run"):
+        job = Job(recipe, path, tell or Quiet(), begin(path, recipe, "."))
+        job.open()
+        job.steps_auto = job.settle_steps()
+        before = read_json(path / "summary.json")
+        return Run(path, True, job.close(before["checks"], {**before["parts"], **job.measure()}))

@@ -1,0 +1,10 @@
+"""What every alignment must do: each alignment against each contract. A new one is tested here without being listed."""
+
+import pytest
+
+from limbeck.check.suite import Pair, keep, pairs
+
+
+@pytest.mark.parametrize("pair", [pytest.param(pair, id=str(pair), marks=[pytest.mark.slow] * pair.slow) for pair in pairs("align")])
+def test_every_alignment_keeps_its_contracts(pair: Pair) -> None:
+    keep(pair)

@@ -1,0 +1,10 @@
+"""What every data step must do: each data step against each contract. A new one is tested here without being listed."""
+
+import pytest
+
+from limbeck.check.suite import Pair, keep, pairs
+
+
+@pytest.mark.parametrize("pair", [pytest.param(pair, id=str(pair), marks=[pytest.mark.slow] * pair.slow) for pair in pairs("data")])
+def test_every_data_step_keeps_its_contracts(pair: Pair) -> None:
+    keep(pair)
