@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.check import check, contracts
+from limbeck.check import check, contracts, models, window
 from limbeck.check.suite import bite
 from limbeck.component import LOADED
 from limbeck.numerics import kl, log_probs, upcast
 from limbeck.objective.base import AbstractDivergence, AbstractLayers, Objective, by_chunks
+from limbeck.schedule import Share
 from limbeck.signals import Loss, TopK, dense
 
 PLANTED: list[tuple[str, str, Callable[[], type[Objective]]]] = []
@@ -23,8 +24,11 @@ def planted(contract: str, words: str) -> Callable[[Any], Any]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_loaded() -> Iterator[None]:
+def nothing_stays() -> Iterator[None]:
+    """Neither the planted kinds, nor models that one of them may have spoilt."""
     yield
+    models.pair.cache_clear()
+    window.LAST.clear()
     for key in [key for key in LOADED if key[1].startswith("bite:")]:
         del LOADED[key]
 
@@ -118,6 +122,35 @@ def a_field_that_nobody_reads():
     return Blunt
 
 
+@planted("yaml", "written and read back, it differs")
+def a_tuple_that_comes_back_as_a_list():
+    class Listed(Plain):
+        kind: Literal["bite:listed"] = "bite:listed"
+        edges: Any = (1, 2)
+        """Of no declared type."""
+    return Listed
+
+
+@planted("schedules", "at step 0 is Linear(")
+def a_schedule_that_is_not_followed():
+    class Stubborn(Plain):
+        kind: Literal["bite:stubborn"] = "bite:stubborn"
+        alpha: Share = 0.1
+        """May move, and does not."""
+
+        def at(self, step):
+            return self
+    return Stubborn
+
+
+@planted("canonical_form", "revision 0")
+def a_revision_that_was_never_begun():
+    class Unborn(Plain):
+        kind: Literal["bite:unborn"] = "bite:unborn"
+        revision: ClassVar[int] = 0
+    return Unborn
+
+
 @planted("exports_nothing", "projector.weight: it would be exported")
 def a_projector_in_the_student():
     class Grafted(Plain):
@@ -153,7 +186,7 @@ def a_running_mean_that_no_checkpoint_keeps():
     return Running
 
 
-@planted("counts", "the batch counts 15")
+@planted("counts", "summed 17, the batch counts 16")
 def a_count_that_is_one_too_many():
     class Miscounted(Plain):
         kind: Literal["bite:miscounted"] = "bite:miscounted"

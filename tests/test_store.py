@@ -441,6 +441,12 @@ def test_sweeping_spares_all_names_but_ours(tmp_path: Path):
     assert tree(tmp_path) == before
 
 
+def test_sweeping_makes_nothing_of_what_another_process_has_just_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / ".a.limbeck-partial", self / ".b.limbeck-lock"])
+    monkeypatch.setattr(store, "release", lambda handle, file: pytest.fail("it was made again"))
+    sweep(tmp_path)
+
+
 def test_hashes_are_those_of_the_standard_and_see_names_and_contents_only(tmp_path: Path):
     (tmp_path / "one").write_bytes(b"abc")
     assert store.sha256_file(tmp_path / "one") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"    # FIPS 180-2, B.1
@@ -833,6 +839,15 @@ def test_an_entry_that_another_process_has_renewed_meanwhile_is_not_set_aside(ca
     monkeypatch.setattr(store, "verify", renew)
     cache.get("a" * 64)
     assert (path / "result").read_text() == "good"
+
+
+def test_collecting_what_another_process_has_just_collected_is_no_error(cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    for letter in "ab":
+        cache.make(letter * 64, {}, filler("x"))
+    entries = cache.entries()
+    shutil.rmtree(cache.root / ("a" * 64))
+    monkeypatch.setattr(cache, "entries", lambda: entries)
+    assert cache.gc(0) == ["b" * 64]
 
 
 BUILD = """

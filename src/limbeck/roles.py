@@ -43,18 +43,12 @@ class Cast:
 
     def open(self, text: str) -> Role:
         """A role from a model reference; relative files start from the recipe's folder."""
-        scheme, _, name = text.partition(":")
-        if scheme in ("path", "gguf", "config") and not Path(name).is_absolute() and (Path(self.base) / name).exists():
-            text = f"{scheme}:{Path(self.base) / name}"
-        reference = Reference.parse(text)
+        reference = Reference.parse(located(text, self.base))
         return as_role(open_pretrained(reference, dtype=self.recipe.dtype, cache=self.cache)).to(device_named(self.recipe.device))
 
     def identity(self, role: Role, text: str) -> dict[str, Any]:
         """What a role's answers depend on: weights, tokenizer, dtype."""
-        try:
-            weights = identity(Reference.parse(text))
-        except Refused:
-            weights = {"reference": text}
+        weights = identity(Reference.parse(located(text, self.base)))
         return {"weights": weights, "tokenizer": fingerprint(role.tokenizer) if role.tokenizer else None, "dtype": self.recipe.dtype}
 
     def one_tokenizer(self) -> None:
@@ -112,6 +106,13 @@ class Cast:
         if "teacher" in self.originals:
             roles["teacher"] = self.originals["teacher"]
         return Models(roles)
+
+
+def located(text: str, base: str) -> str:
+    """A reference whose relative file starts from a folder, if it is there."""
+    scheme, _, name = text.partition(":")
+    there = scheme in ("path", "gguf", "config") and not Path(name).is_absolute() and (Path(base) / name).exists()
+    return f"{scheme}:{Path(base) / name}" if there else text
 
 
 def unscored(role: Role) -> float:

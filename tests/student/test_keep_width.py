@@ -136,16 +136,46 @@ def test_inner_channels_whose_output_is_zero_go_without_a_trace(tiny, logits, fa
     assert {weight(role, "down", layer).shape[1] for layer in range(4)} == {inner * 3 // 4}
 
 
-def test_inner_channels_weigh_their_share_of_squared_norm_in_the_three_matrices(tiny):
+def test_inner_channels_weigh_their_largest_share_of_squared_norm(tiny):
     role = tiny("llama")
-    for part, rows in (("gate", True), ("up", True), ("down", False)):
-        view = weight(role, part, 0)
-        view.zero_()
-        for channel, size in {"gate": {0: 3.0, 1: 1.0}, "up": {0: 1.0, 2: 1.0}, "down": {1: 2.0, 2: 4.0}}[part].items():
-            view[(channel, 0) if rows else (0, channel)] = size
-    weights = cutting.weigh_mlp(role, role.anatomy, 0)
-    # gate 9/10, 1/10; up 1/2, -, 1/2; down -, 4/20, 16/20; each a third
-    torch.testing.assert_close(weights[:4], torch.tensor([1.4 / 3, 0.3 / 3, 1.3 / 3, 0.0]))
+    norm = weight(role, "mlp_norm", 0)
+    norm.fill_(1.0)
+    norm[0] = 2.0
+    for part in ("gate", "up", "down"):
+        weight(role, part, 0).zero_()
+    for part, row, column, size in (("gate", 0, 0, 3.0), ("gate", 1, 1, 8.0), ("up", 0, 5, 1.0), ("up", 2, 6, 3.0), ("down", 7, 1, 2.0), ("down", 8, 2, 1.0)):
+        weight(role, part, 0)[row, column] = size
+    # gate (3 2)^2 : 8^2 = 36 : 64, the gain of input 0 is 2; up 1 : 9 for channels 0 and 2; down 4 : 1 for channels 1 and 2
+    torch.testing.assert_close(cutting.weigh_mlp(role, role.anatomy, 0)[:4], torch.tensor([0.36, 0.8, 0.9, 0.0]))
+
+
+def test_heads_weigh_their_mean_share_of_squared_norm(tiny):
+    role = tiny("llama")
+    weight(role, "mixer_norm", 0).fill_(1.0)
+    for part in ("query", "key", "value", "output"):
+        weight(role, part, 0).zero_()
+    for part, row, column, size in (("query", 0, 0, 1.0), ("query", 20, 0, 1.0), ("key", 3, 0, 5.0), ("value", 0, 9, 1.0), ("value", 16, 9, 2.0),
+                                    ("output", 2, 63, 3.0), ("output", 2, 47, 1.0)):
+        weight(role, part, 0)[row, column] = size
+    # query 1/2 1/2 0 0; key 1 0 by KV head, half for each query head; value 1/5 4/5 likewise; output 0 0 1/10 9/10 by columns
+    expected = torch.tensor([0.5 + 0.5 + 0.1 + 0.0, 0.5 + 0.5 + 0.1 + 0.0, 0.4 + 0.1, 0.4 + 0.9]) / 4
+    torch.testing.assert_close(cutting.weigh_heads(role, role.anatomy, 0, 16), expected)
+
+
+@pytest.mark.parametrize("family", [*WIDE, "gpt2"])
+def test_a_factor_weighs_the_same_in_a_norm_and_in_what_reads_behind_it(tiny, family):
+    role, other = tiny(family), tiny(family)
+    added = 1.0 if family == "gemma3_text" else 0.0
+    factor = torch.linspace(0.5, 2.0, 64)
+    for norm, parts in (("mixer_norm", ("query", "key", "value")), ("mlp_norm", ("gate", "up"))):
+        weight(other, norm, 1).add_(added).mul_(factor).sub_(added)
+        for part in parts:
+            if other.anatomy.has(part):
+                weight(other, part, 1).div_(factor)
+    torch.testing.assert_close(cutting.weigh_mlp(role, role.anatomy, 1), cutting.weigh_mlp(other, other.anatomy, 1))
+    torch.testing.assert_close(cutting.weigh_heads(role, role.anatomy, 1, 16), cutting.weigh_heads(other, other.anatomy, 1, 16))
+    if family in WIDE:
+        torch.testing.assert_close(*(cutting.weigh_width(one, one.anatomy, cutting.READS) for one in (role, other)))
 
 
 def test_a_share_of_the_inner_channels_is_rounded(tiny):
@@ -237,7 +267,7 @@ def test_gains_of_norms_count_in_what_a_channel_weighs(tiny):
             for layer in range(4):
                 weight(role, part, layer)[10] = 0.0
         weight(role, "final_norm")[10] = 0.0
-    assert cutting.weigh_width(role, role.anatomy, cutting.READS)[10] == 0.0
+    assert cutting.weigh_width(role, role.anatomy, cutting.READS)[:, 10].sum() == 0.0
 
 
 # ---- all of it -----------------------------------------------------------------------------------------------------------------

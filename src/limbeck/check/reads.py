@@ -1,6 +1,7 @@
 """A recorder of the fields that a component reads while it works."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import UnionType
@@ -16,14 +17,16 @@ from limbeck.component import Component
 def recorded(cls: type[Component]) -> Iterator[set[str]]:
     """Names of the fields of a class that are read, on any instance of it, inside the context.
 
-    Copying, printing, comparing and saving read no field: they go past the attributes.
+    Copying, printing, comparing and saving read no field: they go past the attributes. What a validator of the class reads does not
+    count either: it refuses something, and computes nothing.
     """
     seen: set[str] = set()
     fields = frozenset(cls.model_fields)
+    validators = {getattr(v.func, "__code__", None) for v in cls.__pydantic_decorators__.model_validators.values()}
     before = vars(cls).get("__getattribute__")
 
     def read(self: Any, name: str) -> Any:
-        if name in fields:
+        if name in fields and sys._getframe(1).f_code not in validators:
             seen.add(name)
         return super(cls, self).__getattribute__(name)
 

@@ -1,9 +1,11 @@
 """list and show: what there is, without importing torch where files say it."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
+import limbeck.component
 from limbeck.component import ROOMS, Component, find, members, nearest
 from limbeck.errors import Refused
 from limbeck.recipe import SHIPPED, load
@@ -18,7 +20,7 @@ def listed(what: str) -> list[dict[str, Any]]:
     if what == "recipe":
         return [{"recipe": path.stem, "does": str(plain(path).get("about", ""))} for path in sorted(SHIPPED.glob("*.yaml"))]
     if what == "paper":
-        return [paper(path) for path in sorted(SHIPPED.glob("*.yaml")) if plain(path).get("paper")]
+        return papers()
     if what == "family":
         from limbeck.model.anatomy import describe
 
@@ -40,11 +42,20 @@ def plain(path: Path) -> dict[str, Any]:
     return document.load(path.read_text(encoding="utf-8"), path.name)[0]
 
 
-def paper(path: Path) -> dict[str, Any]:
-    """A recipe's paper, and whether its claim was measured."""
-    recipe = plain(path)
-    found = recipe["paper"]
-    return {"paper": found["title"], "arxiv": found.get("arxiv", ""), "recipe": path.stem, "claim": (recipe.get("claim") or {}).get("found", "not measured")}
+def papers() -> list[dict[str, Any]]:
+    """Every published work that limbeck knows of: its recipe, mechanisms whose references name it, and whether its claim was measured."""
+    works = json.loads((Path(limbeck.component.__file__).parent / "papers.json").read_text(encoding="utf-8"))
+    recipes = {found["arxiv"]: (path.stem, plain(path)) for path in sorted(SHIPPED.glob("*.yaml")) if (found := plain(path).get("paper"))}
+    texts = {f"{room}.{kind}": (Path(limbeck.component.__file__).parent / room / f"{kind}.py").read_text(encoding="utf-8") for room in ROOMS for kind in members(room)}
+    known = {work["arxiv"] for work in works}
+    works += [{"title": recipe["paper"]["title"], "arxiv": arxiv, "area": "starter"} for arxiv, (_, recipe) in recipes.items() if arxiv not in known]
+    out = []
+    for work in works:
+        name, recipe = recipes.get(work["arxiv"], ("", {}))
+        found = [place for place, text in texts.items() if work["arxiv"] and f"arXiv:{work['arxiv']}" in text]
+        out.append({"paper": work["title"], "arxiv": work["arxiv"], "area": work["area"], "recipe": name, "mechanisms": " ".join(found),
+                    "claim": ((recipe.get("claim") or {}).get("found", "not measured")) if name else ""})
+    return out
 
 
 def run_of(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from limbeck.planning.cost import Cost, cost
 from limbeck.planning.machine import Machine, machine
 from limbeck.planning.steps import BACKWARD, FEWEST, affordable
 from limbeck.recipe import Recipe, find, load
-from limbeck.roles import Cast
+from limbeck.roles import Cast, located
 from limbeck.store import Cache
 from limbeck.teacher.cached import Cached
 from limbeck.text.show import duration, size
@@ -114,10 +114,7 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
 
 def on_meta(text: str, cache: Cache, base: str) -> Role:
     """A role without weights; its tokenizer where that can be had without opening the model."""
-    scheme, _, rest = text.partition(":")
-    if scheme in ("path", "gguf", "config") and (Path(base) / rest).exists():
-        text = f"{scheme}:{Path(base) / rest}"
-    reference = Reference.parse(text)
+    reference = Reference.parse(located(text, base))
     module, config = open_meta(reference, cache=cache)
     return Text(module, tokenizer_of(reference, cache), anatomy(module))
 

@@ -1,11 +1,11 @@
 """Cutting heads, MLP channels and residual channels out of a model, everywhere at once, so that its own class still fits.
 
-What a channel weighs is its mean share of squared norms: over all matrices W that have it, of $\\|W_c\\|^2 / \\|W\\|^2$, gains of norms
-folded in. Shares have no unit, so that a large embedding does not outvote a small projection.
+What weighs is a share of a matrix's squared norm, the gain of the norm beside it folded in: shares have no unit, so that a large
+embedding does not outvote a small projection, and it does not matter whether a factor stands in a norm or in the matrix behind it.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -85,12 +85,6 @@ def use_config(module: nn.Module, config: Any) -> None:
             part.config = config
 
 
-def shares(weight: Float[Tensor, "out dim"], axis: int) -> Float[Tensor, " channel"]:
-    """The share of each row (axis 0) or column (axis 1) in a matrix's squared norm."""
-    squares = torch.linalg.vector_norm(weight, dim=1 - axis, dtype=torch.float32).square()
-    return squares / squares.sum().clamp_min(torch.finfo(torch.float32).tiny)
-
-
 def offset(norm: nn.Module) -> float:
     """What a norm adds to its weight: Gemma's multiplies by 1 + weight, and says so only in its code."""
     weight = norm.weight
@@ -100,7 +94,7 @@ def offset(norm: nn.Module) -> float:
     return float(((norm(torch.ones_like(weight)[None])[0] - weight).float().mean() > 0.5).item())
 
 
-def each(role: Role, anatomy: Anatomy, parts: Sequence[str]) -> Iterator[tuple[str, int | None]]:
+def each(role: Role, anatomy: Anatomy, parts: Iterable[str]) -> Iterator[tuple[str, int | None]]:
     """Part and block of every place where a role has one of these parts, and a weight in it."""
     for part in parts:
         for layer in (range(role.num_layers) if "{}" in anatomy.pattern(part) else (None,)) if anatomy.has(part) else ():
@@ -108,34 +102,43 @@ def each(role: Role, anatomy: Anatomy, parts: Sequence[str]) -> Iterator[tuple[s
                 yield part, layer
 
 
+def gain(role: Role, anatomy: Anatomy, part: str, layer: int | None) -> Float[Tensor, " dim"] | None:
+    """What the norm beside a part multiplies the stream by; None where there is none."""
+    name = (READS | WRITES)[part]
+    norm = role.module.get_submodule(anatomy.path(name, None if part == "head" else layer)) if anatomy.has(name) else None
+    weight = getattr(norm, "weight", None)
+    return weight.detach().float() + offset(norm) if norm is not None and weight is not None else None
+
+
 @torch.no_grad()
+def shares(role: Role, anatomy: Anatomy, part: str, layer: int | None, axis: int) -> Float[Tensor, " channel"]:
+    """The share of each row (axis 0) or column (axis 1) in the squared norm of a part's weight, with the gain of its norm."""
+    weight, factor, wide = anatomy.weight(role.module, part, layer), gain(role, anatomy, part, layer), AXES[part].index("width")
+    if factor is not None and axis != wide:
+        weight = weight * (factor if wide == 1 else factor[:, None])
+    squares = torch.linalg.vector_norm(weight, dim=1 - axis, dtype=torch.float32).square()
+    squares = squares * factor.square() if factor is not None and axis == wide else squares         # no copy of a large head
+    return squares / squares.sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def weigh_heads(role: Role, anatomy: Anatomy, layer: int, head_dim: int) -> Float[Tensor, " head"]:
     """What the query heads of a block weigh: their queries, their columns of the output matrix, their part of keys and values."""
-    total = shares(anatomy.weight(role.module, "output", layer), 1).view(-1, head_dim).sum(1)
+    total = shares(role, anatomy, "output", layer, 1).view(-1, head_dim).sum(1)
     for part in ("query", "key", "value"):
-        rows = shares(anatomy.weight(role.module, part, layer), 0).view(-1, head_dim).sum(1)
+        rows = shares(role, anatomy, part, layer, 0).view(-1, head_dim).sum(1)
         total = total + rows.repeat_interleave(len(total) // len(rows)) * len(rows) / len(total)
     return total / 4
 
 
-@torch.no_grad()
 def weigh_mlp(role: Role, anatomy: Anatomy, layer: int) -> Float[Tensor, " channel"]:
     """What the inner channels of an MLP weigh."""
-    sides = [shares(anatomy.weight(role.module, part, layer), AXES[part].index("mlp")) for part in ("gate", "up", "down") if anatomy.has(part)]
-    return sum(sides) / len(sides)                                          # type: ignore[return-value]
+    parts = [part for part in ("gate", "up", "down") if anatomy.has(part)]
+    return torch.stack([shares(role, anatomy, part, layer, AXES[part].index("mlp")) for part in parts]).amax(0)
 
 
-@torch.no_grad()
-def weigh_width(role: Role, anatomy: Anatomy, parts: dict[str, str]) -> Float[Tensor, " dim"]:
-    """What the residual channels weigh in these parts, each with the gain of its norm."""
-    sides = []
-    for part, layer in each(role, anatomy, tuple(parts)):
-        share = shares(anatomy.weight(role.module, part, layer), AXES[part].index("width"))
-        norm = role.module.get_submodule(anatomy.path(parts[part], None if part == "head" else layer)) if anatomy.has(parts[part]) else None
-        if norm is not None and getattr(norm, "weight", None) is not None:
-            share = share * (norm.weight.float() + offset(norm)).square()       # type: ignore[union-attr, operator]
-        sides.append(share / share.sum().clamp_min(torch.finfo(torch.float32).tiny))
-    return sum(sides) / len(sides)                                          # type: ignore[return-value]
+def weigh_width(role: Role, anatomy: Anatomy, parts: Iterable[str]) -> Float[Tensor, "matrix dim"]:
+    """What the residual channels weigh in each matrix of these parts."""
+    return torch.stack([shares(role, anatomy, part, layer, AXES[part].index("width")) for part, layer in each(role, anatomy, parts)])
 
 
 def ranked(weights: Float[Tensor, " channel"]) -> list[int]:
@@ -212,9 +215,9 @@ def shrink(role: Role, kept: Kept, where: str) -> None:
         for axis, index in cuts[name].items():
             value = value.index_select(axis, torch.tensor(index, dtype=torch.long, device=value.device))
         if id(parameter) in gains:
-            gain, added = gains[id(parameter)]
+            factor, added = gains[id(parameter)]
             exact = value.to(torch.promote_types(value.dtype, torch.float32))
-            value = ((exact + added) * gain - added).to(value.dtype)
+            value = ((exact + added) * factor - added).to(value.dtype)
         small = nn.Parameter(value, requires_grad=parameter.requires_grad)
         for part, own in holders[id(parameter)]:
             setattr(part, own, small)
@@ -246,15 +249,15 @@ def corrections(role: Role, anatomy: Anatomy, width: Sequence[int], twin: nn.Mod
     them it is exact where the channels that stay have mean zero. Embeddings that are scaled by $\sqrt{d}$ (Gemma) take up the
     difference, and the final norm takes it back where they are the head as well.
     """
-    module, weights = role.module, weigh_width(role, anatomy, WRITES)
-    gain = float(weights[list(width)].sum() * len(weights) / len(width)) ** 0.5
+    module, weights = role.module, weigh_width(role, anatomy, WRITES).mean(0)
+    wider = float(weights[list(width)].sum() * len(weights) / len(width)) ** 0.5
     embedding, small = (model.get_submodule(anatomy.path("embedding")) for model in (module, twin))
     scale = getattr(embedding, "scalar_embed_scale", 1.0) / getattr(small, "scalar_embed_scale", 1.0)
     tied = anatomy.has("head") and getattr(module.get_submodule(anatomy.path("head")), "weight", None) is embedding.weight
     out = {id(embedding.weight): (scale, 0.0)}
     for part, layer in each(role, anatomy, NORMS):
         norm = module.get_submodule(anatomy.path(part, layer))
-        out[id(norm.weight)] = (gain / scale if part == "final_norm" and tied else gain, offset(norm))
+        out[id(norm.weight)] = (wider / scale if part == "final_norm" and tied else wider, offset(norm))
     return out
 
 

@@ -34,14 +34,15 @@ Size = Number | Annotated[float, Field(gt=0, lt=1)]
 class KeepWidth(Surgery):
     r"""Narrows a model: fewer attention heads, fewer inner channels of the MLP, fewer channels of the residual stream.
 
-    A head or channel c weighs, by `magnitude`, its mean share of squared norm over the matrices that have it; the heaviest stay:
+    By `magnitude`, a head weighs its mean share of squared norm over queries, keys, values and output; a channel its largest
+    share over the matrices M that have it, since one of them is enough to need it:
 
-    $$ I_c = \frac{1}{|M|} \sum_{W \in M} \|W_c\|^2 / \|W\|^2 $$
+    $$ I_{head} = \tfrac{1}{4} \sum_W \|W_{head}\|^2 / \|W\|^2, \qquad I_c = \max_{W \in M} \|W_c\|^2 / \|W\|^2 $$
 
-    M: queries, keys, values and output for a head; gate, up and down for an inner channel; for a residual channel all that read
-    or write the stream, times the gains of their norms. Of equals the earlier stays. `influence` measures instead, with one head
-    silenced at a time, and one of 16 groups of inner channels, made by magnitude: mean KL to the teacher, once each. Residual
-    channels always go by magnitude.
+    M: gate, up and down for an inner channel; for a residual channel all that read or write the stream. Gains of norms are folded
+    in. The heaviest stay, of equals the earlier. Weights do not show everything: a few light channels, often in the first and last
+    blocks, may carry huge activations. `influence` measures instead (mean KL to the teacher), once with each head silenced, and
+    once with each of 16 groups of inner channels, made by magnitude. Residual channels always go by magnitude.
 
     Query heads stay in whole groups (head j reads KV head $\lfloor j/g \rfloor$): `heads` alone keeps equally many in each group where
     it can, else whole groups; `kv_heads` alone keeps whole groups. The size of a head stays, and the config says it, so heads and
@@ -129,7 +130,7 @@ class KeepWidth(Surgery):
         elif groups:
             heads = tuple(pick(cutting.weigh_heads(role, anatomy, i, size), kv, groups, per) for i in layers)
         mlp = tuple(tuple(sorted(order(role, anatomy, i, score)[:num_mlp])) for i in layers) if num_mlp else None
-        stream = ranked(cutting.weigh_width(role, anatomy, cutting.READS | cutting.WRITES)) if num_width else []
+        stream = ranked(cutting.weigh_width(role, anatomy, cutting.READS | cutting.WRITES).amax(0)) if num_width else []
         width = tuple(sorted(stream[:num_width])) or None
         return KeepWidth(kept_heads=heads, kept_mlp=mlp, kept_width=width)
 

@@ -1,0 +1,91 @@
+"""Writes the generated documentation: one page a room, recipes, coverage, and the schema of recipes.
+
+`python docs/generate.py` writes; `--check` fails if what is committed (docs/coverage.md, docs/recipe.schema.json) is stale.
+"""
+
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+from limbeck.cli.showing import class_of, listed
+from limbeck.component import ROOMS, members, schema
+from limbeck.recipe import SHIPPED, Recipe, load
+
+DOCS = Path(__file__).parent
+GENERATED = DOCS / "generated"
+CLAIMS = ("teaches", "zero_at_match", "descends", "special_cases", "keeps_function", "reduces", "policy", "symmetric", "perfect", "ranges")
+
+
+def room(name: str) -> str:
+    """A page with every component of a room."""
+    out = [f"# {name}", "", (inspect.getdoc(__import__(f"limbeck.{name}", fromlist=["x"])) or ""), "",
+           "| kind | what it does |", "| --- | --- |", *(f"| [{kind}](#{kind}) | {text} |" for kind, text in members(name).items())]
+    for kind in members(name):
+        cls = class_of(name, kind)
+        out += ["", f"## {kind}", "", body(inspect.getdoc(cls) or ""), "", "| field | default | |", "| --- | --- | --- |"]
+        for field, info in cls.model_fields.items():
+            if field != "kind":
+                default = "required" if info.is_required() else f"`{json.dumps(plain_value(info.get_default(call_default_factory=True)))}`"
+                out.append(f"| `{field}` | {default} | {' '.join((info.description or '').split())} |".replace("||", "| |"))
+        claims = [f"- `{claim}`: {getattr(cls, claim)}" for claim in CLAIMS if getattr(cls, claim, None) not in (None, False, {}, frozenset())]
+        out += ["", f"Claims, verified by `limbeck check {name}.{kind}`:", "", *claims] if claims else []
+    return "\n".join(out) + "\n"
+
+
+def plain_value(value: object) -> object:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return [plain_value(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def body(text: str) -> str:
+    """A docstring as Markdown: its sections become bold words, examples code."""
+    text = re.sub(r"^Example:\n((?:    .*\n?)+)", lambda m: "**Example**\n\n```python\n" + re.sub("(?m)^    ", "", m[1]).rstrip() + "\n```\n", text, flags=re.M)
+    return re.sub(r"^References:\n((?:    .*\n?)+)", lambda m: "**References**\n\n" + re.sub(r"(?m)^    (?=\S)", "- ", m[1]).rstrip() + "\n", text, flags=re.M)
+
+
+def recipes() -> str:
+    """Every shipped recipe, as written."""
+    out = ["# Recipes", "", "One YAML a method or starter; `limbeck show NAME` prints one, `limbeck run NAME` runs it."]
+    for path in sorted(SHIPPED.glob("*.yaml")):
+        recipe = load(path)
+        paper = f"{recipe.paper.title}, arXiv:{recipe.paper.arxiv}. " if recipe.paper else ""
+        out += ["", f"## {path.stem}", "", f"{recipe.about} {paper}Version {recipe.version}.", "", "```yaml", path.read_text(encoding="utf-8").rstrip(), "```"]
+    return "\n".join(out) + "\n"
+
+
+def coverage() -> str:
+    """Every published work that limbeck knows of, and what exists of it here."""
+    rows = listed("paper")
+    done = [row for row in rows if row["recipe"] or row["mechanisms"]]
+    out = ["# Coverage", "", f"Generated. {len(rows)} published works; {sum(bool(r['recipe']) for r in rows)} have a recipe, "
+           f"{len(done)} have at least one mechanism here. An empty row is work that is not done.", "",
+           "| work | arXiv | area | recipe | mechanisms | claim |", "| --- | --- | --- | --- | --- | --- |"]
+    out += [f"| {r['paper']} | {r['arxiv']} | {r['area']} | {r['recipe']} | {r['mechanisms']} | {r['claim']} |" for r in rows]
+    return "\n".join(out) + "\n"
+
+
+def committed() -> dict[Path, str]:
+    """Generated files that are committed, so that they can be read without building."""
+    return {DOCS / "coverage.md": coverage(), DOCS / "recipe.schema.json": json.dumps(schema(Recipe), indent=1, sort_keys=True) + "\n"}
+
+
+def main() -> int:
+    stale = [path for path, text in committed().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if "--check" in sys.argv:
+        for path in stale:
+            print(f"stale: {path.relative_to(DOCS.parent)}; run python docs/generate.py")
+        return 1 if stale else 0
+    for path, text in committed().items():
+        path.write_text(text, encoding="utf-8")
+    GENERATED.mkdir(exist_ok=True)
+    for name in ROOMS:
+        (GENERATED / f"{name}.md").write_text(room(name), encoding="utf-8")
+    (GENERATED / "recipes.md").write_text(recipes(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
