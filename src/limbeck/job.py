@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import torch
 
 from limbeck.conclude import conclude
 from limbeck.data._overlap import drop_overlap
-from limbeck.data.base import Place, Rows
+from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import score
 from limbeck.examine import Examiner, draw_samples
@@ -26,6 +27,7 @@ from limbeck.roles import Cast
 from limbeck.signals import Row
 from limbeck.store import Cache, Log, is_sound, new_folder, read_json, write_json, write_text
 from limbeck.teacher._capture import capture
+from limbeck.teacher.base import Teacher
 from limbeck.teacher.cached import Cached
 from limbeck.train.graph import Arm
 from limbeck.train.loop import Loop, World
@@ -72,7 +74,9 @@ class Job:
             with self.step("before") as said:
                 said += [f"{name} {value:.4g}" for name, value in self.examiner.metrics("start").items()]
         self.steps_auto = self.settle_steps()
-        self.capture(self.drawn())
+        for stage in self.recipe.train:
+            if stage.teacher is None and stage.data is None:
+                self.capture(self.drawn(stage, self.rows), self.recipe.teacher, self.teacher, self.kept)
         for name, arm in self.arms.items():
             with self.step("train" if name == "student" else f"baseline {name}") as said:
                 if not arm.run(self.observe, stop):
@@ -87,14 +91,14 @@ class Job:
         plan_of(self.recipe, self.folder.name, self.base, probe=False, rows=Rows())
         self.cast = Cast(self.recipe, self.cache, self.base)
         with self.step("data") as said:
-            self.rows = self.read()
+            self.rows = self.read(self.recipe.data)
             write_text(self.folder / "plan.txt", f"{plan_of(self.recipe, self.folder.name, self.base, probe=False, rows=self.rows)}\n")
             said += [f"{len(self.rows.train):,} rows to train on, {len(self.rows.held_out):,} held out", *self.rows.notes]
         with self.step("student") as said:
             said.append(self.student())
         recipes = {"student": self.recipe, **{name: text_only(self.recipe) for name in self.recipe.baseline}}
         self.arms = {name: self.arm(name, recipe) for name, recipe in recipes.items()}
-        self.capture(self.rows.held_out)
+        self.capture(self.rows.held_out, self.recipe.teacher, self.teacher, self.kept)
         self.examiner = Examiner(self.recipe, self.rows, self.teacher, self.kept, self.folder, self.openers())
 
     @property
@@ -117,10 +121,10 @@ class Job:
         write_json(path, {**clock, name: clock.get(name, 0.0) + seconds})
         self.tell.done(name, " · ".join(said), seconds)
 
-    def read(self) -> Rows:
+    def read(self, steps: Sequence[Step]) -> Rows:
         """All rows: every data step, once; held-out text that stands in the training text too is left out."""
         rows, place = Rows(), Place(self.cast.readers(), self.streams, base=self.base)
-        for step in self.recipe.data:
+        for step in steps:
             rows = step.rows(rows, place)
         return drop_overlap(rows)
 
@@ -148,22 +152,34 @@ class Job:
         each = [score(role, [row], lambda rows, view, said=said: said).kl for row, said in self.calibration]
         return float(torch.cat(each).double().mean())                       # type: ignore[arg-type]
 
-    def capture(self, rows: Sequence[Row]) -> None:
-        """What a cached teacher says about rows, each asked once in all runs."""
-        source, role = self.recipe.teacher, self.teacher
-        if isinstance(source, Cached) and role is not None and any(row.key not in self.kept for row in rows):
+    def capture(self, rows: Sequence[Row], source: Teacher | None, role: Role | None, kept: dict[str, Any]) -> None:
+        """Adds to `kept` what a cached teacher says about rows, each asked once in all runs."""
+        if isinstance(source, Cached) and role is not None and any(row.key not in kept for row in rows):
             with self.step("capture") as said:
                 identity = self.cast.identity(role, source.reference)
-                self.kept.update(capture(source, role, rows, self.cache, identity, tell=lambda n, all: self.tell.bar("capture", n, all, "rows")))
+                kept.update(capture(source, role, rows, self.cache, identity, tell=lambda n, all: self.tell.bar("capture", n, all, "rows")))
                 said.append(f"the teacher on {len(rows):,} rows")
 
-    def drawn(self) -> list[Row]:
-        """Rows that training will ask the teacher about, in the order in which it will."""
+    def drawn(self, stage: Stage, rows: Rows) -> list[Row]:
+        """Rows that a stage will ask the teacher about, in the order in which it will."""
         out: dict[str, Row] = {}
-        for stage in self.recipe.train if self.rows.parts and isinstance(self.recipe.teacher, Cached) else ():
-            for turn in stage.turn:
-                out |= {row.key: row for row in self.rows.draw(0, -(-self.steps_in(stage) // turn.every) * turn.batch, self.streams)}
+        for turn in stage.turn if rows.parts else ():
+            out |= {row.key: row for row in rows.draw(0, -(-self.steps_in(stage) // turn.every) * turn.batch, self.streams)}
         return list(out.values())
+
+    def world_of(self, stage: Stage, world: World) -> World:
+        """The world of a stage: with its own data or teacher, if it brings them, and all that a cached teacher will be asked."""
+        if stage.data is not None:
+            world = replace(world, rows=self.read(stage.data), steps=stage.data)
+        if world.teacher is None:
+            return world
+        source, role, kept = stage.teacher or world.teacher, self.teacher, self.kept
+        if stage.teacher is not None:
+            role, kept = self.cast.share(source.open(self.cast.opener), "train.teacher"), {}
+        assert role is not None
+        world.models["teacher"] = role
+        self.capture(self.drawn(stage, world.rows), source, role, kept)
+        return replace(world, teacher=source, kept=kept)
 
     def settle_steps(self) -> int:
         """Steps of stages that say `auto`: as many as fit into `minutes`, at the speed measured on held-out rows; decided once."""
@@ -191,7 +207,7 @@ class Job:
             return World(self.cast.models(), self.rows, recipe.data, teacher, self.kept, self.streams, self.base,
                          lambda models: self.examiner.look(models["student"]), autocast)
 
-        return Arm(name, graph(recipe), world, self.folder, self.cast.fresh, self.log, self.score, lambda node: self.steps_in(node.what))
+        return Arm(name, graph(recipe), world, self.folder, self.cast.fresh, self.log, self.score, lambda node: self.steps_in(node.what), self.world_of)
 
     def result(self, arm: Arm) -> str:
         """The node that is evaluated and exported."""

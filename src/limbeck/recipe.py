@@ -85,6 +85,8 @@ class Recipe(Document):
     """Weights while training."""
     autocast: Literal["none", "bfloat16"] = "none"
     """Lower precision inside the forward pass, with float32 weights."""
+    compile: bool = False
+    """Whether the student's blocks are compiled by torch while training."""
     threads: int | None = Field(None, gt=0)
     """CPU threads; none: all cores."""
     toy: dict[str, Any] = Field(default_factory=dict)

@@ -1,6 +1,7 @@
 """The roles of a recipe: opened, checked against each other, changed by their surgeries."""
 
 import copy
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from limbeck.model.base import Models, Role
 from limbeck.model.opening import open_pretrained
 from limbeck.model.reference import Reference, identity
 from limbeck.model.role import as_role
+from limbeck.model.text import Text
 from limbeck.recipe import Recipe, Student
 from limbeck.store import Cache
 from limbeck.student.base import Score, Surgery
@@ -53,15 +55,21 @@ class Cast:
 
     def one_tokenizer(self) -> None:
         """Roles with the same tokenizer share it; ids of two tokenizers are never compared."""
-        spoken = [(name, role) for name, role in self.originals.items() if role.tokenizer is not None]
-        for name, role in spoken[1:]:
-            first, other = spoken[0]
-            if fingerprint(role.tokenizer) == fingerprint(other.tokenizer):
-                role.tokenizer = other.tokenizer
-            elif self.recipe.teacher is not None:
-                raise Refused("tokenizer", f"{first} and {name}.start", "one tokenizer",
-                              f"{len(other.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
-                              "start from a model with the teacher's tokenizer; alignment of two tokenizers is not built yet")
+        for name, role in self.originals.items():
+            self.share(role, f"{name}.start" if name != "teacher" else name)
+
+    def share(self, role: Role, where: str) -> Role:
+        """A role that uses the tokenizer object of the first one; another tokenizer is refused where there is a teacher."""
+        first = next((r for r in self.originals.values() if r.tokenizer is not None), None)
+        if role.tokenizer is None or first is None or role is first:
+            return role
+        if fingerprint(role.tokenizer) == fingerprint(first.tokenizer):
+            role.tokenizer = first.tokenizer
+        elif self.recipe.teacher is not None:
+            raise Refused("tokenizer", where, "one tokenizer for teacher and student",
+                          f"{len(first.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
+                          "start from a model with the teacher's tokenizer; two tokenizers cannot be aligned yet")
+        return role
 
     def make(self, name: str, how: Student, score: Score | None = None) -> Role:
         """A role as it is before training, in memory of its own; surgeries that measure are settled the first time."""
@@ -100,9 +108,18 @@ class Cast:
         """What was used: roles and data, each with name, revision, licence and its part."""
         return (*({**role.provenance, "role": name} for name, role in self.originals.items()), *({**p, "role": "data"} for p in rows.provenance))
 
+    def compiled(self, role: Role) -> Role:
+        """The role with its blocks compiled, if the recipe asks for it."""
+        if self.recipe.compile and isinstance(role, Text) and not self.plan:
+            if device_named(self.recipe.device).type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+                raise Refused("compile", "compile", "a C++ compiler, which torch needs to compile for the CPU", "none", "install g++, or leave compile out", code=3)
+            for block in role.module.get_submodule(role.anatomy.path("blocks")).children():
+                block.compile()
+        return role
+
     def models(self) -> Models:
         """Every role, for training."""
-        roles = {"student": self.fresh(), **{name: self.make(name, how) for name, how in self.recipe.role.items()}}
+        roles = {"student": self.compiled(self.fresh()), **{name: self.make(name, how) for name, how in self.recipe.role.items()}}
         if "teacher" in self.originals:
             roles["teacher"] = self.originals["teacher"]
         return Models(roles)

@@ -581,6 +581,21 @@ def test_labels_move_apart_in_their_order_and_stay_inside():
     assert spread([], 0, 1) == []
 
 
+def test_each_line_is_named_at_its_end_and_told_apart_by_more_than_its_colour():
+    for key, inks in (("learning", ("st", "bt")), ("calibration", ("st", "bt", "tt")), ("certainty", ("st", "bt")), ("decoding", ("st", "tt"))):
+        svg = re.findall(rf'<svg [^>]*aria-labelledby="{key}-title.*?</svg>', whole())[0]
+        names = {"st": "student", "bt": "text only", "tt": "teacher"}
+        labels = {ink: re.findall(rf'<text x="([\d.]+)" y="([\d.]+)" class="{ink}">([^<]+)', svg) for ink in inks}
+        assert [labels[ink][0][2].startswith(names[ink]) for ink in inks] == [True] * len(inks)
+        assert svg.count('class="ln ') - svg.count('class="ln d"') == len(inks)
+        for ink in inks:
+            path = re.findall(rf'class="ln {ink[0]}" d="M(.*?)"', svg)[0]
+            x, y = (float(pixel) for pixel in path.split("L")[-1].split())
+            assert float(labels[ink][0][0]) > x and abs(float(labels[ink][0][1]) - y) < 60
+        assert ("<rect class=\"b\"" in svg) == ("bt" in inks) and "<circle class=\"s\"" in svg
+    assert re.search(r"\.ln\.b \{ stroke-dasharray: \d", whole())
+
+
 def test_our_sentences_are_typeset_and_escaped():
     assert typeset("KL's 3 % at 1.6x: `limbeck <run> x's,y`") == "KL’s 3\u00a0% at 1.6×: <code>limbeck &lt;run&gt; x&#39;s,<wbr>y</code>"
     assert typeset("93.0 ± 0.3 <b>") == "93.0\u00a0±\u00a00.3 &lt;b&gt;"

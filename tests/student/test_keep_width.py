@@ -143,7 +143,8 @@ def test_inner_channels_weigh_their_largest_share_of_squared_norm(tiny):
     norm[0] = 2.0
     for part in ("gate", "up", "down"):
         weight(role, part, 0).zero_()
-    for part, row, column, size in (("gate", 0, 0, 3.0), ("gate", 1, 1, 8.0), ("up", 0, 5, 1.0), ("up", 2, 6, 3.0), ("down", 7, 1, 2.0), ("down", 8, 2, 1.0)):
+    for part, row, column, size in (("gate", 0, 0, 3.0), ("gate", 1, 1, 8.0), ("up", 0, 5, 1.0), ("up", 2, 6, 3.0),
+                                    ("down", 7, 1, 2.0), ("down", 8, 2, 1.0)):
         weight(role, part, 0)[row, column] = size
     # gate (3 2)^2 : 8^2 = 36 : 64, the gain of input 0 is 2; up 1 : 9 for channels 0 and 2; down 4 : 1 for channels 1 and 2
     torch.testing.assert_close(cutting.weigh_mlp(role, role.anatomy, 0)[:4], torch.tensor([0.36, 0.8, 0.9, 0.0]))

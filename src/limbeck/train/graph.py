@@ -35,7 +35,8 @@ class Arm:
     """One way through a recipe: the student's, or a baseline's."""
 
     def __init__(self, name: str, nodes: Sequence[Node], make: Callable[[], World], folder: Path, fresh: Callable[[], Role], log: Log,
-                 score: Score | None = None, steps: Callable[[Node], int] = lambda node: node.what.steps):
+                 score: Score | None = None, steps: Callable[[Node], int] = lambda node: node.what.steps,
+                 world_of: Callable[[Stage, World], World] = lambda stage, world: world):
         """Args:
         name: of the arm, in metrics and folders.
         nodes: in an order in which each comes after what it starts from.
@@ -45,9 +46,10 @@ class Arm:
         log: where metrics go.
         score: for surgeries of stages that measure.
         steps: of a stage; settles `auto`.
+        world_of: the world of a stage, which may bring its own teacher or data.
         """
         self.name, self.nodes, self.make, self.folder, self.fresh, self.log = name, {n.name: n for n in nodes}, make, folder, fresh, log
-        self.score, self.steps = score, steps
+        self.score, self.steps, self.world_of = score, steps, world_of
         self.opened = ("student", ())          # what the student in memory is built like: nothing but the start yet
 
     def result(self, node: str) -> Path:
@@ -86,7 +88,7 @@ class Arm:
         """One stage, from its last sound checkpoint or from its start."""
         surgery = self.enter(node)
         stage = node.what.model_copy(update={"steps": self.steps(node)})
-        loop = Loop(stage, self.world, number, node.where)
+        loop = Loop(stage, self.world_of(stage, self.world), number, node.where)
         folder = self.checkpoints(node)
         self.resume(loop, folder)
         self.log.keep(lambda r: not (r["arm"] == self.name and r["stage"] == node.name and r["step"] >= loop.step))

@@ -40,7 +40,6 @@ class World:
     base: str = "."
     scorer: Scorer | None = None
     autocast: torch.dtype | None = None
-    compile: bool = False
 
 
 class Loop:
