@@ -14,6 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ from safetensors.torch import load_file
 from limbeck import store
 from limbeck.errors import Failed, Refused
 from limbeck.store import Cache, Log, inside, new_file, new_folder, sweep, verify
+from limbeck.store import cache as cache_module
+from limbeck.store import files as files_module
+from limbeck.store import folder as folder_module
 
-SOURCE = Path(inspect.getfile(store))
+SOURCE = Path(inspect.getfile(store)).parent
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("LIMBECK_")} | {"PYTHONPATH": str(SOURCE.parent.parent)}
 
 
@@ -108,7 +112,8 @@ def play() -> Iterator[Callable[[Path, str], int]]:
 
 
 def test_the_source_passes_exactly_the_named_crash_points():
-    calls = [node for node in ast.walk(ast.parse(SOURCE.read_text())) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "crash_point"]
+    nodes = [node for file in sorted(SOURCE.glob("*.py")) for node in ast.walk(ast.parse(file.read_text()))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "crash_point"]
     passed = [str(node.args[0].value) for node in calls if isinstance(node.args[0], ast.Constant)]
     assert len(passed) == len(calls)
     assert sorted(passed) == sorted(store.CRASH_POINTS)
@@ -227,7 +232,8 @@ def test_a_log_on_a_full_disk_keeps_its_earlier_lines(narrow: Path):
 
 
 def test_space_that_is_known_to_be_lacking_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store, "free_bytes", lambda path: 3_190_000_000)
+    monkeypatch.setattr(folder_module, "free_bytes", lambda path: 3_190_000_000)
+    monkeypatch.setattr(files_module, "free_bytes", lambda path: 3_190_000_000)
     with pytest.raises(Failed) as caught, new_folder(tmp_path / "step-2000", needed_bytes=12_500_000_000):
         pytest.fail("the block was entered")
     expected, do = "12.5 GB for step-2000", "free 9.4 GB and repeat the command"
@@ -443,7 +449,7 @@ def test_sweeping_spares_all_names_but_ours(tmp_path: Path):
 
 def test_sweeping_makes_nothing_of_what_another_process_has_just_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / ".a.limbeck-partial", self / ".b.limbeck-lock"])
-    monkeypatch.setattr(store, "release", lambda handle, file: pytest.fail("it was made again"))
+    monkeypatch.setattr(folder_module, "release", lambda handle, file: pytest.fail("it was made again"))
     sweep(tmp_path)
 
 
@@ -724,7 +730,7 @@ def test_a_second_process_is_refused_by_the_first_ones_id_until_that_dies(tmp_pa
 def test_who_has_waited_for_a_lock_holds_it_against_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     process = child(HOLD, tmp_path / "run", "alone")
     assert process.stdout and process.stdout.readline() == "held\n"
-    monkeypatch.setattr(store.time, "sleep", lambda seconds: process.returncode == 0 or process.communicate(""))
+    monkeypatch.setattr(time, "sleep", lambda seconds: process.returncode == 0 or process.communicate(""))
     with store.lock(tmp_path / "run", wait_seconds=60), pytest.raises(Refused), store.lock(tmp_path / "run"):
         pytest.fail("the lock was given twice")
 
@@ -798,7 +804,7 @@ def test_an_altered_entry_is_set_aside_with_a_warning_and_made_again(cache: Cach
     for number in (1, 2):
         flip(cache.make(key, {}, filler("good")) / "result")
         Cache.verified.clear()                              # as in the next process
-        with caplog.at_level(logging.WARNING, "limbeck.store"):
+        with caplog.at_level(logging.WARNING, "limbeck.store.cache"):
             assert cache.get(key) is None
         assert f"{key}.corrupt-{number}" in caplog.text and "result" in caplog.text
         assert (cache.root / f"{key}.corrupt-{number}" / "result").read_text() == "gooe"
@@ -812,7 +818,7 @@ def test_checksums_are_compared_once_a_process_and_again_for_a_new_folder(cache:
     key, compared = "a" * 64, []
     path = cache.make(key, {}, filler("x"))
     Cache.verified.clear()                                  # as in the next process
-    monkeypatch.setattr(store, "verify", compared.append)
+    monkeypatch.setattr(cache_module, "verify", compared.append)
     for _ in range(3):
         cache.get(key)
     assert compared == [path]
@@ -836,7 +842,7 @@ def test_an_entry_that_another_process_has_renewed_meanwhile_is_not_set_aside(ca
         path.with_name("new").rename(path)
         raise store.corrupt(path, "the old one", "half of it")
 
-    monkeypatch.setattr(store, "verify", renew)
+    monkeypatch.setattr(cache_module, "verify", renew)
     cache.get("a" * 64)
     assert (path / "result").read_text() == "good"
 
@@ -873,7 +879,7 @@ def test_a_second_process_waits_for_the_first_and_gets_what_it_built(cache: Cach
             process.communicate("")
         waits.append(seconds)
 
-    monkeypatch.setattr(store.time, "sleep", let_it_finish)
+    monkeypatch.setattr(time, "sleep", let_it_finish)
     assert (cache.make("a" * 64, {}, filler("ours"), wait_seconds=60) / "result").read_text() == "theirs"
     assert waits and process.returncode == 0
     assert all("limbeck-" not in name for name in tree(cache.root))

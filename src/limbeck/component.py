@@ -25,16 +25,30 @@ from limbeck.errors import Refused
 
 KIND = re.compile(r"([a-z][a-z0-9_]*:)?[a-z][a-z0-9_]*")
 ROOMS = ("schedule", "data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")
+ROOM = "limbeck:room"
+"""Mark in a JSON schema of a place that holds any component of a room, until `schema` writes the reference."""
 LOADED: dict[tuple[str, str], type["Component"]] = {}
 """Room and kind of every final class that has been imported, ours or a user's own."""
+SWITCHED_OFF: set[tuple[str, str]] = set()
+"""Room and kind of what others have installed and cannot be imported: said once."""
 
 
 class Document(BaseModel):
     """A frozen, validated part of a recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     in_place: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a list of parts, of which a single one may be written in place of the list."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        made = handler(core)
+        own = handler.resolve_ref_schema(made)
+        for name in cls.in_place:
+            part = handler.resolve_ref_schema(own["properties"][name]["items"])
+            own["properties"] = {**part["properties"], **own["properties"]}
+            own["required"] = [other for other in own.get("required", ()) if other != name]
+        return made
 
 
 class Component(Document):
@@ -99,7 +113,7 @@ class Choice:
         return core_schema.no_info_plain_validator_function(pick, serialization=dump, metadata={"room": source.room})
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"$ref": f"#/$defs/{schema['metadata']['room']}"}
+        return {ROOM: schema["metadata"]["room"]}
 
 
 def find(base: type[Component], kind: str) -> type[Component]:
@@ -155,10 +169,11 @@ def load_plugin(room: str, kind: str) -> None:
     """Imports `package:kind` from the entry point `<room>.<kind>` of that distribution, in the group `limbeck`."""
     package, _, name = kind.partition(":")
     for point in entry_points(group="limbeck", name=f"{room}.{name}"):
-        if point.dist is not None and point.dist.name.replace("-", "_") == package:
+        if point.dist is not None and re.sub(r"[-_.]+", "_", point.dist.name).lower() == package and (room, kind) not in SWITCHED_OFF:
             try:
                 point.load()
             except Exception as error:                      # a stranger's import may raise anything
+                SWITCHED_OFF.add((room, kind))
                 warnings.warn(f"{kind} is switched off: {point.value} cannot be imported ({error})", stacklevel=2)
 
 
@@ -186,6 +201,40 @@ def canonical_json(value: Any) -> str:
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def schema(cls: type[Document]) -> dict[str, Any]:
+    """JSON schema of a document: `$defs/<room>` is any component of a room, and `$defs/<room>.<kind>` stands once for all of its kind."""
+    rooms: list[str] = []
+    defs: dict[str, Any] = {}
+
+    def refer(item: Any) -> Any:
+        if isinstance(item, list):
+            return [refer(one) for one in item]
+        if not isinstance(item, dict):
+            return item
+        item = {key: refer(one) for key, one in item.items()}
+        if room := item.pop(ROOM, None):
+            rooms.extend([room] * (room not in rooms))
+            item["$ref"] = f"#/$defs/{room}"
+        return item
+
+    def take(part: type[Document]) -> dict[str, Any]:
+        made = refer(part.model_json_schema())
+        defs.update(made.pop("$defs", {}))
+        return made
+
+    out = take(cls)
+    for room in rooms:                                      # grows while it is walked: a kind may hold components of other rooms
+        kinds = [kind for kind, sentence in members(room).items() if sentence]
+        for kind in kinds:
+            importlib.import_module(f"limbeck.{room}.{kind}")
+            made = take(LOADED[room, kind])
+            defs[f"{room}.{kind}"] = {**made, "required": ["kind", *made.get("required", ())]}
+        elsewhere = {"type": "string", "pattern": ":"}      # package:kind of another package, or a reference where one may stand
+        defs[room] = {"anyOf": [{"enum": kinds}, *({"$ref": f"#/$defs/{room}.{kind}"} for kind in kinds), elsewhere,
+                                {"type": "object", "properties": {"kind": elsewhere}, "required": ["kind"]}]}
+    return {**out, "$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": dict(sorted(defs.items()))}
+
+
 def validate(cls: type[Document], value: Any, source: str = "", lines: Mapping[tuple, int] | None = None, at: tuple = ()) -> Any:
     """Validates plain data; pydantic's errors become one of ours, with file, line and path."""
     try:
@@ -198,7 +247,9 @@ def explain(cls: type, value: Any, error: ValidationError, source: str, lines: M
     """The most telling of pydantic's errors, as expected, got, do."""
     every = error.errors(include_url=False)
     first = max(every, key=lambda e: len(e["loc"]) + 10 * telling(e))
-    path, owner, host = written(cls, value, tuple(p for p in first["loc"] if isinstance(p, int) or not re.search(r"[\[(-]|^float$|^int$|^str$", p)))
+    words = keys_of(value)
+    loc = tuple(p for p in first["loc"] if isinstance(p, int) or p in words or not re.search(r"[\[(-]|^float$|^int$|^str$", p))
+    path, owner, host = written(cls, value, loc)
     line = next((lines[at + path[:n]] for n in range(len(path), -1, -1) if at + path[:n] in lines), None)
     where = "  ".join(x for x in (f"{source}:{line}" if line else source, ".".join(map(str, at + path))) if x)
     name, got = (str(path[-1]) if path else cls.__name__), first["input"]
@@ -206,7 +257,8 @@ def explain(cls: type, value: Any, error: ValidationError, source: str, lines: M
         known = fields_of(owner) + ([name for name in fields_of(host) if name not in fields_of(owner)] if host else [])
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         kind = getattr(owner.model_fields.get("kind"), "default", None) or (host or owner).__name__.lower()
-        return Refused("key", where, f"a field of {kind}: {', '.join(known)}", f"{name}: {short(got)}", f"write {near[0]}" if near else f"remove {name}")
+        return Refused("key", where, f"a field of {kind}: {', '.join(known)}", f"{name}: {short(got)}",
+                       f"write {near[0]}" if near else f"remove {name}")
     if first["type"] == "kind":
         context, hint = first.get("ctx", {}), first["msg"]
         exact = not hint.startswith(("one of", "a kind"))
@@ -216,6 +268,13 @@ def explain(cls: type, value: Any, error: ValidationError, source: str, lines: M
         return Refused("key", where, f"a value for {name}", "nothing", f"add {name}")
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return Refused("value", where, message, f"{name}: {short(got)}", f"change {name}")
+
+
+def keys_of(value: Any) -> set[Any]:
+    """All keys of a document: pydantic's names for the branches of a union are none of them."""
+    if isinstance(value, Mapping):
+        return set(value).union(*(keys_of(item) for item in value.values()))
+    return set().union(*(keys_of(item) for item in value)) if isinstance(value, (list, tuple)) else set()
 
 
 def telling(error: Any) -> bool:

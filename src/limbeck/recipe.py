@@ -1,5 +1,7 @@
 """The one document a user writes, and how it is read."""
 
+import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -18,6 +20,7 @@ from limbeck.teacher.base import AnyTeacher
 from limbeck.text import document
 from limbeck.train.stage import Stage, Turn
 
+NUMBER = re.compile(r"-?[0-9]{1,9}")
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -180,7 +183,8 @@ def without_teacher(turn: Turn) -> Turn:
     from limbeck.forward.paired import Paired
 
     seats = {} if turn.trains == "student" else {"student": turn.trains}
-    return turn.model_copy(update={"objective": (CrossEntropy(seats=seats),), "align": (), "forward": Paired()})
+    through = tuple(role for role in turn.through if role != "teacher")
+    return turn.model_copy(update={"objective": (CrossEntropy(seats=seats),), "align": (), "forward": Paired(), "through": through})
 
 
 def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = (), toy: bool = False) -> Recipe:
@@ -192,7 +196,7 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
     if isinstance(source, Recipe):
         plain, lines, name = source.model_dump(mode="json"), {}, "recipe"
     elif isinstance(source, Mapping):
-        plain, lines, name = dict(source), {}, "recipe"
+        plain, lines, name = copy.deepcopy(dict(source)), {}, "recipe"
     else:
         path = find(str(source))
         try:
@@ -204,40 +208,53 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
         raise Refused("yaml", name, "a mapping of recipe keys", type(plain).__name__, "begin with about:, data:, teacher:, student:, train:")
     toys = plain.get("toy") if toy and isinstance(plain.get("toy"), dict) else {}
     for path_, value in {**(toys or {})}.items():
-        change(plain, path_, value)
+        change(plain, path_, value, "toy")
+        lines[place_of(path_)] = 0
     for word in changes:
         key, equals, value = word.partition("=")
         if not equals:
             raise Refused("key", f"command line  {word}", "key=value", word, f"{word}=...")
         change(plain, key, document.value(value))
+        lines[place_of(key)] = 0                            # what is wrong there does not stand in the file
     return validate(Recipe, plain, name, lines)
 
 
 def find(source: str) -> Path:
     """The file of a recipe: a path, or the name of one that is shipped."""
-    if Path(source).is_file():
-        return Path(source)
-    if "/" not in source and (SHIPPED / f"{source}.yaml").is_file():
-        return SHIPPED / f"{source}.yaml"
+    shipped = SHIPPED / f"{source}.yaml"
+    try:
+        if Path(source).is_file():
+            return Path(source)
+        if "/" not in source and shipped.is_file():
+            return shipped
+    except OSError:                                         # a name that is longer than names can be
+        pass
     names = [path.stem for path in SHIPPED.glob("*.yaml")]
-    raise Refused("recipe", source, "a recipe file, a recipe's name or a run", "no such file", f"limbeck list recipe; nearest: {nearest(source, names)}")
+    raise Refused("recipe", source, "a recipe file, a recipe's name or a run", "no such file",
+                  f"limbeck list recipe; nearest: {nearest(source, names)}")
 
 
-def change(plain: Any, key: str, value: Any) -> None:
+def place_of(key: str) -> tuple[int | str, ...]:
+    """`train.0.steps` as the path of a line."""
+    return tuple(int(word) if NUMBER.fullmatch(word) else word for word in key.split("."))
+
+
+def change(plain: Any, key: str, value: Any, source: str = "command line") -> None:
     """Sets one place of a document by its dotted path; null removes."""
     *way, last = key.split(".")
     place = plain
     for i, word in enumerate(way):
-        part = int(word) if isinstance(place, list) and word.lstrip("-").isdigit() else word
+        part = int(word) if isinstance(place, list) and NUMBER.fullmatch(word) else word
         try:
             place = place[part] if isinstance(place, list) else place.setdefault(part, {})
         except (IndexError, TypeError, AttributeError):
-            raise Refused("key", f"command line  {key}", f"a place in the recipe: {'.'.join(way[:i])} has no {word}", key, "look at limbeck show") from None
-    if isinstance(place, list) and last.lstrip("-").isdigit() and int(last) < len(place):
+            raise Refused("key", f"{source}  {key}", f"a place in the recipe: {'.'.join(way[:i])} has no {word}", key,
+                          "look at limbeck show") from None
+    if isinstance(place, list) and NUMBER.fullmatch(last) and -len(place) <= int(last) < len(place):
         place[int(last)] = value
     elif isinstance(place, dict) and value is None:
         place.pop(last, None)
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise Refused("key", f"command line  {key}", "a place in the recipe", key, "look at limbeck show")
+        raise Refused("key", f"{source}  {key}", "a place in the recipe", key, "look at limbeck show")

@@ -161,11 +161,12 @@ class View:
 
     def at(self, rows: Int[Tensor, " some"]) -> "View":
         """The view of some rows, in their order."""
+        new = renumber(rows, self.num_rows)
         keep = {unit: torch.isin(self.rows(unit), rows) for unit in self.units}
         chunk: dict[str, Tensor] = {}
         if self.chunk_row is not None and self.chunk_of is not None:
             kept = torch.cat([keep["chunk"].cumsum(0) - 1, torch.tensor([-1], device=self.device)])
-            chunk = {"chunk_row": renumber(rows, self.num_rows)[self.chunk_row[keep["chunk"]]], "chunk_of": kept[self.chunk_of[keep["target"]]]}
+            chunk = {"chunk_row": new[self.chunk_row[keep["chunk"]]], "chunk_of": kept[self.chunk_of[keep["target"]]]}
         return replace(self, inputs={name: x[keep[unit_of(name)]] for name, x in self.inputs.items()},
                        lengths=None if self.lengths is None else self.lengths[rows],
                        asked=None if self.asked is None else self.asked[keep["pos"]], **chunk)

@@ -117,6 +117,16 @@ def test_no_piece_ends_within_a_character(bpe):
             assert tokenizer.decode(bare(row, tokenizer)) == row.content["text"]
 
 
+def test_what_a_tokenizer_passes_over_is_still_in_the_texts():
+    import transformers
+
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "fox": 1, "?": 2}, unk_token="?"))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    spaces = transformers.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+    rows = packed([document("  the  fox \n the ")], spaces, length=2)
+    assert [row.content["text"] for row in rows.train] == ["  the  fox \n ", "the "]
+
+
 def test_a_character_longer_than_a_piece_is_cut_all_the_same():
     rows = packed([document("🙂a")], BYTES, length=3)
     assert [bare(row, BYTES) for row in rows.train] == [[0xF0, 0x9F], [0x99, 0x82], [97]]
@@ -207,6 +217,7 @@ def test_a_long_chat_is_a_beginning_of_itself_that_ends_with_something_asked(bpe
         assert sum(asked[:length]) <= 4, "a character that is cut may be all there was"
     else:
         cut, cut_asked = encode(out[0], bpe)
+        assert "\ufffd" not in bpe.decode(cut), "half a character"
         assert len(cut) <= length and cut == ids[: len(cut)] and cut_asked == asked[: len(cut)] and cut_asked[-1]
         assert not any(asked[len(cut) + 4 : length]), "more could have been kept"
         turns = out[0].content["messages"]
@@ -230,6 +241,15 @@ def test_a_chat_cut_after_a_turn_keeps_its_end_of_turn(bpe):
     assert bpe.decode(encode(out, bpe)[0]).endswith("assistant\nb<|im_end|>")
 
 
+def test_a_chat_cut_before_its_last_end_of_turn_has_all_words_and_is_open(bpe):
+    row = talk("a", "b", "c" * 40, "d")
+    (whole,) = packed([row], bpe, length=30).train
+    num = size(whole, bpe)
+    (out,) = packed([row], bpe, length=num - 1).train
+    assert out.content["messages"] == row.content["messages"][:2] and out.content["open"]
+    assert encode(out, bpe)[0] == encode(whole, bpe)[0][:-1] and bpe.decode(encode(out, bpe)[0]).endswith("assistant\nb")
+
+
 def test_a_turn_that_the_template_has_rewritten_is_left_out_whole():
     core = tokenizers.Tokenizer(tokenizers.models.BPE())
     core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -242,6 +262,7 @@ def test_a_turn_that_the_template_has_rewritten_is_left_out_whole():
                               "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
     (out,) = packed([talk("a", "1", "b", "long enough")], shouting, length=40).train
     assert [m["content"] for m in out.content["messages"]] == ["a", "1"]
+    assert encode(out, shouting)[0] == shouting.encode("user:a<|im_end|>assistant:1<|im_end|>")
 
 
 def test_a_piece_shorter_than_the_shortest_is_dropped_and_counted():

@@ -25,14 +25,14 @@ FORGETFUL = ("{% for m in messages %}{{ m.role + ': ' }}{% if m.role != 'assista
              "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
 
 
-def trained(size: int = 320, template: str | None = CHATML, **added) -> transformers.PreTrainedTokenizerFast:
+def trained(size: int = 320, template: str | None = CHATML, corpus: list[str] = CORPUS, **added) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE whose end of turn is also its end of text and its padding, as in SmolLM2."""
     core = tokenizers.Tokenizer(tokenizers.models.BPE())
     core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False,
                                              initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    core.train_from_iterator(CORPUS, trainer)
+    core.train_from_iterator(corpus, trainer)
     out = transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
                                                unk_token="<|endoftext|>", **added)
     out.chat_template = template
@@ -96,6 +96,14 @@ def test_only_the_assistant_is_asked_up_to_its_end_of_turn_and_the_generation_pr
     row = chat(("system", "be short"), ("user", "what?"), ("assistant", "the answer"), ("user", "and?"), ("assistant", "42"))
     assert asked_text(row, bpe) == "the answer<|im_end|>42<|im_end|>"
     assert encode(row, bpe)[0] == bpe.apply_chat_template(row.content["messages"], tokenize=True)["input_ids"]
+
+
+def test_a_token_that_begins_in_the_generation_prompt_is_not_asked_though_it_ends_in_the_answer():
+    lines = trained(corpus=[*CORPUS, "one\n\n\ntwo\n\n\n" * 20])
+    row = chat(("user", "what?"), ("assistant", "\n\nthe fox"))
+    ids, asked = encode(row, lines)
+    assert lines.decode(ids[asked.index(True) - 1]) == "\n\n", "else this test shows nothing"
+    assert asked_text(row, lines) == "\nthe fox<|im_end|>"
 
 
 def test_an_end_of_text_within_an_answer_is_asked_though_it_is_also_the_padding(bpe):
@@ -263,6 +271,9 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     for n in range(50):
         memory.keep(n % 30, {"text": str(n)}, ([0] * 9, [True] * 9))
     assert memory.num_tokens == 100 and len(memory.rows) == 10
+    for _ in range(5):
+        memory.keep(0, {"text": "0"}, ([0] * 9, [True] * 9))
+    assert len(memory.rows) == 10, "a row that is kept again takes the place of itself alone"
     for n in range(300):
         memory.keep(("empty", n), {"text": ""}, ([], []))
     assert len(memory.rows) == 100 and memory.recall(("empty", 299), {"text": ""}) == ([], [])

@@ -1,12 +1,19 @@
 """Logits over the ids that both models know."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from limbeck.align.base import Align
+from limbeck.errors import Refused
 from limbeck.signals import Logits
+from limbeck.text.tokens import fingerprint
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two tokenizers give every text the same ids."""
+    return one is other or fingerprint(one) == fingerprint(other)
 
 
 class SharedVocab(Align):
@@ -25,10 +32,20 @@ class SharedVocab(Align):
 
     kind: Literal["shared_vocab"] = "shared_vocab"
     num: int | None = Field(None, gt=0)
-    """Ids kept, from 0 on; none: as many as the tokenizer of the student has."""
+    """Ids kept, from 0 on; none: those of the tokenizer that all heads have."""
 
     def settle(self, models):
-        return self if self.num is not None else SharedVocab(num=len(models["student"].tokenizer))
+        speaking = {name: role for name, role in models.items() if role.tokenizer is not None}
+        (first, one), *others = speaking.items()
+        for name, role in others:
+            if not same(one.tokenizer, role.tokenizer):
+                raise Refused("tokenizer", "align.shared_vocab", f"one tokenizer for {first} and {name}",
+                              f"{len(one.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
+                              "start from a model with the same tokenizer")
+        num = min(len(one.tokenizer), *(role.vocab or len(one.tokenizer) for role in speaking.values()))
+        if self.num is not None and self.num > num:
+            raise Refused("vocab", "align.shared_vocab.num", f"at most {num:,}, the ids that all models have", f"{self.num:,}", "leave num out")
+        return SharedVocab(num=self.num or num)
 
     def __call__(self, role, said, batch):
         if "logits" not in said.values:

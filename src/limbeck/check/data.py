@@ -49,8 +49,8 @@ def records() -> list[dict[str, Any]]:
     for i in range(NUM):
         prompt, answer = f"{WORDS[i % 10] or 'why'} {i}?", f"{WORDS[(3 * i + 1) % 10]} {i * i}"
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        out.append({"text": f"{prompt} {answer} " * (1 + i % 5), "prompt": prompt, "answer": answer, "messages": chat, "tag": "even odd".split()[i % 2],
-                    "label": i % 3, "domain": "all", "id": i})
+        out.append({"text": f"{prompt} {answer} " * (1 + i % 5), "prompt": prompt, "answer": answer, "messages": chat,
+                    "tag": ("even", "odd")[i % 2], "label": i % 3, "domain": "all", "id": i})
     return out
 
 
@@ -89,8 +89,8 @@ def given(step: Step) -> Rows:
     if isinstance(step, Source) or type(step).rows is Step.rows:
         return Rows()
     texts = tuple(Row(f"text-{i}", {"text": record["text"]}, record["tag"], source=f"doc-{i // 2}") for i, record in enumerate(records()))
-    answers = tuple(Row(f"answer-{i}", {"prompt": r["prompt"], "answer": r["answer"]}, "chosen rejected".split()[i % 2], f"pair-{i // 2}", source=f"doc-{i}")
-                    for i, r in enumerate(records()[:10]))
+    answers = tuple(Row(f"answer-{i}", {"prompt": record["prompt"], "answer": record["answer"]}, ("chosen", "rejected")[i % 2], f"pair-{i // 2}",
+                        source=f"doc-{i}") for i, record in enumerate(records()[:10]))
     return Rows((Part(texts[:30]), Part(answers, 2.0)), tuple(replace(row, split="held_out") for row in texts[30:]))
 
 
@@ -151,7 +151,8 @@ def keys(step: Step, seed: int = 0) -> None:
     known = {row.key: row.content for row in (*before.train, *before.held_out)}
     for row in every:
         assert row.key not in known or row.content == known[row.key], f"the content of {row.key} changed, and its key did not"
-    assert all(len({repr(row.content) for row in every if row.key == name}) == 1 for name in double), f"rows of unlike content share a key: {sorted(double)[:3]}"
+    shared = sorted(name for name in double if len({repr(row.content) for row in every if row.key == name}) > 1)
+    assert not shared, f"rows of unlike content share a key: {shared[:3]}"
 
 
 @contract
@@ -159,7 +160,8 @@ def held_out_apart(step: Step, seed: int = 0) -> None:
     """Held-out rows say so, and are of no document that is trained on."""
     changes_rows(step)
     rows = made(step, seed)
-    assert all(row.split == "train" for row in rows.train) and all(row.split == "held_out" for row in rows.held_out), "train and held-out rows are mixed up"
+    assert {row.split for row in rows.train} <= {"train"}, "rows are trained on that are held out"
+    assert {row.split for row in rows.held_out} <= {"held_out"}, "held-out rows do not say so"
     if isinstance(step, Source):
         both = {row.source for row in rows.train} & {row.source for row in rows.held_out}
         assert not both, f"documents are trained on and held out: {sorted(both)[:3]}"
@@ -177,7 +179,8 @@ def adds(step: Step, seed: int = 0) -> None:
     assert after.parts[:1] == before.parts and after.provenance[:1] == before.provenance and after.notes[:1] == before.notes, "what came in is lost"
     assert len(after.provenance) == 2, "it does not say what it read"
     facts = after.provenance[1]
-    assert {"name", "licence"} <= facts.keys() and facts.keys() & {"sha256", "revision"}, f"its provenance has {', '.join(facts)}; expected name, licence, and sha256 or revision"
+    said = {"name", "licence"} <= facts.keys() and facts.keys() & {"sha256", "revision"}
+    assert said, f"its provenance has {', '.join(facts)}; expected name, licence, and sha256 or revision"
 
 
 @contract
@@ -231,7 +234,7 @@ def windows_resume(step: Step, seed: int = 0) -> None:
 
         def run(memory: Any, numbers: range) -> list[Any]:
             out = [step.window(where.models.batch(rows[4 * n : 4 * n + 4]), replace(where, window=n), memory) for n in numbers]
-            return [(batch.keys, batch.tags, batch.weights.tolist(), {name: x.tolist() for name, x in batch.view("student").inputs.items()}) for batch in out]
+            return [(b.keys, b.tags, b.weights.tolist(), {name: x.tolist() for name, x in b.view("student").inputs.items()}) for b in out]
 
         first, second = step.build(None), step.build(None)
         before = run(first, range(2))

@@ -46,7 +46,7 @@ def loads(exporter: Exporter, seed: int = 0) -> None:
             raise NotClaimed("it writes no folder for transformers")
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config: Any = transformers.AutoConfig.from_pretrained(folder)
         again, info = getattr(transformers, config.architectures[0]).from_pretrained(folder, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), f"weights do not fit the config: {info}"
     whole = student(seed)

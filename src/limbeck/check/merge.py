@@ -41,8 +41,9 @@ def keeps_dtype(how: Merge, seed: int = 0) -> None:
         merged = merge(how, others, start)
         assert merged.keys() == start.keys(), "names are lost or added"
         for name, x in others[0].items():
-            assert merged[name].dtype == x.dtype and merged[name].shape == x.shape, f"{name}: {merged[name].dtype} {tuple(merged[name].shape)}, was {x.dtype}"
-            assert merged[name].isfinite().all(), f"{name} is not finite"
+            y = merged[name]
+            assert y.dtype == x.dtype and y.shape == x.shape, f"{name}: {y.dtype} {tuple(y.shape)}, was {x.dtype} {tuple(x.shape)}"
+            assert y.isfinite().all(), f"{name} is not finite"
 
 
 @contract

@@ -81,7 +81,8 @@ def rows(seed: int = 0) -> Rows:
         for j, tag in enumerate(("chosen", "rejected")):
             answer = WORDS[(3 * i + 5 * j + seed) % len(WORDS)] + " " + WORDS[(7 * i + j + seed) % len(WORDS)]
             first, then = ([*TOKENIZER.encode(text, add_special_tokens=False), TOKENIZER.eos_token_id] for text in (WORDS[i], answer))
-            content = {"prompt": WORDS[i], "answer": answer, "ids": {mark: [*first, *then]}, "asked": {mark: [False] * len(first) + [True] * len(then)}}
+            asked = [False] * len(first) + [True] * len(then)
+            content = {"prompt": WORDS[i], "answer": answer, "ids": {mark: [*first, *then]}, "asked": {mark: asked}}
             found.append(Row(f"{seed}-{i}-{tag}", content, tag, f"pair-{i}"))
     return Rows((Part(tuple(found)),))
 
@@ -105,7 +106,7 @@ def laid_out(models: Models, layout: Layout) -> Iterator[None]:
     """All text roles in one layout."""
     before = {name: models[name].layout for name in models}
     for name in models:
-        models[name].layout = layout
+        models[name].layout = layout                        # type: ignore[assignment]
     try:
         yield
     finally:
@@ -131,7 +132,7 @@ class Trial:
         for align in (None, *members("align")):
             try:
                 extra = {} if align is None or "align" in turn else {"align": (find_align(align),)}
-                return Loop(Stage(steps=4, turn=(Turn(batch=GROUPS, **{**turn, **extra}),)), self.world)
+                return Loop(Stage(steps=4, turn=(Turn(batch=GROUPS, **{**turn, **extra}),)), self.world)          # type: ignore[call-arg]
             except Refused as error:
                 if error.slug not in ("need", "role", "layer"):
                     raise

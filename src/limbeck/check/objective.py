@@ -70,7 +70,8 @@ def tags(objective: Objective, seed: int = 0) -> None:
     learned, rows = build(objective, said), torch.arange(0, ROWS, 2)
     total, count = loss(some, said, learned)
     expected = loss(objective, {role: s.at(rows) for role, s in said.items()}, learned)
-    assert count == expected.count == batch(objective).count(objective.unit, objective.role(objective.teaches), "chosen"), f"count {count}, expected {expected.count}"
+    counted = batch(objective).count(objective.unit, objective.role(objective.teaches), "chosen")
+    assert count == expected.count == counted, f"summed {count} with a tag, {expected.count} of its rows alone; the batch counts {counted}"
     close(total, expected.total, VALUE, "rows with a tag")
 
 

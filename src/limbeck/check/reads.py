@@ -74,7 +74,8 @@ def over_choices(function: Callable[..., None]) -> Callable[..., None]:
                     raise
                 if not isinstance(error, Unfit):
                     choice = ", ".join(f"{name}={value!r}" for name, value in one if value != getattr(component, name))
-                    raise AssertionError(f"with {choice}: {type(error).__name__ + ': ' if not isinstance(error, AssertionError) else ''}{error}") from error
+                    kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+                    raise AssertionError(f"with {choice}: {kind}{error}") from error
         if len(reasons) == len(every):
             raise reasons[0]
 

@@ -49,7 +49,7 @@ def same(role: Text) -> tuple[float, float]:
 
 @contract
 def own_loss(role: Text, seed: int = 0) -> None:
-    """Its cross-entropy is the loss that the model computes itself: both models of a pair would be shifted alike, so nothing else shows a wrong shift."""
+    """Its cross-entropy is the loss that the model computes itself: two models would be shifted alike, so nothing else shows a wrong shift."""
     view = seen(role, seed)
     asked = (view.asked if view.asked is not None else torch.ones_like(view.inputs["ids"], dtype=torch.bool)).split(view.ragged.tolist())
     theirs, counts = 0.0, 0
@@ -79,7 +79,8 @@ def own_logits(role: Text, seed: int = 0) -> None:
 def log_probability(role: Text, seed: int = 0) -> None:
     """The log-probability of the target is that of its logits at its label."""
     said = say(role, seen(role, seed), "logits", "label", "target_logprob")
-    close(said["target_logprob"], log_probs(dense(said["logits"])).gather(-1, said["label"][:, None])[:, 0], same(role), "log-probability of the target")
+    expected = log_probs(dense(said["logits"])).gather(-1, said["label"][:, None])[:, 0]
+    close(said["target_logprob"], expected, same(role), "log-probability of the target")
 
 
 @contract

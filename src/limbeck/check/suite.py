@@ -43,7 +43,8 @@ def outcome(pair: Pair) -> Outcome:
 def keep(pair: Pair) -> None:
     """Raises where the contract is broken; one that is not claimed is kept."""
     found = outcome(pair)
-    assert found.status != "failed", f"{pair.kind} breaks {pair.contract}: {found.message}\n  again: limbeck check {pair.room}.{pair.kind} --only {pair.contract}"
+    again = f"limbeck check {pair.room}.{pair.kind} --only {pair.contract}"
+    assert found.status != "failed", f"{pair.kind} breaks {pair.contract}: {found.message}\n  again: {again}"
 
 
 def bite(component: Any, contract: str) -> str:

@@ -103,7 +103,8 @@ def same_again(surgery: Surgery, seed: int = 0) -> None:
 def speaks(surgery: Surgery, seed: int = 0) -> None:
     """The student says what it said before, on the same targets and ids, layer by layer, packed or padded."""
     before, after = operated(surgery, seed)
-    assert logits(after, seed).shape == logits(before, seed).shape, f"logits of shape {tuple(logits(after, seed).shape)}, before {tuple(logits(before, seed).shape)}"
+    now, was = (tuple(logits(role, seed).shape) for role in (after, before))
+    assert now == was, f"logits of shape {now}, before {was}"
     blocks = len(after.module.get_submodule(after.anatomy.path("blocks")))      # type: ignore[arg-type]
     assert after.num_layers == blocks == after.anatomy.num_layers(after.module.config), f"{blocks} blocks; the role says {after.num_layers}"
     assert after.tokenizer is before.tokenizer, "the tokenizer is another one"
@@ -173,4 +174,5 @@ def as_planned(surgery: Surgery, seed: int = 0) -> None:
     after = operated(surgery, seed)[1]
     planned = surgery.shape()(copy.deepcopy(fresh(seed)).to("meta"))
     assert all(p.is_meta for p in planned.module.parameters()), "the planned form makes real weights"
-    assert shapes(planned) == shapes(after), f"planned {sum(p.numel() for p in planned.module.parameters()):,} parameters, got {sum(p.numel() for p in after.module.parameters()):,}"
+    sizes = [sum(p.numel() for p in role.module.parameters()) for role in (planned, after)]
+    assert shapes(planned) == shapes(after), f"planned {sizes[0]:,} parameters, got {sizes[1]:,}; or of other shapes"

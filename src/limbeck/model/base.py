@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from limbeck.errors import Refused
 from limbeck.signals import Batch, Needs, Row, Signals, View
 
 
@@ -30,6 +31,10 @@ class Role(nn.Module):
     """Names of signals it can say, without layer numbers."""
     tokenizer: Any = None
     num_layers: int = 0
+    shift: int = 1
+    """Of its views: how many positions before it stands a target is predicted."""
+    vocab: int | None = None
+    """Entries of its logits, where it knows them."""
     state: Literal["frozen", "through", "trained"] = "frozen"
     provenance: Mapping[str, Any] = {}
     """Where the weights come from: name, revision, licence."""
@@ -51,9 +56,16 @@ class Role(nn.Module):
         raise NotImplementedError
 
     def layer(self, name: str) -> int:
-        """The layer number in `hidden.3`; negative ones count from the end."""
-        number = int(name.split(".")[1])
-        return number if number >= 0 else self.num_layers + 1 + number
+        """The layer number in `hidden.3`; negative ones count from the end.
+
+        Raises:
+            Refused: `layer`, for one that the model does not have; only `hidden` has a layer 0.
+        """
+        signal, number = name.split(".")
+        found, first = int(number) if int(number) >= 0 else self.num_layers + 1 + int(number), 0 if signal == "hidden" else 1
+        if self.num_layers and not first <= found <= self.num_layers:
+            raise Refused("layer", name, f"a layer from {first} to {self.num_layers}", number, "change the number")
+        return found
 
 
 @contextmanager
@@ -113,12 +125,12 @@ class Models(nn.ModuleDict):
     def batch(self, rows: Sequence[Row]) -> Batch:
         """One window of rows, as every role that reads in its own way sees them."""
         views: dict[str, View] = {}
-        tokenizers: list[Any] = []
+        readers: list[Role] = []
         for name in sorted(self, key=lambda name: name != "student"):
             role = self[name]
-            if not views or role.tokenizer is not None and not any(role.tokenizer is seen for seen in tokenizers):
+            if not views or role.tokenizer is not None and not any(role.tokenizer is r.tokenizer and role.shift == r.shift for r in readers):
                 views[name if views else "student"] = role.view(rows)
-                tokenizers.append(role.tokenizer)
+                readers.append(role)
         groups = {name: i for i, name in enumerate(dict.fromkeys(row.group or row.key for row in rows))}
         return Batch(views, tuple(row.tag for row in rows), torch.tensor([groups[row.group or row.key] for row in rows], dtype=torch.long),
                      tuple(row.key for row in rows), torch.ones(len(rows)))

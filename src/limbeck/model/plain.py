@@ -32,7 +32,8 @@ class Plain(Role):
         return View({name: torch.stack([torch.as_tensor(row.content[name]) for row in rows]) for name in names})
 
     def tap(self, name: str) -> Tap:
-        return Tap(self.parts[name.split(".")[0]].format(self.layer(name)))
+        signal, _, layer = name.partition(".")
+        return Tap(self.parts[signal].replace("{}", str(self.layer(name))) if layer else self.parts[signal])
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         reads = {name: self.tap(name) for name in names if name.split(".")[0] in self.parts}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.component import Choice, Component
+from limbeck.errors import Refused
 from limbeck.numerics import coarsen, log_probs, segment_mean, upcast
 from limbeck.schedule import Positive
 from limbeck.signals import Loss, Needs, Signals, TopK, dense
@@ -125,7 +126,7 @@ class AbstractLayers(Objective):
 
     zero_at_match: ClassVar[tuple[str, str] | None] = ("student", "teacher")
 
-    layers: tuple[int, ...] | Literal["all"] = (-1,)
+    layers: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["all"] = (-1,)
     """Layers (1 is the first block, 0 the embedding, -1 the last block); with `align: layer_map`, its pairs, counted from 0, or `all` of them."""
     project: bool = True
     """A learned linear map into the teacher's width, where the widths differ; without it they must agree."""
@@ -154,7 +155,8 @@ class AbstractLayers(Objective):
         if all(a == b for a, b in pairs):
             return None
         if not self.project:
-            raise ValueError(f"{self.kind}: widths {pairs} differ, and project is false")         # type: ignore[attr-defined]
+            raise Refused("value", f"{self.kind}.project", "states of one width",                            # type: ignore[attr-defined]
+                          f"{', '.join(f'{a} and {b}' for a, b in pairs)} wide", "leave project out: then a map between them is learned")
         return nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in pairs)
 
     def values(self, student: Signals, teacher: Signals, learned: Any = None) -> Float[Tensor, " pos"]:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from limbeck.errors import Refused
 from limbeck.numerics import kl, masked_log_softmax, upcast
 from limbeck.objective.base import Objective
 from limbeck.signals import Needs, Signals
@@ -48,14 +49,20 @@ class Relations(Objective):
     def needs(self) -> Needs:
         return dict.fromkeys(("student", "teacher"), tuple(f"{x}.{self.layer}" for x in ("query", "key", "value")))
 
+    def build(self, example):
+        for seat in ("student", "teacher"):
+            for name in self.needs[seat]:
+                if (width := example[seat][name].shape[-1]) % self.heads:
+                    raise Refused("value", "relations.heads", f"a divisor of the width {width} of {name} of {seat}", f"heads: {self.heads}",
+                                  "change heads; with grouped queries, keys and values are narrower than queries")
+
     def values(self, student: Signals, teacher: Signals) -> Float[Tensor, " pos"]:
         lengths = student.rows["pos"].bincount(minlength=student.num("row")).tolist()
         total: Any = 0
         for name in self.needs["student"]:
             q, p = student[name], teacher[name]
             for x in (q, p):
-                if x.shape[-1] % self.heads:
-                    raise ValueError(f"relations: {self.heads} heads do not divide the width {x.shape[-1]} of {name}")
+                assert x.shape[-1] % self.heads == 0, f"{self.heads} heads do not divide the width {x.shape[-1]} of {name}"
             rows = zip(q.split(lengths), p.split(lengths), strict=True)
             total = total + torch.cat([upcast(q[:0]).sum(-1), *(kl(self.relation(b), self.relation(a)).mean(0) for a, b in rows)])
         return total

@@ -28,7 +28,7 @@ GROUPS = 16
 
 SETTLE = "settle the surgery for this model"
 Number = Annotated[int, Field(ge=1, strict=True)]
-Size = Number | Annotated[float, Field(gt=0, lt=1)]
+Size = Annotated[float, Field(gt=0, lt=1)] | Number
 
 
 class KeepWidth(Surgery):

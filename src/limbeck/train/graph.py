@@ -58,6 +58,9 @@ class Arm:
 
     def run(self, observe: Observe = lambda arm, loop, records: None, stop: Callable[[], bool] = lambda: False) -> bool:
         """Runs what is not finished; returns whether all is."""
+        for folder in (self.folder, self.result("student").parent):
+            if folder.is_dir():
+                sweep(folder)
         if all(is_sound(self.result(name)) for name in ("student", *self.nodes)):
             return self.tidy()
         self.world = self.make()

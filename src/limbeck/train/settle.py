@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from limbeck.align.base import Align, expanded, raw
+from limbeck.align.shared_vocab import SharedVocab
 from limbeck.data.base import Step
 from limbeck.errors import Refused
-from limbeck.model.base import Models
+from limbeck.model.base import Models, Role
 from limbeck.signals import Needs
 from limbeck.train.stage import Turn
 
@@ -25,9 +26,9 @@ class Settled(NamedTuple):
 def settle(turn: Turn, steps: Sequence[Step], models: Models, where: str) -> Settled:
     """Settles a turn against the models at hand; what cannot work is refused with place and reason, before anything runs."""
     roles = tuple(models)
-    for role in (turn.trains, *turn.through):
+    for field, role in (("trains", turn.trains), *(("through", name) for name in turn.through)):
         if role not in roles:
-            raise Refused("role", f"{where}.trains", f"one of {', '.join(roles)}", role, "add it under role:, or change the name")
+            raise Refused("role", f"{where}.{field}", f"one of {', '.join(roles)}", role, "add it under role:, or change the name")
     align = tuple(a.settle(models) for a in turn.align)
     needs: dict[str, tuple[str, ...]] = {}
     for i, objective in enumerate(turn.objective):
@@ -44,13 +45,48 @@ def settle(turn: Turn, steps: Sequence[Step], models: Models, where: str) -> Set
                                   "add align: [layer_map], or name the layers")
                 needs[role] = tuple(dict.fromkeys((*needs.get(role, ()), name)))
     settled, notes = match(needs, models.offers(), align, where)
-    match(turn.forward.requires(settled), models.offers(), align, where)
+    asked, _ = match(turn.forward.requires(settled), models.offers(), align, where)
+    exist(asked, models, align, where)
+    align = same_ids(turn, settled, models, align, notes, where)
     for step in steps:
         match(step.needs, models.offers(), (), f"{where}, data {step.kind}")                           # type: ignore[attr-defined]
     if not models.trainable(turn.trains, turn.only, turn.freeze):
         raise Refused("freeze", f"{where}.only", f"parameters of {turn.trains} that learn", "none: only and freeze leave nothing",
                       "look at the names: limbeck show --parameters, and change the patterns")
     return Settled(settled, align, tuple(notes))
+
+
+def exist(needs: Needs, models: Models, align: Sequence[Align], where: str) -> None:
+    """Refuses layers that a model does not have."""
+    for role, names in needs.items():
+        for name in raw(align, role, names):
+            if "." in name:
+                try:
+                    models[role].layer(name)
+                except Refused as error:
+                    raise Refused("layer", where, f"{error.expected} of {role}", name, error.do) from None
+
+
+def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...], notes: list[str], where: str) -> tuple[Align, ...]:
+    """The alignments, before them one that cuts heads of one tokenizer to the ids they share, where an objective compares heads of other sizes."""
+    heads: dict[str, Role] = {}
+    for i, objective in enumerate(turn.objective):
+        seats = [seat for seat, names in objective.needs.items() if any("logits" in name for name in names)]
+        said = {objective.role(seat): settled[objective.role(seat)] for seat in seats}
+        if any("top_logits" in names for names in said.values()) and getattr(objective, "temperature", 1) != 1:
+            raise Refused("temperature", f"{where}.objective.{i}.temperature", "1, with a teacher that kept its best entries only",
+                          f"temperature: {objective.temperature}", "leave temperature out, or let the teacher keep: hidden")    # type: ignore[attr-defined]
+        if len(said) > 1:
+            heads |= {role: models[role] for role in said if models[role].tokenizer is not None and models[role].vocab is not None}
+    if len({role.vocab for role in heads.values()}) < 2 or any(isinstance(a, SharedVocab) for a in align):
+        return align
+    short = next((name for name in heads if "top_logits" in settled[name]), None)
+    sizes = ", ".join(f"{name} ({role.vocab:,})" for name, role in heads.items())
+    if short is not None:
+        raise Refused("vocab", where, "heads of one size, with a teacher that kept its best entries only", sizes, f"let {short} keep: hidden")
+    cut = SharedVocab().settle(Models(heads))
+    notes.append(f"{where}: logits of {sizes} are cut to the {cut.num:,} ids they share")
+    return (cut, *align)
 
 
 def match(needs: Needs, offers: Needs, align: Sequence[Align], where: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:

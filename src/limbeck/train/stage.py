@@ -85,7 +85,7 @@ class Stage(Document):
     """Another teacher than the recipe's, for this stage."""
     data: tuple[AnyStep, ...] | None = None
     """Other data than the recipe's, for this stage."""
-    repeat: int = Field(1, gt=0)
+    repeat: int = Field(1, gt=0, le=1000)
     """Runs the stage so many times, each a stage of its own with fresh optimisers."""
     select: Select | None = None
     """Keep the best state instead of the last."""
