@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data.base import Rows
+from limbeck.export._card import model_card
 from limbeck.export.report import render, verdict
 from limbeck.recipe import Recipe
 from limbeck.store import Log, read_json, write_json, write_text
@@ -42,6 +43,7 @@ def conclude(recipe: Recipe, folder: Path, parts: Mapping[str, Any], checks: Seq
     page = render(summary, (folder / "recipe.yaml").read_text(encoding="utf-8"), log.read(), plan, environment(), samples)
     write_text(folder / "report.html", page)
     write_json(folder / "samples.json", list(samples))
+    write_text(folder / "README.md", model_card(summary, provenance))
     write_json(folder / "summary.json", summary)            # last: a run that has it is finished
     return summary
 

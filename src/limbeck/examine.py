@@ -80,9 +80,13 @@ class Examiner:
         """The few numbers that are told while a run goes: kl, top1, perplexity."""
         return self.few(self.table(subject))
 
-    def look(self, role: Role) -> dict[str, float]:
-        """The same numbers of a role that is being trained: made anew, and not kept."""
-        return self.few(score(role, self.rows.held_out, self.answers if self.teacher is not None else None))
+    def look(self, role: Role, rows: Sequence[Row] | None = None) -> dict[str, float]:
+        """The same numbers of a role that is being trained, on some held-out rows or all: made anew, and not kept; leaves the role as it was."""
+        training = role.training
+        try:
+            return self.few(score(role.eval(), rows or self.rows.held_out, self.answers if self.teacher is not None else None))
+        finally:
+            role.train(training)
 
     @staticmethod
     def few(table: Table) -> dict[str, float]:
@@ -91,6 +95,22 @@ class Examiner:
         if table.kl is not None and table.teacher_best is not None:
             found |= {"kl": float(table.kl.double().mean()), "top1": float((table.best == table.teacher_best).double().mean())}
         return found
+
+
+def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
+    """What was checked about the run itself, as lines of the report."""
+    out = []
+    if "teacher" in examiner.openers and examiner.rows.held_out:
+        itself = examiner.metrics("teacher")
+        good = itself["kl"] < 1e-4 and itself["top1"] == 1
+        out.append({"name": "Evaluator on the teacher itself", "open": not good,
+                    "result": f"KL {itself['kl']:.4f}, agreement {itself['top1']:.0%}" + (": as it must be" if good else ": this should be 0 and 100 %")})
+    if examiner.recipe.baseline:
+        out.append({"name": "Text-only baseline", "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False})
+    if any(stage.select for stage in examiner.recipe.train):
+        out.append({"name": "Best step chosen on the held-out rows", "result": "so their figures flatter the student", "open": True})
+    out.append({"name": "Interrupted", "result": "never" if sessions < 2 else f"{sessions - 1} times; what goes on continues bit for bit", "open": False})
+    return [*out, *({"name": note.split(":")[0], "result": note.partition(": ")[2] or note, "open": False} for note in examiner.rows.notes)]
 
 
 def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int = 48, new_tokens: int = 48) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from limbeck.data._overlap import drop_overlap
 from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import score
-from limbeck.examine import Examiner, draw_samples
+from limbeck.examine import Examiner, draw_samples, trust
 from limbeck.export.base import Parcel
 from limbeck.model.base import Role
 from limbeck.numerics import Streams
@@ -38,6 +38,8 @@ CALIBRATION_ROWS = 16
 """Training rows that surgeries are measured on."""
 CLOSING_SECONDS = 60
 """What timings of decoding, samples and the report take."""
+WATCHED_ROWS, LOOKS = 8, 5
+"""Held-out rows that are looked at while training, and how often a stage."""
 SILENT = ("gradient_norm", "learning_rate", "step_seconds")
 """Metrics that are kept, and not told while a run goes."""
 
@@ -70,6 +72,8 @@ class Job:
     def go(self, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """All steps in order; the summary, or None after a stop between two optimiser steps, which is safe."""
         self.open()
+        sessions = self.folder / "steps" / "sessions.json"
+        write_json(sessions, (read_json(sessions) if sessions.is_file() else 0) + 1)
         if self.rows.held_out:
             with self.step("before") as said:
                 said += [f"{name} {value:.4g}" for name, value in self.examiner.metrics("start").items()]
@@ -213,8 +217,17 @@ class Job:
         """The node that is evaluated and exported."""
         return self.recipe.result or list(arm.nodes)[-1]
 
-    def observe(self, arm: str, loop: Loop, records: list[dict[str, Any]]) -> None:
-        """Tells progress; never changes anything."""
+    @cached_property
+    def watched(self) -> list[Row]:
+        """A few held-out rows that are looked at while training."""
+        pick = torch.randperm(len(self.rows.held_out), generator=self.streams("watched"))[:WATCHED_ROWS].sort().values
+        return [self.rows.held_out[i] for i in pick.tolist()]
+
+    def observe(self, arm: str, node: str, loop: Loop, records: list[dict[str, Any]]) -> None:
+        """Tells progress, and looks at a few held-out rows now and then; changes nothing."""
+        if self.watched and self.teacher is not None and loop.trained == "student" and loop.step * LOOKS % loop.steps < LOOKS:
+            value = self.examiner.look(loop.world.models["student"], self.watched)["kl"]
+            self.log.append([{"v": 1, "arm": arm, "stage": node, "step": loop.step - 1, "name": "held_out_kl", "value": value}])
         said = " · ".join(f"{r['name']} {r['sum'] / max(r['count'], 1):.4g}" for r in records if r["name"].split(".")[-1] not in SILENT)
         self.tell.bar("train" if arm == "student" else f"baseline {arm}", loop.step, loop.steps, said)
 
@@ -247,4 +260,5 @@ class Job:
         facts = {"wall_seconds": sum(read_json(self.folder / "steps" / "clock.json").values()), "steps": sum(self.steps_in(s) for s in self.recipe.train),
                  "held_out_targets": len(self.examiner.table("student").row) if self.rows.held_out else 0}
         samples = draw_samples(self.examiner, self.recipe.seed)
+        checks = [*checks, *trust(self.examiner, int(read_json(self.folder / "steps" / "sessions.json")))]
         return conclude(self.recipe, self.folder, parts, checks, self.rows, self.cast.provenance(self.rows), samples, self.log, facts)

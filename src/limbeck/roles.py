@@ -106,7 +106,8 @@ class Cast:
 
     def provenance(self, rows: Rows) -> tuple[Mapping[str, Any], ...]:
         """What was used: roles and data, each with name, revision, licence and its part."""
-        return (*({**role.provenance, "role": name} for name, role in self.originals.items()), *({**p, "role": "data"} for p in rows.provenance))
+        models = ({**role.provenance, "role": name, "name": shown(str(role.provenance.get("name", "a module at hand")))} for name, role in self.originals.items())
+        return (*models, *({**p, "role": "data"} for p in rows.provenance))
 
     def compiled(self, role: Role) -> Role:
         """The role with its blocks compiled, if the recipe asks for it."""
@@ -123,6 +124,11 @@ class Cast:
         if "teacher" in self.originals:
             roles["teacher"] = self.originals["teacher"]
         return Models(roles)
+
+
+def shown(name: str) -> str:
+    """A model's name for others: of a path, only its last part."""
+    return Path(name).name if "/" in name and Path(name).exists() else name
 
 
 def located(text: str, base: str) -> str:

@@ -32,9 +32,9 @@ def test_not_a_number_is_a_number() -> None:
 
 
 @pytest.mark.parametrize("text", ["yes", "no", "on", "off", "Yes", "NO", "y", "n", "tRUE", "nan", "inf", "1_000", "0b11", "12:30:45", "2026-01-02", "=", ".",
-                                  "-", "1e", "e5", "0o8", "0x", "++1", "١٢"])
+                                  "1e", "e5", "0o8", "0x", "++1", "١٢"])
 def test_words_stay_words(text: str) -> None:
-    assert load(f"a: {text}")[0] == {"a": text} if text != "-" else load("a: '-'")[0] == {"a": "-"}
+    assert load(f"a: {text}")[0] == {"a": text}
 
 
 @pytest.mark.parametrize("text", ["'1'", '"true"', "'~'", '"1e-4"'])
@@ -112,11 +112,12 @@ Quoted.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:ya
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(PLAIN)
 def test_plain_data_comes_back_as_it_was_written(data: Any) -> None:
-    found = load(yaml.dump(data, Dumper=Quoted, allow_unicode=False))[0]
+    found = load(yaml.dump(data, Dumper=Quoted, allow_unicode=False, sort_keys=False))[0]
     assert found == data and repr(found) == repr(data)
 
 
-HOSTILE = st.text(st.sampled_from(list("&*!<>?:-[]{}#|%@`'\"\\ \n\t\x00\x85ab019.eExXuU~=,/") + ["\ud800", "\ufeff", "---", "<<:", "!!", "\\U00", "%YAML "]), max_size=40)
+PIECES = [*"&*!<>?:-[]{}#|%@`'\"\\ \n\t\x00\x85ab019.eExXuU~=,/", "\ud800", "\ufeff", "---", "<<:", "!!", "\\U00", "%YAML ", "99999"]
+HOSTILE = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -1,11 +1,10 @@
 """The model card: what a student was made of, what it inherits, and what was measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from limbeck.export.base import Parcel
 from limbeck.text.show import for_report
 
 OBLIGATIONS = {
@@ -17,19 +16,19 @@ OBLIGATIONS = {
 """What some licences ask of a student, by the beginning or a part of their name."""
 
 
-def model_card(parcel: Parcel) -> str:
+def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any]]) -> str:
     """README.md with the front matter that hubs read: licence, base model, data sets."""
-    models = [p for p in parcel.provenance if p.get("role") != "data"]
-    data = [p for p in parcel.provenance if p.get("role") == "data"]
+    models = [p for p in provenance if p.get("role") != "data"]
+    data = [p for p in provenance if p.get("role") == "data"]
     head = {"library_name": "transformers", "license": licence(models), "base_model": names(models), "datasets": names(data), "tags": ["distillation", "limbeck"]}
     lines = ["---", yaml.safe_dump({k: v for k, v in head.items() if v}, sort_keys=False).strip(), "---", "", "# A distilled model", ""]
-    verdict = parcel.summary.get("verdict")
+    verdict = summary.get("verdict")
     lines += [for_report(str(verdict)), ""] if verdict else []
     lines += ["Loads with `transformers`; it needs nothing of limbeck. How it was made and measured: the run's `recipe.yaml` and `report.html`.", "", "## Made of", "",
               "| part | name | revision | licence |", "| --- | --- | --- | --- |"]
     lines += [f"| {cell(p.get('role'))} | {cell(p.get('name'))} | {cell(p.get('revision') or p.get('sha256'))} | {cell(p.get('licence')) or 'licence unknown'} |"
-              for p in parcel.provenance]
-    duties = obligations(parcel.provenance)
+              for p in provenance]
+    duties = obligations(provenance)
     lines += ["", "## Licence", "", *[f"- {duty}" for duty in duties]] if duties else []
     return "\n".join(lines) + "\n"
 
@@ -44,7 +43,7 @@ def licence(models: list[Mapping[str, Any]]) -> str:
     return found.pop() or "unknown" if len(found) == 1 else "other"
 
 
-def obligations(provenance: tuple[Mapping[str, Any], ...]) -> list[str]:
+def obligations(provenance: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the licences ask, and which of them nobody knows."""
     out = []
     for p in provenance:

@@ -44,7 +44,7 @@ class Safetensors(Exporter):
         module.config.dtype = str(module.dtype).removeprefix("torch.")
         module.save_pretrained(parcel.folder, safe_serialization=True)
         parcel.role.tokenizer.save_pretrained(str(parcel.folder))
-        write_text(parcel.folder / "README.md", model_card(parcel))
+        write_text(parcel.folder / "README.md", model_card(parcel.summary, parcel.provenance))
         how = {"dtype": module.dtype, "attn_implementation": module.config._attn_implementation}
         again: Any = type(module).from_pretrained(parcel.folder, **how).to(module.device)
         gap = float((self.says(again, probe) - (before if self.dtype == "as_trained" else self.says(module, probe))).abs().max())

@@ -19,7 +19,8 @@ from limbeck.train.loop import Loop, NotFinite, World
 from limbeck.train.stage import Stage
 
 logger = logging.getLogger(__name__)
-Observe = Callable[[str, Loop, list[dict[str, Any]]], None]
+Observe = Callable[[str, str, Loop, list[dict[str, Any]]], None]
+"""Hears arm, node, loop and the records of a step; reads, and never writes."""
 
 
 class Node(Protocol):
@@ -56,7 +57,7 @@ class Arm:
         """The folder of a finished node; `student` is the start."""
         return self.folder / "results" / self.name / node
 
-    def run(self, observe: Observe = lambda arm, loop, records: None, stop: Callable[[], bool] = lambda: False) -> bool:
+    def run(self, observe: Observe = lambda arm, node, loop, records: None, stop: Callable[[], bool] = lambda: False) -> bool:
         """Runs what is not finished; returns whether all is."""
         for folder in (self.folder, self.result("student").parent):
             if folder.is_dir():
@@ -100,7 +101,7 @@ class Arm:
             self.log.append([{"v": 1, "arm": self.name, "stage": node.name, **record} for record in records])
             if loop.step % stage.checkpoint.every == 0 and loop.step < loop.steps:
                 self.save(loop, folder)
-            observe(self.name, loop, records)
+            observe(self.name, node.name, loop, records)
 
         try:
             finished = loop.run(watch, stop)
