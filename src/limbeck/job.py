@@ -257,7 +257,7 @@ class Job:
 
     def close(self, checks: list[dict[str, Any]], parts: dict[str, Any]) -> dict[str, Any]:
         """Samples, summary and report."""
-        facts = {"wall_seconds": sum(read_json(self.folder / "steps" / "clock.json").values()), "steps": sum(self.steps_in(s) for s in self.recipe.train),
+        facts = {"wall_seconds": sum(read_json(self.folder / "steps" / "clock.json").values()), "steps": sum(self.steps_in(s) * s.repeat for s in self.recipe.train),
                  "held_out_targets": len(self.examiner.table("student").row) if self.rows.held_out else 0}
         samples = draw_samples(self.examiner, self.recipe.seed)
         checks = [*checks, *trust(self.examiner, int(read_json(self.folder / "steps" / "sessions.json")))]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import Refused
 from limbeck.job import Job, Quiet, Tell
 from limbeck.recipe import find, load
 from limbeck.store import lock, read_json
@@ -68,10 +69,14 @@ def resume(folder: str | Path, tell: Tell | None = None, stop: Callable[[], bool
 def evaluate(folder: str | Path, kinds: tuple[str, ...] = (), tell: Tell | None = None) -> Run:
     """Measures a finished run again, with its own evaluators or others, and writes its report anew."""
     path = Path(folder)
+    if not (path / "summary.json").is_file():
+        raise Refused("run", str(path), "a finished run", "one that was stopped, or none", f"limbeck resume {path.name}")
     recipe = load(path / "recipe.yaml", [f"evaluate=[{', '.join(kinds)}]"] if kinds else [])
     with lock(path / "run"):
         job = Job(recipe, path, tell or Quiet(), begin(path, recipe, "."))
         job.open()
         job.steps_auto = job.settle_steps()
-        before = read_json(path / "summary.json")
-        return Run(path, True, job.close(before["checks"], {**before["parts"], **job.measure()}))
+        before, parts = read_json(path / "summary.json"), job.measure()
+        merged = {name: {**before["parts"][name], **part} if isinstance(part, dict) and isinstance(before["parts"].get(name), dict) else part
+                  for name, part in parts.items()}
+        return Run(path, True, job.close(before["checks"], {**before["parts"], **merged}))

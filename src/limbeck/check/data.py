@@ -20,12 +20,11 @@ from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
 from limbeck.errors import LimbeckError
 from limbeck.model.base import Models
-from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.signals import Row
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 
-NUM = 40
+NUM, CONTEXT = 40, 1 << 20
 LAST: dict[tuple[type, str, int], Rows] = {}
 """What was made last."""
 
@@ -62,7 +61,7 @@ def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", ne
         base.mkdir(parents=True, exist_ok=True)
         if files != "none":
             write(base, records() + [dict.fromkeys(records()[0])] * (files == "broken"))
-        student = family_of("llama", 0)
+        student = family_of("llama", 0, context=CONTEXT)
         student.tokenizer = Chatting()
         yield Place(Models({"student": student, "teacher": student}), Streams(seed), base=str(base))
 
@@ -206,9 +205,8 @@ def readable(step: Step, seed: int = 0) -> None:
         rows = made(step, seed)
     except LimbeckError as error:
         raise NotClaimed(str(error)) from None
-    role = Text.__new__(Text)
-    torch.nn.Module.__init__(role)
-    role.tokenizer, role.anatomy = Chatting(), family_of("llama", 0).anatomy
+    role = family_of("llama", 0, context=CONTEXT)
+    role.tokenizer = Chatting()
     view = role.view([*rows.train, *rows.held_out])
     assert len(view.targets), "no row has anything to predict"
     assert (view.ragged > 0).all(), "a row is empty"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.check.contract import NotClaimed, Unfit
+from limbeck.errors import LimbeckError
 from limbeck.numerics import log_probs, top_k
 from limbeck.objective.base import Objective
 from limbeck.signals import VOCABULARY, Batch, Logits, Loss, Signals, TopK, View, unit_of
@@ -105,7 +106,7 @@ def build(objective: Objective, said: Mapping[str, Signals], seed: int = 0, dtyp
         torch.manual_seed(seed)
         try:
             learned = objective.build({seat: said[objective.role(seat)] for seat in objective.needs})
-        except ValueError as error:
+        except (ValueError, LimbeckError) as error:
             raise Unfit(f"build refuses the example signals: {error}") from error
     return learned if learned is None else learned.to(dtype)
 

@@ -88,6 +88,8 @@ def weights(objective: Objective, seed: int = 0) -> None:
     total, count = loss(objective, weighed, learned)
     close(total, sum(w * x for w, x in zip(factors.double(), alone, strict=True)), VALUE, "with weights of rows")
     assert count == loss(objective, said, learned).count, "weights change the count"
+    chosen = loss(changed(objective, tag="chosen"), weighed, learned).total
+    close(chosen, sum(w * x for w, x in zip(factors.double()[::2], alone[::2], strict=True)), VALUE, "with weights of rows that a tag picks")
 
 
 @contract

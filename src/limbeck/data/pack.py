@@ -4,6 +4,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -74,6 +75,11 @@ class Cutter:
     same: dict[int, int] = field(default_factory=dict)
     """One object for each id: a tokenizer makes new ones all the time, and they are larger than the text."""
 
+    @cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Begin and end that the tokenizer gives each text."""
+        return specials(self.tokenizer)
+
     def notes(self) -> Iterator[str]:
         """What was left out or cut, where anything was."""
         lost = self.lost
@@ -100,11 +106,11 @@ class Cutter:
 
     def pieces(self, row: Row) -> Iterator[Sized]:
         """Pieces of a document, in its order."""
-        (before, after), mark, text = specials(self.tokenizer), fingerprint(self.tokenizer), row.content["text"]
-        found, around = tokens(text, self.tokenizer), len(before) + len(after)
-        if around >= self.length:
-            raise Refused("value", "data pack  length", f"more than the {around} tokens around each text", f"length: {self.length}", "raise length")
-        ends = list(cuts(found, self.length - around))
+        (before, after), mark, text = self.around, fingerprint(self.tokenizer), row.content["text"]
+        found, framed = tokens(text, self.tokenizer), len(before) + len(after)
+        if framed >= self.length:
+            raise Refused("value", "data pack  length", f"more than the {framed} tokens around each text", f"length: {self.length}", "raise length")
+        ends = list(cuts(found, self.length - framed))
         for start, end in zip([0, *ends], ends, strict=False):
             if end - start < self.shortest:
                 self.lost.update(pieces=1, tokens=end - start)

@@ -15,7 +15,7 @@ from limbeck.model.reference import Reference
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.planning.cost import Cost, cost
-from limbeck.planning.machine import Machine, machine
+from limbeck.planning.probe import Machine, machine
 from limbeck.planning.steps import BACKWARD, FEWEST, affordable
 from limbeck.recipe import Recipe, find, load
 from limbeck.roles import Cast, located

@@ -51,7 +51,7 @@ class Arm:
         """
         self.name, self.nodes, self.make, self.folder, self.fresh, self.log = name, {n.name: n for n in nodes}, make, folder, fresh, log
         self.score, self.steps, self.world_of = score, steps, world_of
-        self.opened = ("student", ())          # what the student in memory is built like: nothing but the start yet
+        self.built: tuple[Surgery, ...] = ()    # surgeries of stages in the student that is in memory
 
     def result(self, node: str) -> Path:
         """The folder of a finished node; `student` is the start."""
@@ -64,7 +64,7 @@ class Arm:
                 sweep(folder)
         if all(is_sound(self.result(name)) for name in ("student", *self.nodes)):
             return self.tidy()
-        self.world = self.make()
+        self.world, self.built = self.make(), ()
         try:
             return self.run_nodes(observe, stop) and self.tidy()
         finally:
@@ -73,7 +73,7 @@ class Arm:
     def run_nodes(self, observe: Observe, stop: Callable[[], bool]) -> bool:
         """The nodes that have no result yet."""
         if not is_sound(self.result("student")):
-            self.keep("student", {}, [])
+            self.keep("student", {role: self.world.models[role].module.state_dict() for role in self.trained()}, [])
         for number, node in enumerate(self.nodes.values()):
             if is_sound(self.result(node.name)):
                 continue
@@ -82,6 +82,10 @@ class Arm:
             elif not self.train(number, node, observe, stop):
                 return False
         return True
+
+    def trained(self) -> list[str]:
+        """Roles that any stage changes: each goes back to its start where a branch begins there."""
+        return list(dict.fromkeys(turn.trains for node in self.nodes.values() if isinstance(node.what, Stage) for turn in node.what.turn))
 
     def tidy(self) -> bool:
         """Removes checkpoints of finished nodes."""
@@ -118,16 +122,17 @@ class Arm:
 
     def enter(self, node: Node) -> list[Any]:
         """The student (and what else was trained) as they were after the node's start, with the stage's own surgery; its settled form."""
-        start, chain = node.after[0], self.chain(node.after[0])
-        if any(chain) or self.opened[1]:
+        start = node.after[0]
+        built = tuple(surgery for name in self.chain(start) for surgery in self.surgery_of(name))
+        if built != self.built:
             self.world.models["student"] = self.fresh()
-            for surgery in (s for name in chain for s in self.surgery_of(name)):
+            for surgery in built:
                 self.world.models["student"] = surgery(self.world.models["student"])
         self.restore(start)
         settled = [s.settle(self.world.models["student"], self.score or unscored) for s in node.what.surgery]
         for surgery in settled:
             self.world.models["student"] = surgery(self.world.models["student"])
-        self.opened = (node.name, tuple(settled))
+        self.built = (*built, *settled)
         return [s.model_dump(mode="json") for s in settled]
 
     def restore(self, node: str) -> None:

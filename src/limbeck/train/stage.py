@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from limbeck.align.base import AnyAlign
 from limbeck.component import Document
@@ -91,6 +91,11 @@ class Stage(Document):
     """Keep the best state instead of the last."""
     checkpoint: Checkpoint = Checkpoint()
     """How often the run is made safe."""
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def a_reference_is_live(cls, value: Any) -> Any:
+        return {"kind": "live", "model": value} if isinstance(value, str) and ":" in value else value
 
     @model_validator(mode="before")
     @classmethod
