@@ -22,7 +22,7 @@ from limbeck.planning import plan
 from limbeck.recipe import load
 from limbeck.start import resume, run
 from limbeck.store import Cache, is_sound, load_state
-from test_run import FEW, TINY, after, at_home, metrics, same, state, toy, words  # noqa: F401
+from toy import FEW, TINY, Call, after, at_home, command_line, metrics, same, state, toy, words  # noqa: F401
 
 Says = Callable[..., LimbeckError]
 
@@ -67,13 +67,13 @@ train:
     ("    batch: 2", "    bach: 2", "key", "tutor.yaml:10  train.0.bach", "batch", "bach: 2", "write batch"),
     ("teacher:", "techer:", "key", "tutor.yaml:5  techer", "teacher", "config:", "write teacher"),
     ("length: 40", "lenght: 40", "key", "tutor.yaml:4  data.1.lenght", "a field of pack: length", "lenght: 40", "write length"),
-    ("drop_blocks", "drop_block", "kind", "tutor.yaml:6  student.surgery.0", "a kind of student: drop_blocks", "drop_block", "write drop_blocks"),
-    ("[forward_kl]", "[foward_kl]", "kind", "tutor.yaml:8  train.0.objective.0", "a kind of objective: forward_kl", "foward_kl", "write forward_kl"),
+    ("drop_blocks", "drop_block", "kind", "tutor.yaml:6  student.surgery.0", "a kind of student", "drop_block", "write drop_blocks"),
+    ("[forward_kl]", "[foward_kl]", "kind", "tutor.yaml:8  train.0.objective.0", "a kind of objective", "foward_kl", "write forward_kl"),
     ("[forward_kl]", "[xyzzy]", "kind", "tutor.yaml:8  train.0.objective.0", "a kind of objective", "xyzzy", "limbeck list objective"),
     ("batch: 2", "batch: 0", "value", "tutor.yaml:10  train.0.batch", "greater than 0", "batch: 0", "change batch"),
     ("split: 0.2", "split: 1.5", "value", "tutor.yaml:3  data.0.split", "less than 1", "split: 1.5", "change split"),
-    ("steps: 2", "steps: -1", "value", "tutor.yaml:9  train.0", "at least 1", "-1", "change"),
-    ("steps: 2", "steps: many", "value", "tutor.yaml:9  train.0.steps", "auto", "many", "change steps"),
+    ("steps: 2", "steps: -1", "value", "tutor.yaml:9  train.0.steps", "greater than 0", "steps: -1", "change steps"),
+    ("steps: 2", "steps: many", "value", "tutor.yaml:9  train.0.steps", "integer", "many", "change steps"),
     ("    batch: 2", "    steps: 3", "yaml", "tutor.yaml:10", "each key once", "steps again", "remove one steps"),
     ("[forward_kl]", "[*loss]", "yaml", "tutor.yaml:8", "each value written out", "alias loss", "write the value again"),
     ("[forward_kl]", "&loss [forward_kl]", "yaml", "tutor.yaml:8", "each value written out", "loss", "write the value again"),
@@ -263,11 +263,10 @@ def test_what_does_not_fit_into_memory_or_on_the_disk_is_refused_before_it_is_be
     monkeypatch.setattr(limbeck.planning, "machine", lambda probe=True: replace(real(False), memory_bytes=1_000_000))
     for call in (lambda *args: plan(*args, probe=False), run):
         error = says(call, toy(tmp_path), code=3)
-        assert error.slug == "memory" and "1 MB" in error.expected and "micro" in error.do
+        assert error.slug == "memory" and "MB" in error.expected and "micro" in error.do
     assert not list((tmp_path / "runs").rglob("checkpoints"))
     monkeypatch.setattr(limbeck.planning, "machine", real)
-    monkeypatch.setattr("limbeck.planning.machine.Machine.free_disk_bytes", 1000, raising=False)
-    monkeypatch.setattr(sys.modules["limbeck.planning.machine"].Machine, "free_disk_bytes", 1000)
+    monkeypatch.setattr(limbeck.planning.Machine, "free_disk_bytes", 1000)
     assert says(run, toy(tmp_path), code=3).slug == "space"
 
 
@@ -303,7 +302,8 @@ def all_as(done: Path, whole: Path) -> None:
     """Two runs ended alike."""
     for arm in ("student", "text_only"):
         assert same(state(done, arm=arm), state(whole, arm=arm))
-    assert metrics(done) == metrics(whole)
+    mine, theirs = (sorted(map(json.dumps, metrics(folder))) for folder in (done, whole))        # a stage made again stands behind a later one
+    assert mine == theirs
     mine, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (done, whole))
     assert mine["student"] == theirs["student"] and mine["baseline"] == theirs["baseline"]
     assert is_sound(done / "student")
@@ -433,31 +433,6 @@ def test_a_learning_rate_that_blows_the_student_up_ends_in_our_error(says, tmp_p
 
 # ---- the command line ------------------------------------------------------------------------------------------------
 
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(monkeypatch, capfd) -> Iterator[Call]:
-    """Runs a command in this process: exit code, stdout, stderr."""
-    import signal
-
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(*words: Any, **variables: str) -> tuple[int, str, str]:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            limbeck.cli.main()
-        out = capfd.readouterr()
-        return int(caught.value.code or 0), out.out, out.err
-
-    yield call
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
 def lines_of(err: str) -> list[str]:
     """The four lines of an error; nothing stands before or behind them."""
     lines = err.strip().splitlines()
@@ -468,7 +443,7 @@ def lines_of(err: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("words", "code", "slug"), [
-    (["frobnicate"], 2, "usage"), (["run"], 2, "usage"), (["plan", "quickstart", "--fast"], 2, "usage"), (["run", "no_such_recipe"], 2, "run"),
+    (["frobnicate"], 2, "usage"), (["run"], 2, "usage"), (["plan", "quickstart", "--fast"], 2, "usage"), (["run", "no_such_recipe", "--quiet"], 2, "recipe"),
     (["list", "objectives"], 2, "usage"), (["show", "forward_lk"], 2, "usage"), (["resume", "nothing"], 2, "run"), (["check"], 2, "usage"),
     (["compare", "a", "b"], 2, "run"), (["chat", "nobody"], 2, "run"), (["evaluate", "nobody"], 2, "run"), (["check", "objective.nothing"], 2, ""),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
@@ -480,7 +455,7 @@ def test_a_wrong_command_ends_in_four_lines(words, code, slug, cli):
 
 def test_a_recipe_with_a_mistake_ends_in_four_lines_and_as_json_in_one_document(cli, tmp_path):
     path = written(tmp_path, GOOD.replace("batch", "bach"))
-    code, out, err = cli("run", path)
+    code, out, err = cli("run", path, "--quiet")
     assert code == 2 and out == "" and lines_of(err)[3].strip() == "do        write batch"
     code, out, err = cli("run", path, "--json")
     assert code == 2 and json.loads(out)["error"].keys() == {"slug", "where", "expected", "got", "do"}

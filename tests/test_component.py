@@ -217,7 +217,7 @@ RANKED = """
 
 
 @pytest.mark.parametrize("name", ["mylab", "MyLab"])
-def test_a_kind_of_another_package_is_loaded_when_a_recipe_names_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_kinds: None) -> None:
+def test_a_kind_of_another_package_is_loaded_when_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_kinds: None) -> None:
     distribution(tmp_path, name, "mylab_losses", RANKED, "objective.ranked_kl = mylab_losses:RankedKL")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mylab_losses", raising=False)

@@ -7,7 +7,9 @@ reason in the same change.
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,9 +28,9 @@ def ran(room: str) -> tuple[Counter[str], dict[str, str]]:
 
 
 @pytest.mark.parametrize("room", [*ROOMS, "role"])
-def test_no_fewer_contracts_run_than_before(room: str, record_property: pytest.FixtureRequest) -> None:
+def test_no_fewer_contracts_run_than_before(room: str, record_property: Callable[[str, Any], None]) -> None:
     count, unclaimed = ran(room)
-    record_property("not claimed", unclaimed)                                   # type: ignore[operator]
+    record_property("not claimed", unclaimed)
     print(f"{room}: {len(kinds(room))} members, {count.total()} ran, {len(unclaimed)} not claimed")
     print("\n".join(f"  {pair}: {reason}" for pair, reason in unclaimed.items()))
     assert count.total() >= STORED["ran"][room], f"{count.total()} pairs ran, {STORED['ran'][room]} did before"

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_run import same
 from torch import nn
 
 import limbeck
 from limbeck.errors import Failed, LimbeckError, Refused
 from limbeck.objective.forward_kl import ForwardKL
+from toy import same
 
 
 def net(width: int, seed: int = 0, inputs: int = 64, classes: int = 10) -> nn.Module:

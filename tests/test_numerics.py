@@ -37,7 +37,8 @@ def random_logits(*shape: int, scale: float = 3.0, dtype: torch.dtype = torch.fl
 
 
 def test_low_precision_is_raised_and_high_precision_stays() -> None:
-    assert [upcast(torch.zeros(1, dtype=d)).dtype for d in (torch.bfloat16, torch.float16, torch.float32, torch.float64)] == [torch.float32] * 3 + [torch.float64]
+    assert [upcast(torch.zeros(1, dtype=d)).dtype
+            for d in (torch.bfloat16, torch.float16, torch.float32, torch.float64)] == [torch.float32] * 3 + [torch.float64]
 
 
 def test_log_probabilities_divide_by_the_temperature_before_the_softmax() -> None:

@@ -28,7 +28,8 @@ def spoken(batch: Batch, role: str = "student") -> Signals:
     view = batch.view(role)
     num = {unit: len(view.rows(unit)) for unit in view.units}
     top = TopK(torch.arange(num["target"])[:, None], torch.arange(num["target"])[:, None] / 2, torch.arange(num["target"]) / 4)
-    return batch.signals(role, {"hidden.2": torch.arange(num["pos"])[:, None], "logits": Logits(torch.arange(num["target"])[:, None], lambda x: x * 2, False),
+    return batch.signals(role, {"hidden.2": torch.arange(num["pos"])[:, None],
+                                "logits": Logits(torch.arange(num["target"])[:, None], lambda x: x * 2, False),
                                 "label": torch.arange(num["target"]), "score": torch.arange(num["row"]), "top_logits": top})
 
 
@@ -86,7 +87,8 @@ def test_chunks_are_renumbered_with_their_rows_and_what_is_in_none_stays_in_none
 @pytest.mark.parametrize("rows", [(1, 0), (0, 0), (2, 1, 0)])
 def test_rows_out_of_order_or_twice_are_refused_everywhere(rows: tuple[int, ...]) -> None:
     batch = batch_of({"student": ragged((2, 2, 2))}, (0, 1, 2))
-    for cut in (lambda: renumber(ids(*rows), 3), lambda: batch.at(ids(*rows)), lambda: batch.view("student").at(ids(*rows)), lambda: spoken(batch).at(ids(*rows))):
+    for cut in (lambda: renumber(ids(*rows), 3), lambda: batch.at(ids(*rows)), lambda: batch.view("student").at(ids(*rows)),
+                lambda: spoken(batch).at(ids(*rows))):
         with pytest.raises(AssertionError, match="ascending"):
             cut()
 
@@ -97,7 +99,8 @@ def test_old_rows_know_their_new_numbers() -> None:
 
 def test_signals_of_some_rows_are_cut_unit_by_unit() -> None:
     said = spoken(batch_of({"student": ragged((3, 1, 2))}, (5, 5, 7), ("a", "b", "a"))).at(ids(0, 2))
-    assert said["hidden.2"][:, 0].tolist() == [0, 1, 2, 4, 5] and dense(said["logits"])[:, 0].tolist() == [0, 2, 4] and said["score"].tolist() == [0, 2]
+    assert said["hidden.2"][:, 0].tolist() == [0, 1, 2, 4, 5] and dense(said["logits"])[:, 0].tolist() == [0, 2, 4]
+    assert said["score"].tolist() == [0, 2]
     assert said["top_logits"].ids[:, 0].tolist() == [0, 1, 2] and said["top_logits"].tail.tolist() == [0, 0.25, 0.5] and len(said["top_logits"]) == 3
     assert {unit: rows.tolist() for unit, rows in said.rows.items()} == {"row": [0, 1], "target": [0, 0, 1], "pos": [0, 0, 0, 1, 1]}
     assert said.tags == ("a", "a") and said.group.tolist() == [0, 1] and said.weights.tolist() == [1, 3] and said.num("group") == 2
@@ -151,7 +154,8 @@ ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.sampled_from(
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(ROWS, st.integers(1, 9), st.booleans(), st.data())
 def test_cut_and_laid_end_to_end_every_unit_is_the_whole(rows: list[tuple[int, int, str]], parts: int, causal: bool, data: st.DataObject) -> None:
-    lengths, groups, tags = zip(*sorted(rows, key=lambda row: row[1]), strict=True)       # groups in order, so that laying end to end is a matter of parts only
+    in_order = sorted(rows, key=lambda row: row[1])         # of groups: then laying end to end is a matter of parts only
+    lengths, groups, tags = zip(*in_order, strict=True)
     asked = data.draw(st.lists(st.booleans(), min_size=sum(lengths), max_size=sum(lengths)))
     view = ragged(lengths, asked, shift=int(causal))
     of = [-1] * len(view.targets)
@@ -169,7 +173,8 @@ def test_cut_and_laid_end_to_end_every_unit_is_the_whole(rows: list[tuple[int, i
     batch = Batch(batch.views, batch.tags, batch.group, batch.keys, batch.weights, {"teacher": whole})
     cut = batch.cut(parts)
     assert tuple(key for part in cut for key in part.keys) == batch.keys and tuple(tag for part in cut for tag in part.tags) == batch.tags
-    assert torch.cat([part.weights for part in cut]).equal(batch.weights) and torch.cat([part.view("student").inputs["ids"] for part in cut]).equal(view.inputs["ids"])
+    assert torch.cat([part.weights for part in cut]).equal(batch.weights)
+    assert torch.cat([part.view("student").inputs["ids"] for part in cut]).equal(view.inputs["ids"])
     for unit in ("row", "pos", "target", "chunk", "group"):
         for tag in (None, "a"):
             assert unit == "group" or sum(part.count(unit, "student", tag) for part in cut) == batch.count(unit, "student", tag)
@@ -177,7 +182,8 @@ def test_cut_and_laid_end_to_end_every_unit_is_the_whole(rows: list[tuple[int, i
     said = [part.said["teacher"] for part in cut]
     for name in ("hidden.2", "label", "score"):
         assert torch.cat([s[name] for s in said]).equal(whole[name])
-    assert torch.cat([dense(s["logits"]) for s in said]).equal(dense(whole["logits"])) and torch.cat([s["top_logits"].tail for s in said]).equal(whole["top_logits"].tail)
+    assert torch.cat([dense(s["logits"]) for s in said]).equal(dense(whole["logits"]))
+    assert torch.cat([s["top_logits"].tail for s in said]).equal(whole["top_logits"].tail)
     first_row, first_chunk, seen = 0, 0, []
     for part, s in zip(cut, said, strict=True):
         own = part.view("student")

@@ -18,12 +18,13 @@ from limbeck.component import LOADED, Component
 from limbeck.errors import Failed, LimbeckError, Refused
 from limbeck.model.folder import check_index, inside
 from limbeck.model.reference import Reference, known
+from limbeck.start import run
 from limbeck.store import inside as inside_store
 from limbeck.store import load_tensors, new_folder, save_tensors
 from limbeck.terminal import Progress
 from limbeck.text.show import visible
 from limbeck.workspace import ALLOWED
-from test_run import FEW, TINY, at_home, run, toy, words  # noqa: F401
+from toy import FEW, TINY, at_home, toy, words  # noqa: F401
 
 SOURCE = Path(limbeck.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -132,7 +133,8 @@ def test_a_shard_or_a_part_cannot_lie_outside_its_folder(name, tmp_path):
     folder.mkdir()
     (tmp_path / "x").write_text("secret")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"weight": name}}))
-    for call in (lambda: inside(folder, name), lambda: check_index(folder), lambda: inside_store(folder, name)):
+    calls = [lambda: check_index(folder), lambda: inside_store(folder, name)]
+    for call in calls if name == "x\n" else [*calls, lambda: inside(folder, name)]:         # a line break leads nowhere
         with pytest.raises(LimbeckError):
             call()
 

@@ -154,7 +154,8 @@ def nearest(word: str, known: Any) -> str:
 def members(room: str) -> dict[str, str]:
     """Kind -> its one-sentence description, read from the files of the room without importing them."""
     folder = Path(__file__).parent / room
-    return {path.stem: summary(path) for path in sorted(folder.glob("*.py")) if path.stem != "base" and path.stem[0] != "_"}
+    found = {path.stem: summary(path) for path in sorted(folder.glob("*.py")) if path.stem != "base" and path.stem[0] != "_"}
+    return {kind: text for kind, text in found.items() if text}             # a file without a component is no member
 
 
 def summary(path: Path) -> str:
@@ -162,7 +163,7 @@ def summary(path: Path) -> str:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and any(isinstance(x, ast.AnnAssign) and getattr(x.target, "id", "") == "kind" for x in node.body):
             return (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
-    return ""
+    return None
 
 
 def load_plugin(room: str, kind: str) -> None:
@@ -305,7 +306,8 @@ def document_in(field: Any) -> tuple[type[Document] | None, type[Component] | No
 
 def written(cls: type, value: Any, path: tuple) -> tuple[tuple, type[Document], type[Document] | None]:
     """The path as the user wrote it, the class that owns its last key, and the one in whose place it was written, if any."""
-    place, owner, host, out, skip = value, cls, None, [], 0
+    place: Any = value
+    owner, host, out, skip = cls, None, [], 0
     for key in path[:-1]:
         if skip:
             skip -= 1

@@ -8,15 +8,23 @@ from typing import Any
 
 import torch
 
+from limbeck.align.shared_vocab import SharedVocab
 from limbeck.data.base import Rows
 from limbeck.evaluate._scoring import score
 from limbeck.evaluate.base import Exam, Table
 from limbeck.model.base import Models, Role
-from limbeck.recipe import Recipe
 from limbeck.numerics import Streams
+from limbeck.recipe import Recipe
 from limbeck.signals import Row, View, dense
 from limbeck.store import is_sound, load_tensors, new_folder, read_json, save_tensors, write_json
 from limbeck.teacher.base import Teacher
+
+
+def shared_ids(role: Role, teacher: Role | None) -> SharedVocab | None:
+    """The cut to the ids that a subject shares with the teacher, where their heads are of other sizes; as in training."""
+    if teacher is None or None in (role.vocab, teacher.vocab) or role.vocab == teacher.vocab:
+        return None
+    return SharedVocab().settle(Models({"student": role, "teacher": teacher}))
 
 
 class Examiner:
@@ -46,9 +54,9 @@ class Examiner:
         source = self.recipe.teacher
         if isinstance(source, Teacher) and self.kept:
             models = Models({"teacher": self.teacher, "student": self.teacher})
-            return source.attach(models.batch(rows), models, self.kept).said["teacher"]["logits|top_logits"]
+            return source.attach(models.batch(rows).to(view.device), models, self.kept).said["teacher"]["logits|top_logits"]
         with torch.no_grad():
-            return self.teacher.says(self.teacher.view(rows), ("logits",), {})["logits"]
+            return self.teacher.says(self.teacher.view(rows).to(view.device), ("logits",), {})["logits"]
 
     def table(self, subject: str) -> Table:
         """One entry a held-out target; made once, then read from the run's folder."""
@@ -58,7 +66,7 @@ class Examiner:
         if subject not in self.tables:
             with self.open(subject) as role:
                 began = time.perf_counter()
-                table = score(role, self.rows.held_out, self.answers if self.teacher is not None else None)
+                table = score(role, self.rows.held_out, self.answers if self.teacher is not None else None, align=shared_ids(role, self.teacher))
                 seconds = time.perf_counter() - began
             with new_folder(folder) as new:
                 save_tensors(new / "table.safetensors", {name: x for name, x in vars(table).items() if x is not None})
@@ -84,14 +92,17 @@ class Examiner:
         """The same numbers of a role that is being trained, on some held-out rows or all: made anew, and not kept; leaves the role as it was."""
         training = role.training
         try:
-            return self.few(score(role.eval(), rows or self.rows.held_out, self.answers if self.teacher is not None else None))
+            return self.few(score(role.eval(), rows or self.rows.held_out, self.answers if self.teacher is not None else None,
+                                  align=shared_ids(role, self.teacher)))
         finally:
             role.train(training)
 
     @staticmethod
     def few(table: Table) -> dict[str, float]:
         """Means over all targets."""
-        found = {"perplexity": float(table.label_logprob.double().mean().neg().exp())}
+        found: dict[str, float] = {}
+        if table.label_logprob is not None:
+            found["perplexity"] = float(table.label_logprob.double().mean().neg().exp())
         if table.kl is not None and table.teacher_best is not None:
             found |= {"kl": float(table.kl.double().mean()), "top1": float((table.best == table.teacher_best).double().mean())}
         return found
@@ -125,7 +136,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
             if role.tokenizer is None or "text" not in role.offers and subject == "student":
                 return []
             for sample, i in zip(out, pick, strict=True):
-                ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens]
+                ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens].to(next(role.parameters()).device)
                 began = time.perf_counter()
                 with torch.no_grad():
                     made = role.module.generate(ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=new_tokens, do_sample=False,      # type: ignore[operator]
@@ -139,8 +150,8 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
 
 def differences(teacher: Role, tokenizer: Any, prompt: Any, answer: Any) -> dict[str, Any]:
     """Characters of the answer that the teacher, reading it, would not have put there, and the share of tokens that it would."""
-    view = View({"ids": torch.cat([prompt, answer])}, torch.tensor([len(prompt) + len(answer)]),
-                torch.arange(len(prompt) + len(answer)) >= len(prompt))
+    ids = torch.cat([prompt, answer])
+    view = View({"ids": ids}, torch.tensor([len(ids)], device=ids.device), torch.arange(len(ids), device=ids.device) >= len(prompt))
     with torch.no_grad():
         same = dense(teacher.says(view, ("logits",), {})["logits"]).argmax(-1) == answer
     ends = [len(tokenizer.decode(answer[:i].tolist(), skip_special_tokens=True)) for i in range(len(answer) + 1)]

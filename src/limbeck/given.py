@@ -104,7 +104,9 @@ def distill(teacher: Any, student: Any, loader: Iterable[Any], objective: Any = 
     """
     objectives = objective if isinstance(objective, (list, tuple)) else [objective]
     stage = validate(Stage, {"steps": steps, "turn": [{"objective": list(objectives), **turn}]}, "distill")
-    kept = teacher.training if isinstance(teacher, nn.Module) else False
+    if not isinstance(loader, Iterable):
+        raise Refused("data", "loader", "an iterable of batches", type(loader).__name__, "give a DataLoader or a list")
+    modes = [(module, module.training) for module in teacher.modules()] if isinstance(teacher, nn.Module) else []
     roles = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
     models = Models({name: given(module, says=says, takes=(takes,)) for name, module in roles.items()})
     flags = [(p, p.requires_grad) for role in models.values() for p in role.parameters()]
@@ -122,6 +124,6 @@ def distill(teacher: Any, student: Any, loader: Iterable[Any], objective: Any = 
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
-        if isinstance(teacher, nn.Module):
-            teacher.train(kept)
+        for module, mode in modes:
+            module.training = mode
     return student.eval() if isinstance(student, nn.Module) else student

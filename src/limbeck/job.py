@@ -16,11 +16,12 @@ from limbeck.data._overlap import drop_overlap
 from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import score
-from limbeck.examine import Examiner, draw_samples, trust
+from limbeck.examine import Examiner, draw_samples, shared_ids, trust
 from limbeck.export.base import Parcel
 from limbeck.model.base import Role
 from limbeck.numerics import Streams
 from limbeck.planning import plan_of
+from limbeck.planning.refusals import refuse_rows
 from limbeck.planning.steps import affordable
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
@@ -96,6 +97,7 @@ class Job:
         self.cast = Cast(self.recipe, self.cache, self.base)
         with self.step("data") as said:
             self.rows = self.read(self.recipe.data)
+            refuse_rows(self.recipe, self.rows, self.cast.originals)
             write_text(self.folder / "plan.txt", f"{plan_of(self.recipe, self.folder.name, self.base, probe=False, rows=self.rows)}\n")
             said += [f"{len(self.rows.train):,} rows to train on, {len(self.rows.held_out):,} held out", *self.rows.notes]
         with self.step("student") as said:
@@ -149,11 +151,11 @@ class Job:
         if teacher is None or not rows:
             raise Refused("score", "student.surgery", "training rows and a teacher to measure with", "none", "choose without measuring, or give data and teacher")
         with torch.no_grad():
-            return [(row, teacher.says(teacher.view([row]), ("logits",), {})["logits"]) for row in rows]
+            return [(row, teacher.says(teacher.view([row]).to(next(teacher.parameters()).device), ("logits",), {})["logits"]) for row in rows]
 
     def score(self, role: Role) -> float:
         """Mean KL from the teacher to a role on the calibration rows, in nats a target."""
-        each = [score(role, [row], lambda rows, view, said=said: said).kl for row, said in self.calibration]
+        each = [score(role, [row], lambda rows, view, said=said: said, align=shared_ids(role, self.teacher)).kl for row, said in self.calibration]
         return float(torch.cat(each).double().mean())                       # type: ignore[arg-type]
 
     def capture(self, rows: Sequence[Row], source: Teacher | None, role: Role | None, kept: dict[str, Any]) -> None:

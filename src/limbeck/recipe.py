@@ -56,7 +56,7 @@ class Recipe(Document):
     """The published work that it follows."""
     covers: tuple[str, ...] = ()
     """Parts of that work that are covered."""
-    version: int = Field(1, ge=1)
+    version: int = Field(default=1, ge=1)
     """Raised when the recipe changes what it computes."""
     seed: int = 0
     """Of all random streams."""
@@ -90,7 +90,7 @@ class Recipe(Document):
     """Lower precision inside the forward pass, with float32 weights."""
     compile: bool = False
     """Whether the student's blocks are compiled by torch while training."""
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(default=None, gt=0)
     """CPU threads; none: all cores."""
     toy: dict[str, Any] = Field(default_factory=dict)
     """Changes that make it run in seconds: path -> value; sizes, steps, data and models only."""
@@ -242,7 +242,7 @@ def place_of(key: str) -> tuple[int | str, ...]:
 def change(plain: Any, key: str, value: Any, source: str = "command line") -> None:
     """Sets one place of a document by its dotted path; null removes."""
     *way, last = key.split(".")
-    place = plain
+    place: Any = plain
     for i, word in enumerate(way):
         part = int(word) if isinstance(place, list) and NUMBER.fullmatch(word) else word
         try:

@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.errors import Refused
 from limbeck.job import Job, Quiet, Tell
 from limbeck.recipe import find, load
-from limbeck.store import lock, read_json
+from limbeck.store import disk, lock, read_json
 from limbeck.workspace import begin, choose
 
 
@@ -51,7 +51,8 @@ def run(source: Any, *changes: str, name: str | None = None, runs: Path | None =
     recipe = load(source, changes, toy)
     own = find(str(source)) if isinstance(source, (str, Path)) else None
     folder = choose(recipe, (own.stem if own else "run") + "-toy" * toy, name, runs)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / "run"):
         if (folder / "summary.json").is_file():
             return Run(folder, True, read_json(folder / "summary.json"))
@@ -79,4 +80,5 @@ def evaluate(folder: str | Path, kinds: tuple[str, ...] = (), tell: Tell | None 
         before, parts = read_json(path / "summary.json"), job.measure()
         merged = {name: {**before["parts"][name], **part} if isinstance(part, dict) and isinstance(before["parts"].get(name), dict) else part
                   for name, part in parts.items()}
-        return Run(path, True, job.close(before["checks"], {**before["parts"], **merged}))
+        exported = path / "steps" / "export.json"
+        return Run(path, True, job.close(read_json(exported) if exported.is_file() else [], {**before["parts"], **merged}))

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from limbeck.export.report import header, table, unmeasured, verdict, weakest
-from limbeck.text.show import duration, for_terminal
+from limbeck.text.show import duration, visible
 
 PLAIN_SECONDS = 30.0
 """Without a terminal: a line of progress after so long."""
@@ -43,7 +43,7 @@ class Progress:
         """A finished step."""
         if self.live:
             self.out.print("\r\x1b[2K", end="")
-        self.line(f"{symbols()[0]} {step:<10} {for_terminal(text, 400)}   {duration(seconds)}")
+        self.line(f"{symbols()[0]} {step:<10} {visible(text, 400)}   {duration(seconds)}")
         self.began.pop(step, None)
 
     def bar(self, step: str, done: int, total: int, text: str) -> None:
@@ -51,7 +51,7 @@ class Progress:
         now = time.monotonic()
         began, first = self.began.setdefault(step, (now, done))
         left = f" · {duration((now - began) / (done - first) * (total - done))} left" if done - first >= 3 else ""
-        said = f"{step:<10} {done:,}/{total:,} · {for_terminal(text, 200)}{left}"
+        said = f"{step:<10} {done:,}/{total:,} · {visible(text, 200)}{left}"
         if self.live:
             width = 24
             full = round(width * done / max(total, 1))

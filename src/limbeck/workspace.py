@@ -61,8 +61,8 @@ def choose(recipe: Recipe, name: str, run: str | None = None, runs: Path | None 
     """
     root = runs or runs_folder()
     if run is not None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-            raise Refused("run", run, "a name of letters, digits, ., _ and -", run, "choose another name")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
+            raise Refused("run", "command line  --run", "a name of at most 100 letters, digits, ., _ and -", short(ascii(run)), "choose another name")
         folder = root / run
         if (folder / "recipe.yaml").is_file() and (found := first_difference(computed(recipe), computed(load(folder / "recipe.yaml")))):
             raise Refused("run", str(folder), "the recipe this folder was made with", f"{found} (first difference)", f"leave out --run {run}, or choose another name")
@@ -80,7 +80,13 @@ def begin(folder: Path, recipe: Recipe, base: str) -> str:
         write_text(folder / "base.txt", f"{Path(base).resolve()}\n")
         write_text(folder / "recipe.yaml", text_of(recipe))
     write_json(folder / "environment.json", environment())
-    return (folder / "base.txt").read_text(encoding="utf-8").strip()
+    return base_of(folder)
+
+
+def base_of(folder: Path) -> str:
+    """The folder that the relative paths of a run's recipe start from."""
+    path = folder / "base.txt"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else str(folder)
 
 
 def environment() -> dict[str, Any]:

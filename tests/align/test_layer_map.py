@@ -34,7 +34,8 @@ BY_HAND: dict[tuple[int, int], dict[str, Pairs]] = {
         "last": ((6, 24),),
         "last_k": ((1, 19), (2, 20), (3, 21), (4, 22), (5, 23), (6, 24)),
         "uniform": ((1, 4), (2, 8), (3, 12), (4, 16), (5, 20), (6, 24)),
-        "uniform_consecutive": ((1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (3, 8), (3, 9), (3, 10), (3, 11), (3, 12),
+        "uniform_consecutive": ((1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (3, 8), (3, 9), (3, 10), (3, 11),
+                                (3, 12),
                                 (4, 12), (4, 13), (4, 14), (4, 15), (4, 16), (5, 16), (5, 17), (5, 18), (5, 19), (5, 20),
                                 (6, 20), (6, 21), (6, 22), (6, 23), (6, 24)),
         "uniform_plus_last": ((1, 4), (1, 19), (2, 8), (2, 20), (3, 12), (3, 21), (4, 16), (4, 22), (5, 20), (5, 23), (6, 24)),
@@ -43,7 +44,8 @@ BY_HAND: dict[tuple[int, int], dict[str, Pairs]] = {
         "last": ((8, 30),),
         "last_k": ((1, 23), (2, 24), (3, 25), (4, 26), (5, 27), (6, 28), (7, 29), (8, 30)),
         "uniform": ((1, 3), (2, 7), (3, 11), (4, 15), (5, 18), (6, 22), (7, 26), (8, 30)),
-        "uniform_consecutive": ((1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (3, 8), (3, 9), (3, 10), (3, 11), (3, 12),
+        "uniform_consecutive": ((1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (3, 8), (3, 9), (3, 10), (3, 11),
+                                (3, 12),
                                 (4, 12), (4, 13), (4, 14), (4, 15), (4, 16), (5, 16), (5, 17), (5, 18), (5, 19), (5, 20),
                                 (6, 20), (6, 21), (6, 22), (6, 23), (6, 24), (7, 24), (7, 25), (7, 26), (7, 27), (7, 28), (8, 28), (8, 29), (8, 30)),
         "uniform_plus_last": ((1, 3), (1, 23), (2, 7), (2, 24), (3, 11), (3, 25), (4, 15), (4, 26), (5, 18), (5, 27), (6, 22), (6, 28),
@@ -69,7 +71,8 @@ def test_every_map_gives_the_pairs_written_out_by_hand(depths: tuple[int, int], 
 
 def test_models_of_one_depth_stand_beside_each_other() -> None:
     same = tuple((i, i) for i in range(1, 5))
-    assert all(LayerMap(map=name).settle(models(4, 4)).pairs == same for name in ("uniform", "last_k", "uniform_plus_last"))      # type: ignore[arg-type]
+    assert all(LayerMap(map=name).settle(models(4, 4)).pairs == same
+               for name in ("uniform", "last_k", "uniform_plus_last"))      # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["last_k", "uniform_plus_last"])
@@ -104,7 +107,8 @@ def test_numbers_are_those_of_pairs_and_negative_ones_count_from_the_last_pair()
 
 def test_a_layer_in_two_pairs_is_asked_for_once_and_heard_twice() -> None:
     settled = LayerMap(map="explicit", pairs=((1, 2), (1, 4)))
-    assert raw((settled,), "student", ("hidden.0", "hidden.1")) == ("hidden.1",) and raw((settled,), "teacher", ("hidden.0", "hidden.1")) == ("hidden.2", "hidden.4")
+    assert raw((settled,), "student", ("hidden.0", "hidden.1")) == ("hidden.1",)
+    assert raw((settled,), "teacher", ("hidden.0", "hidden.1")) == ("hidden.2", "hidden.4")
     batch = Batch({"student": View({"ids": torch.arange(2)}, torch.tensor([2]))}, ("",), torch.tensor([0]), ("k",), torch.ones(1))
 
     def said(role: str, values: dict[str, torch.Tensor]) -> Signals:

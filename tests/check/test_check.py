@@ -57,6 +57,7 @@ def test_a_class_an_instance_and_every_spelling_of_a_path_are_checked_alike() ->
 
 def test_the_package_itself_can_be_called() -> None:
     assert limbeck.check(ForwardKL, only="yaml").passed                     # type: ignore[operator]
+    assert limbeck.__getattr__("check") is check
 
 
 def test_all_of_limbeck_can_be_asked_one_thing() -> None:
@@ -70,6 +71,11 @@ def test_what_is_no_component_is_refused_in_four_lines(path: str) -> None:
     with pytest.raises(Refused) as caught:
         locate(path)
     assert caught.value.slug == "check" and caught.value.code == 2
+
+
+def test_a_misspelt_kind_is_told_the_right_one() -> None:
+    with pytest.raises(Refused, match="do        limbeck check objective.skew_kl"):
+        locate("objective.skewkl")
 
 
 def test_an_unknown_contract_is_refused_with_the_nearest_name() -> None:

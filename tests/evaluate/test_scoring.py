@@ -116,13 +116,15 @@ def test_no_more_logits_exist_than_a_slice(speaker):
     assert seen == [CHUNK, CHUNK, CHUNK, 800 - 3 * CHUNK]
 
 
-def test_half_precision_is_compared_in_float32():
-    # in bfloat16 the two would be one number: 8 bits of mantissa
-    rows = images((0.0, 0.0), labels=(0,))
-    teacher = torch.tensor([[0.0, 2**-6]], dtype=torch.bfloat16)
-    table = score(as_logits(), rows, lambda rows, view: teacher)
-    p = torch.tensor([0.0, 2**-6], dtype=torch.float64).softmax(0)
-    assert table.kl.dtype == torch.float32
+@pytest.mark.parametrize("half", ["teacher", "student"])
+def test_half_precision_is_compared_in_float32(half):
+    # a softmax in bfloat16 would round 0.5039 and 0.4961 to 8 bits of mantissa
+    apart, even = torch.tensor([0.0, 2**-6]), torch.tensor([0.0, 0.0])
+    dtypes = {"teacher": torch.float32, "student": torch.float32, half: torch.bfloat16}
+    rows = [Row("0", {"features": even.to(dtypes["student"]), "label": 0})]
+    table = score(as_logits(), rows, lambda rows, view: apart[None].to(dtypes["teacher"]))
+    p = apart.double().softmax(0)
+    assert table.kl.dtype == table.label_logprob.dtype == torch.float32
     torch.testing.assert_close(table.kl.double(), ((p * (p / 0.5).log()).sum())[None], rtol=1e-2, atol=1e-8)
 
 

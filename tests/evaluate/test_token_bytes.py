@@ -21,7 +21,7 @@ def byte_level() -> Any:
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [("l", "l"), ("ll", "o"), ("Ġ", "w")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<|turn|>", special=True)])
     tokenizer.add_tokens([AddedToken("日記")])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
 
@@ -63,6 +63,7 @@ def test_what_is_never_predicted_is_not_counted():
 
 def test_marks_stand_for_nothing_and_added_words_for_themselves():
     assert bytes_of(byte_level(), "a<|end|>日記") == 1 + 0 + 6
+    assert bytes_of(byte_level(), "<|turn|>a") == 1                     # a mark that no role of the tokenizer names
     assert token_bytes(ByteTokenizer()).sizes[254:].tolist() == [1, 1, 0, 0]
 
 

@@ -21,7 +21,8 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "qwen3": (transformers.Qwen3ForCausalLM, SIZES | {"head_dim": 8}),
     "gemma3_text": (transformers.Gemma3ForCausalLM, SIZES | {
         "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
-    "gpt2": (transformers.GPT2LMHeadModel, {"vocab_size": 264, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 256, "eos_token_id": 257}),
+    "gpt2": (transformers.GPT2LMHeadModel, {"vocab_size": 264, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 256,
+                                            "eos_token_id": 257}),
     "bert": (transformers.BertForMaskedLM, {name: size for name, size in SIZES.items() if name != "num_key_value_heads"}),
 }
 

@@ -96,7 +96,8 @@ def test_layers_are_those_that_the_model_lists_and_the_last_one_stands_before_th
     view = view_of((9, 17), shift=role.shift)
     with torch.no_grad():
         said = role.says(view, tuple(f"hidden.{i}" for i in range(4)) + ("input.1", "input.3", "hidden.-1"), {})
-        theirs = [torch.cat(layer, 1)[0] for layer in zip(*(role.module(ids, output_hidden_states=True).hidden_states for ids in rows_of(view)), strict=True)]
+        theirs = [torch.cat(layer, 1)[0] for layer in zip(*(role.module(ids, output_hidden_states=True).hidden_states for ids in rows_of(view)),
+                                                          strict=True)]
         for i in range(role.num_layers):
             torch.testing.assert_close(said[f"hidden.{i}"], theirs[i], **CLOSE)
         last = said["hidden.3"]
@@ -104,7 +105,7 @@ def test_layers_are_those_that_the_model_lists_and_the_last_one_stands_before_th
             assert (last - theirs[3]).abs().max() > 1e-3
             last = role.module.get_submodule(role.anatomy.path("final_norm"))(last)
         torch.testing.assert_close(last, theirs[3], **CLOSE)
-    assert torch.equal(said["input.1"], said["hidden.0"]) and torch.equal(said["input.3"], said["hidden.2"]) and torch.equal(said["hidden.-1"], said["hidden.3"])
+    assert all(torch.equal(said[a], said[b]) for a, b in (("input.1", "hidden.0"), ("input.3", "hidden.2"), ("hidden.-1", "hidden.3")))
 
 
 def test_queries_keys_and_values_of_gpt2_are_the_three_parts_of_one_layer(small: Small) -> None:
@@ -135,7 +136,8 @@ def test_a_block_hears_what_is_put_in_and_what_comes_before_it_hears_no_gradient
     dense(said["logits"]).sum().backward()
     first = role.module.get_submodule(role.anatomy.path("block", 0))
     second = role.module.get_submodule(role.anatomy.path("block", 1))
-    assert all(p.grad is None or not p.grad.any() for p in first.parameters()) and any(p.grad is not None and p.grad.any() for p in second.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in first.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in second.parameters())
     with torch.no_grad():
         plain = role.says(view, ("hidden.1", "hidden.2"), {})
         again = role.says(view, ("hidden.2",), {"input.2": plain["hidden.1"]})

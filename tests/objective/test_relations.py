@@ -19,11 +19,13 @@ def parts(widths: tuple[int, int, int] = (12, 12, 12), num: int = 7, seed: int =
     return {name: torch.randn(num, width, generator=g, dtype=torch.float64) for name, width in zip(NAMES, widths, strict=True)}
 
 
-def each(objective: Relations, say: Say, student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], pos: tuple[int, ...] = (3, 4)) -> torch.Tensor:
+def each(objective: Relations, say: Say, student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor],
+         pos: tuple[int, ...] = (3, 4)) -> torch.Tensor:
     return objective.values(say(student, pos=pos), say(teacher, pos=pos))
 
 
-def by_loop(student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], heads: int, causal: bool, pos: tuple[int, ...] = (3, 4)) -> list[float]:
+def by_loop(student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], heads: int, causal: bool,
+            pos: tuple[int, ...] = (3, 4)) -> list[float]:
     """The definition, with plain numbers: one row, head and position after the other."""
     def relation(x: torch.Tensor, head: int, i: int, start: int, end: int) -> list[float]:
         width = x.shape[1] // heads
@@ -99,7 +101,8 @@ def test_the_first_position_of_a_row_relates_to_itself_alone_and_costs_nothing(s
 def test_rows_beside_each_other_do_not_meet(say: Say) -> None:
     student, teacher = parts(), parts(seed=1)
     together = each(Relations(heads=3, causal=False), say, student, teacher)
-    alone = [each(Relations(heads=3, causal=False), say, {n: x[rows] for n, x in student.items()}, {n: x[rows] for n, x in teacher.items()}, pos=(num,))
+    alone = [each(Relations(heads=3, causal=False), say, {n: x[rows] for n, x in student.items()}, {n: x[rows] for n, x in teacher.items()},
+                  pos=(num,))
              for rows, num in ((slice(0, 3), 3), (slice(3, 7), 4))]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-14)
 

@@ -42,7 +42,8 @@ def test_a_schedule_is_the_rate_itself_and_takes_no_warm_up_besides() -> None:
             Optimiser.model_validate({"lr": "linear", **more})
 
 
-@pytest.mark.parametrize("fields", [{"lr": 0}, {"lr": -1}, {"warm_up": 1.5}, {"betas": [1.0, 0.9]}, {"eps": 0}, {"clip": 0}, {"weight_decay": -1}, {"decay": "fast"},
+@pytest.mark.parametrize("fields", [{"lr": 0}, {"lr": -1}, {"warm_up": 1.5}, {"betas": [1.0, 0.9]}, {"eps": 0}, {"clip": 0}, {"weight_decay": -1},
+                                    {"decay": "fast"},
                                     {"groups": [{"match": []}]}])
 def test_values_that_make_no_sense_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -58,7 +59,8 @@ class Net(nn.Module):
 
 def test_every_parameter_stands_in_one_group_matrices_are_decayed_and_the_first_match_counts() -> None:
     net, learned = Net(), nn.Linear(2, 2)
-    how = Optimiser(weight_decay=0.1, groups=(Group(match=("embed.*",), rate=0.5), Group(match=("embed.weight", "norm.*"), rate=3.0, weight_decay=0.7)))
+    how = Optimiser(weight_decay=0.1, groups=(Group(match=("embed.*",), rate=0.5),
+                                              Group(match=("embed.weight", "norm.*"), rate=3.0, weight_decay=0.7)))
     made = how.build(list(net.named_parameters()), [None, learned])
     every = [p for group in made.param_groups for p in group["params"]]
     assert len(every) == len({id(p) for p in every}) == len(list(net.parameters())) + 2

@@ -153,7 +153,8 @@ def test_a_turn_in_which_nothing_learns_is_refused(more: dict[str, Any]) -> None
 
 
 def test_heads_of_other_sizes_are_cut_to_what_they_share_and_that_is_said() -> None:
-    found = settle(turn("forward_kl", {"kind": "hidden_mse", "layers": "all"}, align=["layer_map"]), (), models(teacher=llama(4, vocab=300)), "train.0")
+    found = settle(turn("forward_kl", {"kind": "hidden_mse", "layers": "all"}, align=["layer_map"]), (), models(teacher=llama(4, vocab=300)),
+                   "train.0")
     assert found.align[0] == SharedVocab(num=258) and found.align[1].kind == "layer_map"             # type: ignore[attr-defined]
     assert found.notes == ("train.0: logits of student (258), teacher (300) are cut to the 258 ids they share",)
 

@@ -61,7 +61,7 @@ class LayerMap(Align):
     kind: Literal["layer_map"] = "layer_map"
     map: Literal["last", "last_k", "uniform", "uniform_consecutive", "uniform_plus_last", "explicit"] = "uniform"
     """How pairs are found; `explicit`: they are given."""
-    pairs: tuple[tuple[int, int], ...] = Field(())
+    pairs: tuple[tuple[int, int], ...] = Field(default=())
     """Student layer and teacher layer of each pair, for `explicit`: 1 is the first block, 0 the embedding, -1 the last block."""
     student: str = "student"
     """The role whose layers come first in a pair."""

@@ -31,11 +31,11 @@ class SharedVocab(Align):
     """
 
     kind: Literal["shared_vocab"] = "shared_vocab"
-    num: int | None = Field(None, gt=0)
+    num: int | None = Field(default=None, gt=0)
     """Ids kept, from 0 on; none: those of the tokenizer that all heads have."""
 
     def settle(self, models):
-        speaking = {name: role for name, role in models.items() if role.tokenizer is not None}
+        speaking = {name: models[name] for name in models if models[name].tokenizer is not None}
         (first, one), *others = speaking.items()
         for name, role in others:
             if not same(one.tokenizer, role.tokenizer):

@@ -12,6 +12,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 from limbeck.check.contract import MODULES, Contract, NotClaimed, base_of, snake
 from limbeck.check.report import Outcome, Report, render
 from limbeck.component import LOADED, ROOMS, Component, find, members, nearest
@@ -112,6 +114,10 @@ def locate(path: str) -> Any:
         if inside in ROOMS and (not colon or module_name.startswith("limbeck.")):
             return find(base_of(inside), snake(name) if colon else kind)
         found: Any = getattr(importlib.import_module(module_name), name) if colon else None
+    except PydanticCustomError as error:
+        hint, exact = error.message(), not error.message().startswith("one of")
+        raise Refused("check", path, f"a kind of {inside}: {hint}", snake(name) if colon else kind,
+                      f"limbeck check {inside}.{hint}" if exact else f"limbeck list {inside}") from None
     except Exception as error:                          # a stranger's import may raise anything
         raise Refused("check", path, "a module that can be imported, and a class in it", f"{type(error).__name__}: {error}",
                       "correct the name, or run from the folder of the package") from None

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from limbeck.errors import LimbeckError, Refused
+from limbeck.text.show import visible
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Distils any trained model into a smaller, faster or differently built one.")
@@ -52,7 +53,7 @@ def main() -> None:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except LimbeckError as error:
-        print(json.dumps(error.as_json()) if as_json else error, file=sys.stdout if as_json else sys.stderr)
+        print(json.dumps(error.as_json()) if as_json else visible(str(error), 10_000, 20), file=sys.stdout if as_json else sys.stderr)
         sys.exit(error.code)
     except typer.Exit as error:
         sys.exit(error.exit_code)
@@ -61,8 +62,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
-        if hasattr(error, "format_message"):                    # click's own: a wrong option or argument
-            print(f"error[usage]  command line\n  expected  a command as in limbeck --help\n  got       {error.format_message()}\n"
+        message = getattr(error, "format_message", None)
+        if message is not None:                                 # click's own: a wrong option or argument
+            print(f"error[usage]  command line\n  expected  a command as in limbeck --help\n  got       {message()}\n"
                   f"  do        limbeck {sys.argv[1] if len(sys.argv) > 1 else ''} --help", file=sys.stderr)
             sys.exit(2)
         traceback.print_exc()

@@ -1,5 +1,6 @@
 """run, resume, evaluate: from words on the command line to a run."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from limbeck.errors import Refused
 from limbeck.recipe import Recipe, find, load
 from limbeck.start import evaluate, run
 from limbeck.terminal import Progress, console, summary_lines
-from limbeck.workspace import runs_folder
+from limbeck.workspace import base_of, runs_folder
 
 
 def folder_of(run: str) -> Path:
     """The folder of a run: a path, its name, or a recipe's name for its last run."""
     root = runs_folder()
     named = [path for path in (Path(run), root / run) if (path / "recipe.yaml").is_file()]
-    numbered = sorted((p for p in root.glob(f"{run}-*") if (p / "recipe.yaml").is_file() and p.name[len(run) + 1:].isdigit()), key=lambda p: int(p.name[len(run) + 1:]))
+    places = [(int(m[1]), path.parent) for path in root.glob("*/recipe.yaml") if (m := re.fullmatch(rf"{re.escape(run)}-(\d+)", path.parent.name))]
+    numbered = [path for _, path in sorted(places)]
     if not named and not numbered:
         there = ", ".join(sorted(p.parent.name for p in root.glob("*/recipe.yaml"))) or "none"
         raise Refused("run", run, f"a run in {root}/: {there}", run, f"limbeck run {run}")
@@ -30,7 +32,7 @@ def recipe_of(source: str, changes: list[str], toy: bool) -> tuple[Recipe, str, 
     except Refused:
         path = folder_of(source) / "recipe.yaml"
     name = path.parent.name if path.name == "recipe.yaml" and path.parent.parent == runs_folder() else path.stem
-    return load(path, changes, toy), name + "-toy" * toy, str(path.parent)
+    return load(path, changes, toy), name + "-toy" * toy, base_of(path.parent)
 
 
 def begin(source: str, changes: list[str], name: str | None, toy: bool, quiet: bool, as_json: bool, stop: Stop, runs: Path | None = None) -> int:

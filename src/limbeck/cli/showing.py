@@ -10,6 +10,7 @@ from limbeck.component import ROOMS, Component, find, members, nearest
 from limbeck.errors import Refused
 from limbeck.recipe import SHIPPED, load
 from limbeck.text import document
+from limbeck.text.show import visible
 from limbeck.workspace import runs_folder
 
 
@@ -18,7 +19,7 @@ def listed(what: str) -> list[dict[str, Any]]:
     if what in ROOMS:
         return [{"kind": kind, "does": text, **asked(what, kind)} for kind, text in members(what).items()]
     if what == "recipe":
-        return [{"recipe": path.stem, "does": str(plain(path).get("about", ""))} for path in sorted(SHIPPED.glob("*.yaml"))]
+        return [{"recipe": path.stem, "does": visible(str(plain(path).get("about", "")))} for path in sorted(SHIPPED.glob("*.yaml"))]
     if what == "paper":
         return papers()
     if what == "family":
@@ -91,7 +92,7 @@ def shown(what: str) -> dict[str, Any]:
         folder = runs_folder() / what
         text = (folder / "recipe.yaml").read_text(encoding="utf-8")
         summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
-        return {"run": what, "summary": summary, "text": text + "\n".join(summary_lines(summary, folder) if summary else ["not finished: limbeck resume " + what])}
+        return {"run": what, "summary": summary, "text": visible(text, 1_000_000, 20_000) + "\n".join(summary_lines(summary, folder) if summary else ["not finished: limbeck resume " + what])}
     kinds = [k for r in ROOMS for k in members(r)] + [p.stem for p in SHIPPED.glob("*.yaml")]
     raise Refused("usage", f"show {what}", "a recipe, a kind, or a run", what, f"limbeck show {nearest(what, kinds)}")
 
@@ -111,4 +112,4 @@ def recipe(path: Path) -> dict[str, Any]:
     """A recipe as written, with its paper and claim in front."""
     checked = load(path)
     head = [path.stem + (f" · {checked.paper.title}" + (f" · arXiv:{checked.paper.arxiv}" if checked.paper.arxiv else "") if checked.paper else "") + f" · version {checked.version}"]
-    return {"recipe": path.stem, "text": "\n".join([*head, checked.about, "", path.read_text(encoding="utf-8").rstrip(), "", f"run it   limbeck run {path.stem}   (or --toy, seconds)"])}
+    return {"recipe": path.stem, "text": "\n".join([*map(visible, [*head, checked.about]), "", visible(path.read_text(encoding="utf-8").rstrip(), 1_000_000, 20_000), "", f"run it   limbeck run {path.stem}   (or --toy, seconds)"])}

@@ -46,9 +46,9 @@ class Agreement(Evaluator):
     perfect: ClassVar[Mapping[str, float]] = {"kl": 0.0, "top1": 1.0}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "kl": (0.0, math.inf), "kl_error": (0.0, math.inf), "top1": (0.0, 1.0), "top1_error": (0.0, 1.0)}
-    slices: int = Field(12, ge=0)
+    slices: int = Field(default=12, ge=0)
     """Kinds of text that are shown, the most frequent first."""
-    worst: int = Field(50, ge=0)
+    worst: int = Field(default=50, ge=0)
     """Predictions of largest KL that are shown, with the held-out text before them; 0 shows no text."""
 
     def __call__(self, exam: Exam) -> dict[str, Any]:

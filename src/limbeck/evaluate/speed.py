@@ -50,11 +50,11 @@ class Speed(Evaluator):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {name: (0.0, math.inf) for name in (
         "decode_tokens_per_second", "decode_low", "decode_high", "prefill_tokens_per_second", "forward_rows_per_second", "parameters",
         "memory_bytes", "disk_bytes")}
-    repeats: int = Field(5, ge=2)
+    repeats: int = Field(default=5, ge=2)
     """Times that each subject is measured."""
-    new_tokens: int = Field(32, ge=2)
+    new_tokens: int = Field(default=32, ge=2)
     """Tokens written each time."""
-    prompt_tokens: int = Field(64, gt=0)
+    prompt_tokens: int = Field(default=64, gt=0)
     """Tokens before them, for the figures of the table."""
     contexts: tuple[Annotated[int, Field(gt=0)], ...] = (64, 256)
     """Tokens before them, for the plot."""

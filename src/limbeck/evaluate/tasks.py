@@ -39,13 +39,13 @@ class Tasks(Evaluator):
     unread: ClassVar[frozenset[str]] = frozenset({"limit", "num_fewshot"})          # for lm-eval's own tasks, which need a network
     names: tuple[Annotated[str, Field(pattern=r"^(topic_choice|lm_eval:[A-Za-z0-9_.+-]+)$")], ...] = ("topic_choice",)
     """`topic_choice`, and `lm_eval:NAME` for tasks of lm-eval."""
-    questions: int = Field(100, gt=0)
+    questions: int = Field(default=100, gt=0)
     """Questions of `topic_choice` at most."""
-    passage_bytes: int = Field(400, ge=16)
+    passage_bytes: int = Field(default=400, ge=16)
     """Bytes of a passage of `topic_choice`, both halves together."""
-    limit: int | None = Field(None, gt=0)
+    limit: int | None = Field(default=None, gt=0)
     """Documents of each lm-eval task; none: all."""
-    num_fewshot: int | None = Field(None, ge=0)
+    num_fewshot: int | None = Field(default=None, ge=0)
     """Solved examples before each question of lm-eval; none: as the task says."""
 
     def __call__(self, exam: Exam) -> dict[str, Any]:

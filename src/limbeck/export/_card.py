@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from limbeck.text.show import for_report
+from limbeck.text.show import for_report, visible
 
 OBLIGATIONS = {
     "gemma": "Gemma Terms of Use: a distilled student is a Model Derivative; the terms and their use restrictions must be passed on with it.",
@@ -57,4 +57,4 @@ def obligations(provenance: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def cell(value: Any) -> str:
     """Foreign text inside a Markdown table."""
-    return for_report(str(value or ""), 80).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+    return visible(str(value or ""), 80).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -26,7 +26,7 @@ class Average(Merge):
 
     kind: Literal["average"] = "average"
     symmetric: ClassVar[bool] = True
-    weights: tuple[float, ...] = Field(())
+    weights: tuple[float, ...] = Field(default=())
     """One weight for each of `of`; none: all alike."""
 
     def __call__(self, name, tensors, base):

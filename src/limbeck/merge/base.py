@@ -17,7 +17,7 @@ class Merge(Component):
     symmetric: ClassVar[bool] = False
     """Claim: the order of what is merged does not matter."""
 
-    name: str = Field("merged")
+    name: str = Field(default="merged")
     """What others refer to."""
     of: tuple[str, ...] = ()
     """Names of the stages (or merges) whose students are merged."""

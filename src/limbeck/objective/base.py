@@ -92,7 +92,7 @@ class AbstractDivergence(Objective):
     """Softens both distributions; the loss is scaled back by its power `order`."""
     per: Literal["target", "row"] = "target"
     """row: mean over the targets of each row, then one number a row."""
-    chunk: int = Field(256, gt=0)
+    chunk: int = Field(default=256, gt=0)
     """Targets whose logits exist at the same time."""
 
     @property

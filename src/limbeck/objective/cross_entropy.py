@@ -31,7 +31,7 @@ class CrossEntropy(Objective):
     kind: Literal["cross_entropy"] = "cross_entropy"
     per: Literal["target", "row"] = "target"
     """row: mean over the targets of each row, then one number a row."""
-    chunk: int = Field(256, gt=0)
+    chunk: int = Field(default=256, gt=0)
     """Targets whose logits exist at the same time."""
 
     @property

@@ -36,7 +36,7 @@ class Relations(Objective):
     zero_at_match: ClassVar[tuple[str, str] | None] = ("student", "teacher")
     layer: int = -1
     """Layer (1 is the first block, -1 the last); with `align: layer_map`, the number of one of its pairs."""
-    heads: int = Field(1, gt=0)
+    heads: int = Field(default=1, gt=0)
     """Relation heads; they need not be the attention heads."""
     causal: bool = True
     """Whether a position relates to itself and earlier ones only, as in a causal model."""

@@ -16,6 +16,7 @@ from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.planning.cost import Cost, cost
 from limbeck.planning.probe import Machine, machine
+from limbeck.planning.refusals import refuse_hopeless, refuse_rows
 from limbeck.planning.steps import BACKWARD, FEWEST, affordable
 from limbeck.recipe import Recipe, find, load
 from limbeck.roles import Cast, located
@@ -24,6 +25,8 @@ from limbeck.teacher.cached import Cached
 from limbeck.text.show import duration, size
 from limbeck.train.settle import settle
 
+LENGTH = 128
+"""Positions of a row, where no data step says how long rows are."""
 EVALUATION_SECONDS = 60.0
 """Timings of decoding, samples and the report."""
 
@@ -98,11 +101,12 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     cache, here = Cache(), machine(probe)
     cast = Cast(recipe, cache, base, opener=lambda text: on_meta(text, cache, base), plan=True)
     models = cast.models()
+    refuse_hopeless(recipe, models)
     blind = [f"{role}: no tokenizer is at hand yet; rows are counted when the model is opened" for role in cast.originals if cast.originals[role].tokenizer is None]
     known = rows is not None or not blind
     rows = rows if rows is not None else Rows() if blind else read(recipe, cast, base)
     needs = asked(recipe, models)
-    length = next((s.length for s in recipe.data if hasattr(s, "length")), 128)
+    length = next((dict(s)["length"] for s in recipe.data if "length" in type(s).model_fields), LENGTH)
     costs = {role: cost(models[role], length) for role in models}
     steps, auto = lines(recipe, rows, costs, length, here)
     what = {role: describe(recipe, role) for role in models}
@@ -135,6 +139,7 @@ def read(recipe: Recipe, cast: Cast, base: str) -> Rows:
     rows, place = Rows(), Place(cast.readers(), Streams(recipe.seed), base=base)
     for step in recipe.data:
         rows = step.rows(rows, place)
+    refuse_rows(recipe, rows, cast.originals)
     return rows
 
 

@@ -1,7 +1,7 @@
 """What a schedule is, and the types of numbers that may be one."""
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ class Schedule(Component):
 
 
 AnySchedule = Annotated[Schedule, Choice()]
-Scalar = float | AnySchedule
-Positive = Annotated[float, Field(gt=0)] | AnySchedule          # a bound on the union fails: it sits on the float
-Share = Annotated[float, Field(ge=0, le=1)] | AnySchedule
+if TYPE_CHECKING:                           # whoever computes has called `at(step)`: to a reader of code they are numbers
+    Scalar = Positive = Share = float
+else:
+    Scalar = float | AnySchedule
+    Positive = Annotated[float, Field(gt=0)] | AnySchedule          # a bound on the union fails: it sits on the float
+    Share = Annotated[float, Field(ge=0, le=1)] | AnySchedule

@@ -25,7 +25,7 @@ class Linear(Schedule):
     """Number at step 0."""
     end: float = 1.0
     """Number from step `steps` on."""
-    steps: int = Field(100, gt=0)
+    steps: int = Field(default=100, gt=0)
     """Steps from start to end."""
 
     def value(self, step: int) -> float:

@@ -34,7 +34,7 @@ class Cached(Teacher):
     """Model reference: hf:org/name, path:DIR, gguf:FILE, package:NAME, run:NAME, config:FILE."""
     keep: Literal["hidden", "top_k"] = "hidden"
     """What is kept of each target."""
-    k: int = Field(64, gt=0)
+    k: int = Field(default=64, gt=0)
     """Entries kept a target, for `top_k`."""
 
     @classmethod
@@ -57,12 +57,12 @@ class Cached(Teacher):
 
     def capture(self, rows: Sequence[Row], role: Role) -> dict[str, dict[str, Tensor]]:
         """Row key -> tensors to keep, one entry a target of the row; the model is run once on all the rows."""
-        view = role.view(rows)
+        view = role.view(rows).to(next((p.device for p in role.parameters()), "cpu"))
         with torch.no_grad():
             said = role.eval().says(view, ("logits",), {})["logits"]
         kept = {"hidden": said.hidden} if self.keep == "hidden" and isinstance(said, Logits) else self.truncate(said)
         of = view.rows("target")
-        return {row.key: {name: x[of == i].clone() for name, x in kept.items()} for i, row in enumerate(rows)}
+        return {row.key: {name: x[of == i].cpu().clone() for name, x in kept.items()} for i, row in enumerate(rows)}
 
     def truncate(self, said: Any) -> dict[str, Tensor]:
         """The k best entries of each target, in slices, so that not all logits exist at once."""

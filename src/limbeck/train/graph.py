@@ -13,7 +13,7 @@ from limbeck.component import canonical, find
 from limbeck.errors import Failed
 from limbeck.merge.base import Merge, merge
 from limbeck.model.base import Role
-from limbeck.store import Log, is_sound, load_state, new_folder, save_state, sweep, verify
+from limbeck.store import Log, disk, is_sound, load_state, new_folder, save_state, sweep, verify
 from limbeck.student.base import Score, Surgery
 from limbeck.train.loop import Loop, NotFinite, World
 from limbeck.train.stage import Stage
@@ -26,10 +26,14 @@ Observe = Callable[[str, str, Loop, list[dict[str, Any]]], None]
 class Node(Protocol):
     """What a graph is made of: see `limbeck.recipe.graph`."""
 
-    name: str
-    what: Any
-    after: tuple[str, ...]
-    where: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def what(self) -> Any: ...
+    @property
+    def after(self) -> tuple[str, ...]: ...
+    @property
+    def where(self) -> str: ...
 
 
 class Arm:
@@ -103,9 +107,9 @@ class Arm:
 
         def watch(loop: Loop, records: list[dict[str, Any]]) -> None:
             self.log.append([{"v": 1, "arm": self.name, "stage": node.name, **record} for record in records])
+            observe(self.name, node.name, loop, records)                # before the checkpoint: it may log more about this step
             if loop.step % stage.checkpoint.every == 0 and loop.step < loop.steps:
                 self.save(loop, folder)
-            observe(self.name, node.name, loop, records)
 
         try:
             finished = loop.run(watch, stop)
@@ -200,6 +204,10 @@ class Arm:
                 verify(path)
             except Failed as error:
                 logger.warning("checkpoint %s is not sound (%s: %s); going back to the one before", path.name, error.where, error.got)
+                aside = path.with_name(f"corrupt-{path.name}")          # out of the way of the one that will be written in its place
+                shutil.rmtree(aside, ignore_errors=True)
+                with disk(path):
+                    path.rename(aside)
                 continue
             loop.load(load_state(path, "state"))
             return

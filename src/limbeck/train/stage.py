@@ -26,7 +26,7 @@ class Turn(Document):
     """Patterns of parameter names that do not."""
     through: tuple[str, ...] = ()
     """Frozen roles that let gradients pass."""
-    every: int = Field(1, gt=0)
+    every: int = Field(default=1, gt=0)
     """Runs at each so-manieth step of the stage."""
     data: tuple[AnyStep, ...] = ()
     """Steps on each window, after those of the recipe."""
@@ -38,9 +38,9 @@ class Turn(Document):
     """What is summed, each with its weight."""
     optimiser: Optimiser = Optimiser()
     """How parameters move."""
-    batch: int = Field(8, gt=0)
+    batch: int = Field(default=8, gt=0)
     """Rows (or groups of rows, or packed bins) of a window."""
-    micro: int = Field(1, gt=0)
+    micro: int = Field(default=1, gt=0)
     """Micro-batches that a window is cut into: less memory, the same gradient."""
 
 
@@ -49,9 +49,9 @@ class Select(Document):
 
     metric: str = "kl"
     """Name of the held-out metric: kl, perplexity, ..."""
-    every: int = Field(100, gt=0)
+    every: int = Field(default=100, gt=0)
     """Measured after each so many steps, and after the last."""
-    patience: int | None = Field(None, gt=0)
+    patience: int | None = Field(default=None, gt=0)
     """Measurements without improvement after which the stage ends; none: it runs to its end."""
     greater: bool = False
     """Whether more is better."""
@@ -60,9 +60,9 @@ class Select(Document):
 class Checkpoint(Document):
     """How often a run is made safe."""
 
-    every: int = Field(100, gt=0)
+    every: int = Field(default=100, gt=0)
     """Steps between checkpoints; there is always one at the end of a stage."""
-    keep: int = Field(2, gt=0)
+    keep: int = Field(default=2, gt=0)
     """How many stay on disk."""
 
 
@@ -75,7 +75,7 @@ class Stage(Document):
     """What others refer to; empty: stage-0, stage-1, ..."""
     start: str | None = None
     """Where the student comes from: `student`, or the name of an earlier stage or merge; none: the stage before."""
-    steps: int | Literal["auto"] = Field("auto")
+    steps: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(default="auto")
     """Optimiser steps; `auto`: as many as fit into `minutes` of the recipe, at the speed that was measured."""
     turn: Annotated[tuple[Turn, ...], Field(min_length=1)]
     """What happens at each step."""
@@ -85,7 +85,7 @@ class Stage(Document):
     """Another teacher than the recipe's, for this stage."""
     data: tuple[AnyStep, ...] | None = None
     """Other data than the recipe's, for this stage."""
-    repeat: int = Field(1, gt=0, le=1000)
+    repeat: int = Field(default=1, gt=0, le=1000)
     """Runs the stage so many times, each a stage of its own with fresh optimisers."""
     select: Select | None = None
     """Keep the best state instead of the last."""
@@ -104,9 +104,3 @@ class Stage(Document):
             return value
         own = {name for name in cls.model_fields if name not in ("turn", "data")}
         return {**{k: v for k, v in value.items() if k in own}, "turn": [{k: v for k, v in value.items() if k not in own}]}
-
-    @model_validator(mode="after")
-    def some_steps(self) -> "Stage":
-        if self.steps != "auto" and self.steps < 1:
-            raise ValueError("steps: at least 1")
-        return self
