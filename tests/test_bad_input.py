@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import torch
 import limbeck.cli
 import limbeck.planning
 from limbeck.errors import Failed, LimbeckError, Refused
-from limbeck.planning import plan
+from limbeck.planning import plan as planned
 from limbeck.recipe import load
 from limbeck.start import resume, run
 from limbeck.store import Cache, is_sound, load_state
 from toy import FEW, TINY, Call, after, at_home, command_line, metrics, same, state, toy, words  # noqa: F401
 
 Says = Callable[..., LimbeckError]
+plan = partial(planned, probe=False)
 
 
 @pytest.fixture
@@ -261,7 +263,7 @@ def test_a_sequence_longer_than_the_context_is_refused(data, says, tmp_path):
 def test_what_does_not_fit_into_memory_or_on_the_disk_is_refused_before_it_is_begun(says, tmp_path, monkeypatch):
     real = limbeck.planning.machine
     monkeypatch.setattr(limbeck.planning, "machine", lambda probe=True: replace(real(False), memory_bytes=1_000_000))
-    for call in (lambda *args: plan(*args, probe=False), run):
+    for call in (plan, run):
         error = says(call, toy(tmp_path), code=3)
         assert error.slug == "memory" and "MB" in error.expected and "micro" in error.do
     assert not list((tmp_path / "runs").rglob("checkpoints"))
@@ -310,7 +312,7 @@ def all_as(done: Path, whole: Path) -> None:
     assert not [path for path in done.rglob("*") if ".limbeck-" in path.name]
 
 
-@pytest.mark.parametrize("left_kb", [40, 600, 1500, 2600, 3400])
+@pytest.mark.parametrize("left_kb", [40, 1500, 2600, *(pytest.param(kb, marks=pytest.mark.slow) for kb in (600, 2000, 3000, 3400))])
 def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(left_kb, undisturbed, says, tmp_path, small):
     recipe, whole = undisturbed
     disk = small(30_000)
@@ -327,7 +329,7 @@ def test_a_full_disk_stops_a_run_which_goes_on_when_there_is_room(left_kb, undis
     all_as(done.path, whole)
 
 
-@pytest.mark.parametrize("step", [0, 2, 6])
+@pytest.mark.parametrize("step", [0, 6, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_disk_that_turns_read_only_stops_a_run_which_goes_on_when_it_is_writable(step, undisturbed, says, small):
     recipe, whole = undisturbed
     disk = small(30_000)
@@ -350,8 +352,8 @@ def flip(path: Path, at: float = 0.6) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("step", [3, 7])
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest"])
+@pytest.mark.parametrize(("file", "step"), [("state.safetensors", 3), ("manifest", 7), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+    ("state.json", 3), ("manifest", 3), ("state.safetensors", 7), ("state.json", 7)))])
 def test_a_flipped_byte_in_a_checkpoint_is_noticed_and_the_one_before_is_taken(file, step, undisturbed, tmp_path, caplog):
     recipe, whole = undisturbed
     stopped = run(recipe, name="toy", stop=after(step))

@@ -250,9 +250,11 @@ class Job:
     def measure(self) -> dict[str, Any]:
         """What evaluators find: subjects with metrics, and tables by name."""
         parts: dict[str, Any] = {}
+        folders = {"student": self.folder / "student", "teacher": self.cast.folder(self.recipe.teacher.reference) if self.recipe.teacher else None}
+        folders = {name: folder for name, folder in folders.items() if folder is not None and folder.is_dir()}
         with self.step("evaluate") as said:
             for evaluator in self.recipe.evaluate if self.rows.held_out else ():
-                for name, value in evaluator(self.examiner.exam(folders={"student": self.folder / "student"})).items():
+                for name, value in evaluator(self.examiner.exam(folders=folders)).items():
                     parts[name] = {**parts.get(name, {}), **value} if isinstance(value, dict) else value
             said.append(f"{len(self.rows.held_out):,} held-out rows")
         return parts

@@ -12,6 +12,7 @@ from limbeck.component import find
 from limbeck.data.base import Rows
 from limbeck.errors import Refused
 from limbeck.model.base import Models, Role
+from limbeck.model.conversion import conversion_key
 from limbeck.model.opening import open_pretrained
 from limbeck.model.reference import Reference, identity
 from limbeck.model.role import as_role
@@ -52,6 +53,13 @@ class Cast:
         """What a role's answers depend on: weights, tokenizer, dtype."""
         weights = identity(Reference.parse(located(text, self.base)))
         return {"weights": weights, "tokenizer": fingerprint(role.tokenizer) if role.tokenizer else None, "dtype": self.recipe.dtype}
+
+    def folder(self, text: str) -> Path | None:
+        """The folder that holds a model's weights in transformers' format: its own, or the converted one."""
+        reference = Reference.parse(located(text, self.base))
+        if reference.scheme == "path":
+            return Path(reference.name)
+        return self.cache.get(conversion_key(self.cache, reference)) if reference.scheme in ("gguf", "package") else None
 
     def one_tokenizer(self) -> None:
         """Roles with the same tokenizer share it; ids of two tokenizers are never compared."""

@@ -110,7 +110,7 @@ def test_fewer_best_ids_never_make_the_divergence_larger(speaker, rows):
 
 
 def test_no_more_logits_exist_than_a_slice(speaker):
-    role, seen = speaker(0), []
+    role, seen = speaker(0, max_position_embeddings=1024), []
     role.module.get_submodule(role.anatomy.path("head")).register_forward_hook(lambda module, args, out: seen.append(len(out)))
     score(role, [Row("long", {"text": "abcd" * 200})], None)
     assert seen == [CHUNK, CHUNK, CHUNK, 800 - 3 * CHUNK]

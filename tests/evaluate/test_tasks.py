@@ -17,8 +17,9 @@ from limbeck.evaluate.tasks import Tasks
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
 from limbeck.model.text import Text
-from limbeck.signals import Row
+from limbeck.signals import Row, View
 from limbeck.text.bytes_tokenizer import ByteTokenizer
+from limbeck.text.spans import encode
 
 LETTERS = "abcdef"
 
@@ -36,12 +37,11 @@ class Echo(Role):
     def __init__(self, strength: float):
         super().__init__(nn.Identity())
         self.tokenizer, self.strength = ByteTokenizer(), strength
-        self.reader = Text.__new__(Text)
-        nn.Module.__init__(self.reader)
-        self.reader.tokenizer, self.reader.anatomy = self.tokenizer, type("Causal", (), {"causal": True})()         # type: ignore[assignment]
 
     def view(self, rows: Sequence[Row]):
-        return self.reader.view(rows)
+        encoded = [encode(row, self.tokenizer) for row in rows]
+        return View({"ids": torch.tensor([i for ids, _ in encoded for i in ids])}, torch.tensor([len(ids) for ids, _ in encoded]),
+                    torch.tensor([asked for _, each in encoded for asked in each]))
 
     def says(self, view, names, inject):
         ids, targets = view.inputs["ids"], view.targets
@@ -107,6 +107,12 @@ def test_answers_are_scored_given_the_context(speaker):
     log_probs = role.module(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
     answer = len(question.choices[1].encode())
     torch.testing.assert_close(table.label_logprob[table.row == 1].sum(), log_probs[-answer:].sum().detach(), rtol=1e-5, atol=1e-4)
+
+
+def test_passages_longer_than_a_context_are_refused_with_what_to_change(speaker):
+    with pytest.raises(Refused) as refused:
+        accuracy(speaker(0, max_position_embeddings=32), topic_choice(letters(), 10, 40, seed=0))
+    assert refused.value.slug == "context" and "passage_bytes" in refused.value.do
 
 
 def test_subjects_are_asked_the_same_questions(examine, speaker):

@@ -11,6 +11,8 @@ from limbeck.align.shared_vocab import SharedVocab
 from limbeck.component import LOADED
 from limbeck.data.base import Step
 from limbeck.errors import Refused
+from limbeck.evaluate._scoring import score
+from limbeck.examine import shared_ids
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Models
 from limbeck.model.text import Text
@@ -209,3 +211,15 @@ def test_uncut_the_loss_would_be_another() -> None:
     p, q = (dense(made.says(role, batch, ("logits",))["logits"]) for role in ("teacher", "student"))
     whole, cut = ((log_probs(x).exp() * (log_probs(x) - log_probs(y))).sum().item() for x, y in ((p, q), (p[:, :258], q[:, :258])))
     assert abs(whole - cut) > 1e-4 * whole                  # far beyond the tolerance of the test above
+
+
+def test_evaluations_cut_heads_of_other_sizes_as_training_does() -> None:
+    student, teacher = llama(2, vocab=264), llama(3, vocab=300, seed=1)
+    rows = [Row("a", {"text": "limbeck"}), Row("b", {"text": "still"})]
+    table = score(student, rows, lambda rows, view: teacher.says(view, ("logits",), {})["logits"], align=shared_ids(student, teacher))
+    view = student.view(rows)
+    with torch.no_grad():
+        p, q = (log_probs(dense(role.says(view, ("logits",), {})["logits"])[:, :258]) for role in (teacher, student))
+    assert table.kl is not None
+    torch.testing.assert_close(table.kl, (p.exp() * (p - q)).sum(-1), rtol=1e-6, atol=1e-9)
+    assert shared_ids(student, None) is None and shared_ids(student, llama(3, vocab=264)) is None

@@ -50,6 +50,7 @@ def main() -> None:
                 raise Refused("key", "environment", f"one of {', '.join(VARIABLES)}", name, f"unset {name}")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TQDM_DISABLE", "1")                      # our own progress speaks
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except LimbeckError as error:

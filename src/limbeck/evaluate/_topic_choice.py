@@ -70,9 +70,18 @@ def clipped(text: str, num_bytes: int) -> str:
 
 
 def accuracy(role: Role, questions: Sequence[Question]) -> dict[str, float | None]:
-    """Share of questions where the true continuation is the most probable one per byte; questions of equal choices count their share."""
+    """Share of questions where the true continuation is the most probable one per byte; questions of equal choices count their share.
+
+    Raises:
+        Refused: `context`, for passages that are longer than what the role was made for.
+    """
     rows = [row for question in questions for row in question.rows()]
-    table = score(role, rows, None)
+    try:
+        table = score(role, rows, None)
+    except Refused as error:
+        if error.slug != "context":
+            raise
+        raise Refused("context", "evaluate.tasks  topic_choice", error.expected, error.got, "lower passage_bytes") from None
     assert table.label_logprob is not None
     total = torch.zeros(len(rows), dtype=torch.float64).index_add(0, table.row, table.label_logprob.double())
     num_bytes = torch.tensor([len(row.content["answer"].encode("utf-8", "surrogatepass")) for row in rows])
