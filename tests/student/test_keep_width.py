@@ -283,7 +283,7 @@ def test_the_model_knows_its_sizes_as_if_it_had_been_built_small(tiny, logits, f
     assert {n: p.shape for n, p in role.module.named_parameters()} == {n: p.shape for n, p in small.module.named_parameters()}
     for name, part in small.module.named_modules():
         own = role.module.get_submodule(name)
-        assert repr(own) == repr(part)
+        assert repr(own) == repr(part) and getattr(own, "config", role.module.config) is role.module.config
         for key, value in vars(part).items():
             assert type(value) not in (int, float, str) or getattr(own, key) == value, (name, key)
     small.module.load_state_dict(role.module.state_dict())
@@ -384,6 +384,12 @@ def test_measuring_silences_one_head_at_a_time_and_leaves_no_trace(tiny, ids, lo
     zero(teacher, "output", 1, columns=rows_of([2]))
     torch.testing.assert_close(seen[6], logits(teacher))            # block 1, head 2
     assert torch.equal(logits(role), logits(tiny("qwen3")))
+
+
+def test_a_head_whose_loss_gives_nan_is_needed_most(tiny):
+    scores = iter([math.nan, 1.0, 1.0, math.nan, 1.0, 1.0, 1.0, math.nan, *[1.0] * 8])
+    settled = KeepWidth(heads=2, choose="influence").settle(tiny("qwen3"), lambda now: next(scores))
+    assert settled.kept_heads == ((0, 3), (0, 3), (0, 2), (0, 2))           # of equals the earlier
 
 
 def test_a_measured_choice_is_settled_before_it_is_made(tiny):
