@@ -26,8 +26,18 @@ ROWS, LENGTH, PAIRS, WARM = 8, 128, 10, 2
 
 def model(layers: int, seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(hidden_size=384, intermediate_size=1024, num_hidden_layers=layers, num_attention_heads=6, num_key_value_heads=2,
-                                        vocab_size=8192, max_position_embeddings=512, tie_word_embeddings=True))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=384,
+            intermediate_size=1024,
+            num_hidden_layers=layers,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            vocab_size=8192,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+        )
+    )
 
 
 def main() -> None:
@@ -37,7 +47,9 @@ def main() -> None:
     rows = tuple(Row(str(i), {"text": "", "ids": {mark: tuple(x)}}) for i, x in enumerate(ids.tolist()))
     teacher, ours, bare = model(8, 1), model(6, 2), model(6, 2)
     models = Models({"student": Text(ours, tokenizer, anatomy(ours)), "teacher": Text(teacher, tokenizer, anatomy(teacher))})
-    stage = Stage.model_validate({"steps": PAIRS + WARM, "batch": ROWS, "objective": [{"kind": "forward_kl", "chunk": 1024}], "optimiser": {"lr": 1e-4}})
+    stage = Stage.model_validate(
+        {"steps": PAIRS + WARM, "batch": ROWS, "objective": [{"kind": "forward_kl", "chunk": 1024}], "optimiser": {"lr": 1e-4}}
+    )
     loop = Loop(stage, World(models, Rows((Part(rows),)), teacher=Live(model="given:teacher"), streams=Streams(0)))
     optimiser = torch.optim.AdamW(bare.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     order = loop.world.rows.draw(0, (PAIRS + WARM) * ROWS, Streams(0))
@@ -76,7 +88,13 @@ def main() -> None:
             with new_folder(Path(place) / f"step-{n}") as folder:
                 save_state(folder, "state", loop.state())
             saves.append(time.perf_counter() - began)
-    found = {"ratio": spread(ratios), "loop_seconds": spread(ours_s), "bare_seconds": spread(bare_s), "largest_gap_of_a_weight": gap, "checkpoint_seconds": spread(saves)}
+    found = {
+        "ratio": spread(ratios),
+        "loop_seconds": spread(ours_s),
+        "bare_seconds": spread(bare_s),
+        "largest_gap_of_a_weight": gap,
+        "checkpoint_seconds": spread(saves),
+    }
     print(found)
     record("loop_overhead", found)
 

@@ -16,8 +16,15 @@ import transformers
 
 def record(name: str, found: dict[str, Any]) -> None:
     """Prints and keeps a result."""
-    where = {"date": datetime.date.today().isoformat(), "command": " ".join(["python", *sys.argv]), "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-             "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+    where = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
     path = Path(__file__).parent / "results" / f"{name}-{where['date']}.json"
     path.write_text(json.dumps({**where, **found}, indent=1) + "\n")
     print(f"wrote {path}")

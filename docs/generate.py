@@ -20,8 +20,15 @@ CLAIMS = ("teaches", "zero_at_match", "descends", "special_cases", "keeps_functi
 
 def room(name: str) -> str:
     """A page with every component of a room."""
-    out = [f"# {name}", "", (inspect.getdoc(__import__(f"limbeck.{name}", fromlist=["x"])) or ""), "",
-           "| kind | what it does |", "| --- | --- |", *(f"| [{kind}](#{kind}) | {text} |" for kind, text in members(name).items())]
+    out = [
+        f"# {name}",
+        "",
+        (inspect.getdoc(__import__(f"limbeck.{name}", fromlist=["x"])) or ""),
+        "",
+        "| kind | what it does |",
+        "| --- | --- |",
+        *(f"| [{kind}](#{kind}) | {text} |" for kind, text in members(name).items()),
+    ]
     for kind in members(name):
         cls = class_of(name, kind)
         out += ["", f"## {kind}", "", body(inspect.getdoc(cls) or ""), "", "| field | default | |", "| --- | --- | --- |"]
@@ -42,8 +49,12 @@ def plain_value(value: object) -> object:
 
 def body(text: str) -> str:
     """A docstring as Markdown: its sections become bold words, examples code."""
-    text = re.sub(r"^Example:\n((?:    .*\n?)+)", lambda m: "**Example**\n\n```python\n" + re.sub("(?m)^    ", "", m[1]).rstrip() + "\n```\n", text, flags=re.M)
-    return re.sub(r"^References:\n((?:    .*\n?)+)", lambda m: "**References**\n\n" + re.sub(r"(?m)^    (?=\S)", "- ", m[1]).rstrip() + "\n", text, flags=re.M)
+    text = re.sub(
+        r"^Example:\n((?:    .*\n?)+)", lambda m: "**Example**\n\n```python\n" + re.sub("(?m)^    ", "", m[1]).rstrip() + "\n```\n", text, flags=re.M
+    )
+    return re.sub(
+        r"^References:\n((?:    .*\n?)+)", lambda m: "**References**\n\n" + re.sub(r"(?m)^    (?=\S)", "- ", m[1]).rstrip() + "\n", text, flags=re.M
+    )
 
 
 def recipes() -> str:
@@ -52,7 +63,16 @@ def recipes() -> str:
     for path in sorted(SHIPPED.glob("*.yaml")):
         recipe = load(path)
         paper = f"{recipe.paper.title}, arXiv:{recipe.paper.arxiv}. " if recipe.paper else ""
-        out += ["", f"## {path.stem}", "", f"{recipe.about} {paper}Version {recipe.version}.", "", "```yaml", path.read_text(encoding="utf-8").rstrip(), "```"]
+        out += [
+            "",
+            f"## {path.stem}",
+            "",
+            f"{recipe.about} {paper}Version {recipe.version}.",
+            "",
+            "```yaml",
+            path.read_text(encoding="utf-8").rstrip(),
+            "```",
+        ]
     return "\n".join(out) + "\n"
 
 
@@ -60,9 +80,15 @@ def coverage() -> str:
     """Every published work that limbeck knows of, and what exists of it here."""
     rows = listed("paper")
     done = [row for row in rows if row["recipe"] or row["mechanisms"]]
-    out = ["# Coverage", "", f"Generated. {len(rows)} published works; {sum(bool(r['recipe']) for r in rows)} have a recipe, "
-           f"{len(done)} have at least one mechanism here. An empty row is work that is not done.", "",
-           "| work | arXiv | area | recipe | mechanisms | claim |", "| --- | --- | --- | --- | --- | --- |"]
+    out = [
+        "# Coverage",
+        "",
+        f"Generated. {len(rows)} published works; {sum(bool(r['recipe']) for r in rows)} have a recipe, "
+        f"{len(done)} have at least one mechanism here. An empty row is work that is not done.",
+        "",
+        "| work | arXiv | area | recipe | mechanisms | claim |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     out += [f"| {r['paper']} | {r['arxiv']} | {r['area']} | {r['recipe']} | {r['mechanisms']} | {r['claim']} |" for r in rows]
     return "\n".join(out) + "\n"
 

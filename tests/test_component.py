@@ -75,10 +75,19 @@ def test_a_final_class_cannot_be_subclassed() -> None:
 
 def test_a_kind_can_be_taken_once(own_kinds: None) -> None:
     def declare(name: str) -> type:
-        return type(name, (Schedule,), {"__module__": "mylab.a", "__qualname__": name, "__annotations__": {"kind": Literal["linear"]},
-                                        "kind": "linear", "value": lambda self, step: 0.0})
+        return type(
+            name,
+            (Schedule,),
+            {
+                "__module__": "mylab.a",
+                "__qualname__": name,
+                "__annotations__": {"kind": Literal["linear"]},
+                "kind": "linear",
+                "value": lambda self, step: 0.0,
+            },
+        )
 
-    assert find(Schedule, "linear") is Linear               # type: ignore[type-abstract]
+    assert find(Schedule, "linear") is Linear  # type: ignore[type-abstract]
     with pytest.raises(TypeError, match="kind 'linear' of schedule is taken by limbeck.schedule.linear"):
         declare("Straight")
 
@@ -150,12 +159,12 @@ def test_components_are_frozen_and_take_no_unknown_field() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         objective.alpha = 0.5
     with pytest.raises(ValidationError, match="beta"):
-        SkewKL(beta=1)                                      # type: ignore[call-arg]
+        SkewKL(beta=1)  # type: ignore[call-arg]
 
 
 def test_python_and_yaml_build_the_same_object() -> None:
     plain, _ = document.load("{kind: skew_kl, alpha: {kind: linear, start: 0.1, end: 0.9, steps: 4}}")
-    assert find(Objective, "skew_kl").model_validate(plain) == SkewKL(alpha=Linear(start=0.1, end=0.9, steps=4))        # type: ignore[type-abstract]
+    assert find(Objective, "skew_kl").model_validate(plain) == SkewKL(alpha=Linear(start=0.1, end=0.9, steps=4))  # type: ignore[type-abstract]
 
 
 def test_a_schedule_becomes_its_number_and_is_validated_again() -> None:
@@ -163,31 +172,33 @@ def test_a_schedule_becomes_its_number_and_is_validated_again() -> None:
     assert (moving.at(1).alpha, moving.at(1).weight) == (0.5, 2.0)
     assert ForwardKL().at(3) == ForwardKL()
     with pytest.raises(ValidationError, match="less than or equal to 1"):
-        moving.at(4)                                        # 2.0 is no share
+        moving.at(4)  # 2.0 is no share
 
 
 def test_find_refuses_a_member_of_another_room() -> None:
     with pytest.raises(Exception, match="one of|cosine"):
-        find(Schedule, "forward_kl")                        # type: ignore[type-abstract]
+        find(Schedule, "forward_kl")  # type: ignore[type-abstract]
 
 
 @pytest.mark.parametrize("kind", ["base", "_private", "../recipe", "os", "objective.base", ""])
 def test_a_kind_is_never_taken_for_a_module(kind: str) -> None:
     with pytest.raises(Exception, match="one of"):
-        find(Objective, kind)                               # type: ignore[type-abstract]
+        find(Objective, kind)  # type: ignore[type-abstract]
 
 
 def test_members_are_described_without_importing_them() -> None:
-    code = ("import sys; from limbeck.component import members; found = members('objective'); "
-            "assert found['skew_kl'] == 'KL divergence from the teacher to a mixture of teacher and student.', found; "
-            "assert 'base' not in found and not {'torch', 'limbeck.objective'} & set(sys.modules)")
+    code = (
+        "import sys; from limbeck.component import members; found = members('objective'); "
+        "assert found['skew_kl'] == 'KL divergence from the teacher to a mixture of teacher and student.', found; "
+        "assert 'base' not in found and not {'torch', 'limbeck.objective'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_every_member_has_a_class_of_the_same_name_and_a_sentence() -> None:
     for kind, sentence in members("objective").items():
-        found = find(Objective, kind)                       # type: ignore[type-abstract]
+        found = find(Objective, kind)  # type: ignore[type-abstract]
         assert found.__name__.lower() == kind.replace("_", "") and sentence.endswith("."), kind
 
 
@@ -223,9 +234,9 @@ def test_a_kind_of_another_package_is_loaded_when_named(name: str, tmp_path: Pat
     monkeypatch.delitem(sys.modules, "mylab_losses", raising=False)
     recipe = load({"train": [{"objective": [{"kind": "mylab:ranked_kl", "temperature": 2}], "steps": 1}]})
     objective = recipe.train[0].turn[0].objective[0]
-    assert type(objective).__name__ == "RankedKL" and objective.temperature == 2           # type: ignore[attr-defined]
+    assert type(objective).__name__ == "RankedKL" and objective.temperature == 2  # type: ignore[attr-defined]
     with pytest.raises(Exception, match="one of"):
-        find(Schedule, "mylab:ranked_kl")                   # type: ignore[type-abstract]
+        find(Schedule, "mylab:ranked_kl")  # type: ignore[type-abstract]
 
 
 def test_a_package_that_cannot_be_imported_is_switched_off_with_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_kinds: None) -> None:

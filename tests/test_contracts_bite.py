@@ -62,6 +62,7 @@ def kl_in_the_wrong_direction():
 
         def divergence(self, log_p, log_q):
             return kl(log_q, log_p)
+
     return Backwards
 
 
@@ -70,6 +71,7 @@ def temperature_without_its_square():
     class Softened(KL):
         kind: Literal["bite:softened"] = "bite:softened"
         order: ClassVar[int] = 0
+
     return Softened
 
 
@@ -80,6 +82,7 @@ def a_mean_of_micro_batch_means():
 
         def each(self, log_p, log_q):
             return kl(log_p, log_q) / max(len(log_q), 1)
+
     return Averaged
 
 
@@ -90,6 +93,7 @@ def rows_that_look_at_each_other():
 
         def each(self, log_p, log_q):
             return kl(log_p, log_q - log_q.mean(0, keepdim=True))
+
     return Centred
 
 
@@ -100,6 +104,7 @@ def an_objective_that_returns_zero():
 
         def each(self, log_p, log_q):
             return log_q.sum(-1) * 0
+
     return Idle
 
 
@@ -110,6 +115,7 @@ def a_student_that_is_detached_in_place_of_the_teacher():
 
         def each(self, log_p, log_q):
             return kl(log_p, log_q.detach())
+
     return Detached
 
 
@@ -119,6 +125,7 @@ def a_field_that_nobody_reads():
         kind: Literal["bite:blunt"] = "bite:blunt"
         sharpness: float = 2.0
         """Said to matter."""
+
     return Blunt
 
 
@@ -128,6 +135,7 @@ def a_tuple_that_comes_back_as_a_list():
         kind: Literal["bite:listed"] = "bite:listed"
         edges: Any = (1, 2)
         """Of no declared type."""
+
     return Listed
 
 
@@ -140,6 +148,7 @@ def a_schedule_that_is_not_followed():
 
         def at(self, step):
             return self
+
     return Stubborn
 
 
@@ -148,6 +157,7 @@ def a_revision_that_was_never_begun():
     class Unborn(Plain):
         kind: Literal["bite:unborn"] = "bite:unborn"
         revision: ClassVar[int] = 0
+
     return Unborn
 
 
@@ -160,6 +170,7 @@ def a_projector_in_the_student():
             head = getattr(example["student"]["logits"], "head", None)
             if head is not None:
                 head.__self__.module.projector = nn.Linear(16, 24, dtype=torch.float64)
+
     return Grafted
 
 
@@ -183,6 +194,7 @@ def a_running_mean_that_no_checkpoint_keeps():
             found = super().values(student, teacher)
             learned.mean = 0.5 * learned.mean + 0.5 * found.detach().sum().item()
             return found / learned.mean
+
     return Running
 
 
@@ -194,6 +206,7 @@ def a_count_that_is_one_too_many():
         def __call__(self, said, learned=None):
             total, count = super().__call__(said, learned)
             return Loss(total, count + 1)
+
     return Miscounted
 
 
@@ -205,6 +218,7 @@ def a_group_objective_that_takes_a_tag():
 
         def groups_stay_whole(self):
             return self
+
     return Parted
 
 
@@ -216,6 +230,7 @@ def weights_of_rows_that_are_left_out():
         def __call__(self, said, learned=None):
             found = self.values(**said)
             return Loss(found.sum(), len(found))
+
     return Unweighed
 
 
@@ -232,6 +247,7 @@ def a_batch_norm_in_what_is_learned():
 
         def distance(self, a, b):
             raise NotImplementedError
+
     return Normed
 
 
@@ -245,6 +261,7 @@ def a_learned_part_outside_of_the_graph():
 
         def values(self, student, teacher, learned):
             return super().values(student, teacher) * learned.weight.detach().square().sum()
+
     return Frozen
 
 
@@ -255,6 +272,7 @@ def sums_in_bfloat16():
 
         def values(self, student, teacher):
             return kl(teacher["logits"].log_softmax(-1), student["logits"].log_softmax(-1))
+
     return Coarse
 
 
@@ -265,6 +283,7 @@ def double_precision_that_is_lost():
 
         def values(self, student, teacher):
             return super().values(student, teacher).float()
+
     return Narrow
 
 
@@ -275,6 +294,7 @@ def minus_infinity_times_zero():
 
         def values(self, student, teacher):
             return kl(upcast(dense(teacher["logits"])).log_softmax(-1), upcast(dense(student["logits"])).log_softmax(-1))
+
     return Bottomless
 
 
@@ -285,6 +305,7 @@ def noise_that_is_drawn_in_each_micro_batch():
 
         def each(self, log_p, log_q):
             return kl(log_p, log_q) * (1 + 0.1 * torch.rand(len(log_q)))
+
     return Noisy
 
 
@@ -296,6 +317,7 @@ def a_teacher_that_is_softened_in_place():
         def values(self, student, teacher):
             teacher["logits"].mul_(0.5)
             return super().values(student, teacher)
+
     return Grabbing
 
 
@@ -307,6 +329,7 @@ def a_cross_entropy_to_the_teacher_that_claims_to_vanish():
 
         def each(self, log_p, log_q):
             return -(log_p.exp() * log_q).sum(-1)
+
     return Entropic
 
 
@@ -318,6 +341,7 @@ def a_gradient_with_the_wrong_sign():
         def each(self, log_p, log_q):
             found = kl(log_p, log_q)
             return 2 * found.detach() - found
+
     return Uphill
 
 
@@ -328,6 +352,7 @@ def a_zero_that_no_gradient_reaches():
 
         def each(self, log_p, log_q):
             return kl(log_p, log_q) if len(log_q) else torch.zeros(0)
+
     return Cut
 
 
@@ -338,6 +363,7 @@ def a_value_that_depends_on_the_chunk():
 
         def part(self, q, p):
             return super().part(q, p) / len(q) ** 0.5
+
     return Lumpy
 
 
@@ -353,6 +379,7 @@ def a_head_that_is_run_without_gradients():
                     weight = logits.head(torch.eye(logits.hidden.shape[-1], dtype=logits.hidden.dtype))
                 logits = logits.hidden @ weight
             return self.each(log_probs(dense(teacher["logits"])), log_probs(logits))
+
     return Headless
 
 
@@ -368,6 +395,7 @@ def a_truncated_teacher_without_its_tail():
         def values(self, student, teacher):
             p, log_q = teacher["logits|top_logits"], log_probs(student["logits"])
             return kl(p.log_probs, log_q.gather(-1, p.ids)) if isinstance(p, TopK) else kl(log_probs(p), log_q)
+
     return Tailless
 
 
@@ -378,6 +406,7 @@ def a_chunk_that_asks_for_a_number():
 
         def divergence(self, log_p, log_q):
             return kl(log_p, log_q) if kl(log_p, log_q).max().item() > 0 else log_q.sum(-1)
+
     return Asking
 
 
@@ -388,6 +417,7 @@ def a_mask_that_is_always_on_the_cpu():
 
         def each(self, log_p, log_q):
             return kl(log_p, log_q) * torch.ones(len(log_q))
+
     return Rooted
 
 
@@ -404,6 +434,7 @@ def a_word_that_no_role_says():
         @property
         def needs(self):
             return {"student": ("attention",), "teacher": ("logits",)}
+
     return Foreign
 
 
@@ -411,6 +442,7 @@ def a_word_that_no_role_says():
 def a_kind_that_is_not_its_class():
     class Rightly(Plain):
         kind: Literal["bite:wrongly"] = "bite:wrongly"
+
     return Rightly
 
 
@@ -423,7 +455,9 @@ def a_docstring_without_references():
             >>> 1 + 1
             2
         """
+
         kind: Literal["bite:unfounded"] = "bite:unfounded"
+
     return Unfounded
 
 
@@ -435,7 +469,9 @@ def a_sentence_that_names_a_paper():
         References:
             Ko et al., DistiLLM, 2024, arXiv:2402.03898.
         """
+
         kind: Literal["bite:branded"] = "bite:branded"
+
     return Branded
 
 
@@ -451,7 +487,9 @@ def an_example_that_does_not_run():
         References:
             (none)
         """
+
         kind: Literal["bite:stale"] = "bite:stale"
+
     return Stale
 
 
@@ -476,6 +514,7 @@ def test_the_same_objective_without_a_mistake_is_failed_by_none() -> None:
         References:
             (none)
         """
+
         kind: Literal["bite:sound"] = "bite:sound"
         zero_at_match: ClassVar = ("student", "teacher")
         special_cases: ClassVar = {"forward_kl": {}}

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ROOMS,
     ("train",),
-    ("recipe", "roles", "planning", "examine", "conclude", "workspace", "job", "start", "given", "check", "terminal"),
+    ("recipe", "roles", "planning", "examine", "conclude", "workspace", "tell", "job", "start", "given", "check", "terminal"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -74,31 +74,48 @@ def test_imports_point_one_way(file: str) -> None:
     assert forbidden(file, tree(file)) == []
 
 
-@pytest.mark.parametrize("file, line", [
-    ("objective/x.py", "from limbeck.train.loop import Loop"), ("objective/x.py", "from limbeck.align.base import Align"),
-    ("numerics.py", "import limbeck.model"),
-    ("model/x.py", "from limbeck.data import base"), ("train/x.py", "def f():\n    from limbeck import recipe"),
-    ("job.py", "from limbeck.cli import app"),
-    ("data/x.py", "from limbeck import text, nowhere")])
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("objective/x.py", "from limbeck.train.loop import Loop"),
+        ("objective/x.py", "from limbeck.align.base import Align"),
+        ("numerics.py", "import limbeck.model"),
+        ("model/x.py", "from limbeck.data import base"),
+        ("train/x.py", "def f():\n    from limbeck import recipe"),
+        ("job.py", "from limbeck.cli import app"),
+        ("data/x.py", "from limbeck import text, nowhere"),
+    ],
+)
 def test_an_import_that_leads_up_or_sideways_is_noticed(file: str, line: str) -> None:
     assert forbidden(file, ast.parse(line))
 
 
-@pytest.mark.parametrize("file, line", [("objective/x.py", "from limbeck.objective.base import Objective"),
-                                        ("train/x.py", "from limbeck.align.base import Align"),
-                                        ("cli/x.py", "from limbeck.recipe import load"), ("align/x.py", "import torch")])
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("objective/x.py", "from limbeck.objective.base import Objective"),
+        ("train/x.py", "from limbeck.align.base import Align"),
+        ("cli/x.py", "from limbeck.recipe import load"),
+        ("align/x.py", "import torch"),
+    ],
+)
 def test_an_import_that_leads_down_is_none(file: str, line: str) -> None:
     assert forbidden(file, ast.parse(line)) == []
 
 
-@pytest.mark.parametrize("code, absent", [
-    ("import limbeck; dir(limbeck)", ("torch", "transformers", "numpy", "pydantic", "yaml")),
-    ("import limbeck.component, limbeck.text.document, limbeck.errors", ("torch", "transformers", "numpy")),
-    ("import limbeck.recipe, limbeck.train.loop", ("transformers", "matplotlib", "datasets")),
-], ids=["limbeck", "component", "recipe"])
+@pytest.mark.parametrize(
+    "code, absent",
+    [
+        ("import limbeck; dir(limbeck)", ("torch", "transformers", "numpy", "pydantic", "yaml")),
+        ("import limbeck.component, limbeck.text.document, limbeck.errors", ("torch", "transformers", "numpy")),
+        ("import limbeck.recipe, limbeck.train.loop", ("transformers", "matplotlib", "datasets")),
+    ],
+    ids=["limbeck", "component", "recipe"],
+)
 def test_importing_stays_cheap(code: str, absent: tuple[str, ...]) -> None:
-    said = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(sorted(set({absent}) & set(sys.modules)))"], capture_output=True,
-                          text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(sorted(set({absent}) & set(sys.modules)))"], capture_output=True, text=True, check=True
+    )
     assert said.stdout == "[]\n"
 
 
@@ -106,7 +123,7 @@ def test_every_public_name_is_there() -> None:
     for name in limbeck.__all__:
         assert getattr(limbeck, name) is not None
     with pytest.raises(AttributeError, match="limbeck has no recipee"):
-        limbeck.recipee                                     # noqa: B018
+        limbeck.recipee  # noqa: B018
 
 
 # where tensors are made
@@ -138,9 +155,16 @@ ON_CPU = {
 
 def without_device(module: ast.AST) -> list[int]:
     """Lines that make a tensor and do not say where."""
-    return [node.lineno for node in ast.walk(module) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-            and isinstance(node.func.value, ast.Name) and node.func.value.id == "torch" and node.func.attr in CREATES
-            and not any(word.arg in ("device", None) for word in node.keywords)]
+    return [
+        node.lineno
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "torch"
+        and node.func.attr in CREATES
+        and not any(word.arg in ("device", None) for word in node.keywords)
+    ]
 
 
 def test_every_tensor_is_made_on_a_device_that_is_named_or_for_a_reason_on_the_cpu() -> None:
@@ -153,19 +177,32 @@ def test_every_tensor_is_made_on_a_device_that_is_named_or_for_a_reason_on_the_c
 def test_nothing_asks_for_a_gpu_by_name() -> None:
     for file in FILES:
         calls = [node for node in ast.walk(tree(file)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-        assert not [node.lineno for node in calls if node.func.attr == "cuda"], file        # type: ignore[attr-defined]
+        assert not [node.lineno for node in calls if node.func.attr == "cuda"], file  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("line, bites", [("torch.zeros(3)", True), ("torch.randn(3, generator=g)", True), ("torch.zeros(3, device=x.device)", False),
-                                         ("x.new_zeros(3)", False), ("torch.zeros_like(x)", False), ("torch.full((2,), -1, **like)", False)])
+@pytest.mark.parametrize(
+    "line, bites",
+    [
+        ("torch.zeros(3)", True),
+        ("torch.randn(3, generator=g)", True),
+        ("torch.zeros(3, device=x.device)", False),
+        ("x.new_zeros(3)", False),
+        ("torch.zeros_like(x)", False),
+        ("torch.full((2,), -1, **like)", False),
+    ],
+)
 def test_a_tensor_without_a_device_is_noticed(line: str, bites: bool) -> None:
     assert bool(without_device(ast.parse(line))) == bites
 
 
 # how long
 
-LIMITS = ((re.compile(r"train/loop\.py"), 400), (re.compile(r"job\.py"), 200), (re.compile(r"\w+/base\.py"), 200),
-          (re.compile(rf"({'|'.join(WITH_KINDS)})/[a-z]\w*\.py"), 120))
+LIMITS = (
+    (re.compile(r"train/loop\.py"), 400),
+    (re.compile(r"job\.py"), 200),
+    (re.compile(r"\w+/base\.py"), 200),
+    (re.compile(rf"({'|'.join(WITH_KINDS)})/[a-z]\w*\.py"), 120),
+)
 MORE = {
     # a file that may be longer, how long, and why
     "job.py": (215, "all steps of a run, in their order, in one place"),
@@ -175,10 +212,14 @@ MORE = {
 def code_lines(text: str) -> set[int]:
     """Lines that hold code: no comments, no docstrings."""
     skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
-    lines = {n for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in skip
-             for n in range(token.start[0], token.end[0] + 1)}
-    words = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-             and isinstance(node.value.value, str)]
+    lines = {
+        n for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in skip for n in range(token.start[0], token.end[0] + 1)
+    }
+    words = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
     return lines - {n for node in words for n in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
 
 

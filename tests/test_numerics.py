@@ -37,8 +37,9 @@ def random_logits(*shape: int, scale: float = 3.0, dtype: torch.dtype = torch.fl
 
 
 def test_low_precision_is_raised_and_high_precision_stays() -> None:
-    assert [upcast(torch.zeros(1, dtype=d)).dtype
-            for d in (torch.bfloat16, torch.float16, torch.float32, torch.float64)] == [torch.float32] * 3 + [torch.float64]
+    assert [upcast(torch.zeros(1, dtype=d)).dtype for d in (torch.bfloat16, torch.float16, torch.float32, torch.float64)] == [torch.float32] * 3 + [
+        torch.float64
+    ]
 
 
 def test_log_probabilities_divide_by_the_temperature_before_the_softmax() -> None:
@@ -96,7 +97,7 @@ def test_kl_leads_uphill_from_q_towards_p() -> None:
     logits = Q.log().requires_grad_()
     kl(P.log(), log_probs(logits)).backward()
     assert logits.grad is not None
-    close(logits.grad, Q - P)                               # the gradient of cross-entropy with soft labels
+    close(logits.grad, Q - P)  # the gradient of cross-entropy with soft labels
 
 
 @pytest.mark.parametrize("x", [-1e-3, -0.1, -math.log(2), -1.0, -20.0, -700.0, -1e30])
@@ -130,7 +131,7 @@ def test_the_tail_of_the_best_entries_is_the_mass_of_all_others(k: int) -> None:
 
 
 def test_the_tail_is_exact_where_one_minus_the_rest_would_be_nothing() -> None:
-    log_p = log_probs(torch.tensor([[0.0, -40.0, -41.0]]))              # float32: 1 - exp(log_p[0]) is 0
+    log_p = log_probs(torch.tensor([[0.0, -40.0, -41.0]]))  # float32: 1 - exp(log_p[0]) is 0
     close(top_k(log_p, 1)[2].double(), [-40 + math.log1p(math.exp(-1))], 1e-6)
 
 
@@ -152,7 +153,7 @@ def test_segments_are_summed_in_order_and_minus_one_is_left_out() -> None:
 
 
 def test_segments_of_low_precision_are_summed_in_float32() -> None:
-    ones = torch.ones(1000, dtype=torch.bfloat16)           # in bfloat16 the sum stays at 256
+    ones = torch.ones(1000, dtype=torch.bfloat16)  # in bfloat16 the sum stays at 256
     assert segment_sum(ones, torch.zeros(1000, dtype=torch.long), 1).item() == 1000
 
 
@@ -175,8 +176,10 @@ PLACES: list[tuple[object, ...]] = [("noise", 3), ("order", 0, "train.0"), ("x",
 
 
 def test_a_stream_is_a_function_of_its_place_in_every_process() -> None:
-    code = (f"from limbeck.numerics import Streams; import torch; s = Streams(7); "
-            f"print([(s.number(*p), torch.rand(2, generator=s(*p)).tolist()) for p in {PLACES!r}])")
+    code = (
+        f"from limbeck.numerics import Streams; import torch; s = Streams(7); "
+        f"print([(s.number(*p), torch.rand(2, generator=s(*p)).tolist()) for p in {PLACES!r}])"
+    )
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
     here = Streams(7)

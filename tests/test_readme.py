@@ -23,9 +23,13 @@ def test_the_yaml_of_the_readme_is_a_recipe():
 
 def test_the_python_recipe_of_the_readme_is_the_yaml_one(monkeypatch):
     planned = []
-    monkeypatch.setattr(limbeck.planning if hasattr(limbeck, "planning") else __import__("limbeck.planning").planning, "plan", lambda recipe, **_: planned.append(recipe))
+    monkeypatch.setattr(
+        limbeck.planning if hasattr(limbeck, "planning") else __import__("limbeck.planning").planning,
+        "plan",
+        lambda recipe, **_: planned.append(recipe),
+    )
     code = next(text for kind, text in BLOCKS if kind == "python" and "lk.Recipe" in text)
-    exec(compile(code, "README", "exec"), {})               # our own text, not a stranger's
+    exec(compile(code, "README", "exec"), {})  # our own text, not a stranger's
     (text,) = [text for kind, text in BLOCKS if kind == "yaml"]
     assert planned == [load(document.load(text)[0])]
 
@@ -53,5 +57,7 @@ def test_the_readme_names_no_member_that_is_not_there():
 def test_every_shipped_recipe_and_its_toy_load(path):
     whole, toy = load(path), load(path, toy=True)
     changed = whole.toy.keys()
-    assert all(re.search(r"steps|length|shortest|batch|minutes|model|path|data|rows|keep|drop|evaluate", key) for key in changed), "a toy changes sizes, steps, data and models only"
+    assert all(re.search(r"steps|length|shortest|batch|minutes|model|path|data|rows|keep|drop|evaluate", key) for key in changed), (
+        "a toy changes sizes, steps, data and models only"
+    )
     assert [[o.kind for t in s.turn for o in t.objective] for s in whole.train] == [[o.kind for t in s.turn for o in t.objective] for s in toy.train]

@@ -55,23 +55,27 @@ def test_a_repeated_stage_is_a_chain_of_its_own_that_ends_in_its_name() -> None:
 
 
 def test_a_merge_comes_after_what_it_merges_and_a_stage_may_start_from_it() -> None:
-    found = order(recipe(stage("a"), stage("b", start="student"), stage("c", start="soup"),
-                         merge=[{"kind": "average", "name": "soup", "of": ["a", "b"]}]))
+    found = order(
+        recipe(stage("a"), stage("b", start="student"), stage("c", start="soup"), merge=[{"kind": "average", "name": "soup", "of": ["a", "b"]}])
+    )
     assert found == [("a", ("student",)), ("b", ("student",)), ("soup", ("a", "b")), ("c", ("soup",))]
 
 
-@pytest.mark.parametrize("source, message", [
-    (recipe(stage("a", start="b"), stage("b", start="a")), "a cycle: a -> b -> a"),
-    (recipe(stage("a", start="a")), "a cycle: a -> a"),
-    (recipe(stage("a", start="soup"), merge=[{"kind": "average", "name": "soup", "of": ["a"]}]), "a cycle: a -> soup -> a"),
-    (recipe(stage("a"), stage("a")), "train.1: the name a is taken"),
-    (recipe(stage("student")), "train.0: the name student is taken"),
-    (recipe(stage("stage-1"), stage()), "train.1: the name stage-1 is taken"),
-    (recipe(stage("a"), merge=[{"kind": "average", "name": "a", "of": ["a"]}]), "merge.0: the name a is taken"),
-    (recipe(stage("first"), stage(start="frist")), "train.1: nothing is called frist; first is known"),
-    (recipe(stage("a"), merge=[{"kind": "average", "name": "m", "of": ["a", "bee"]}]), "merge.0: nothing is called bee"),
-    (recipe(stage("first"), result="fisrt"), "result: nothing is called fisrt; first is known"),
-])
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (recipe(stage("a", start="b"), stage("b", start="a")), "a cycle: a -> b -> a"),
+        (recipe(stage("a", start="a")), "a cycle: a -> a"),
+        (recipe(stage("a", start="soup"), merge=[{"kind": "average", "name": "soup", "of": ["a"]}]), "a cycle: a -> soup -> a"),
+        (recipe(stage("a"), stage("a")), "train.1: the name a is taken"),
+        (recipe(stage("student")), "train.0: the name student is taken"),
+        (recipe(stage("stage-1"), stage()), "train.1: the name stage-1 is taken"),
+        (recipe(stage("a"), merge=[{"kind": "average", "name": "a", "of": ["a"]}]), "merge.0: the name a is taken"),
+        (recipe(stage("first"), stage(start="frist")), "train.1: nothing is called frist; first is known"),
+        (recipe(stage("a"), merge=[{"kind": "average", "name": "m", "of": ["a", "bee"]}]), "merge.0: nothing is called bee"),
+        (recipe(stage("first"), result="fisrt"), "result: nothing is called fisrt; first is known"),
+    ],
+)
 def test_cycles_and_names_that_are_unknown_or_taken_are_refused_with_their_place(source: dict[str, Any], message: str) -> None:
     error = refused(source)
     assert error.slug == "value" and message in error.expected
@@ -97,7 +101,7 @@ def test_a_single_turn_may_be_written_in_its_stage_or_as_a_list_of_one() -> None
 def test_a_reference_as_teacher_is_run_live_and_a_kind_stays_a_kind() -> None:
     assert load(recipe(teacher="package:some_model")) == load(recipe(teacher={"kind": "live", "model": "package:some_model"}))
     assert "a value for model" in refused(recipe(teacher="live")).expected
-    assert load(recipe(teacher={"kind": "cached", "model": "path:x"})).teacher.kind == "cached"      # type: ignore[union-attr]
+    assert load(recipe(teacher={"kind": "cached", "model": "path:x"})).teacher.kind == "cached"  # type: ignore[union-attr]
 
 
 def test_one_part_may_stand_for_a_list_of_one() -> None:
@@ -138,16 +142,31 @@ def test_every_shipped_recipe_is_read_also_as_a_toy_and_survives_a_round_trip() 
 
 
 def test_a_recipe_with_every_kind_of_part_survives_a_round_trip() -> None:
-    made = load(recipe(
-        stage("a", objective=[{"kind": "skew_kl", "alpha": {"kind": "linear", "end": 0.5}}, {"kind": "hidden_mse", "layers": "all"}, "relations"],
-              align=[{"kind": "layer_map", "map": "explicit", "pairs": [[1, 2]]}, "shared_vocab"], forward="layerwise",
-              optimiser={"lr": 1e-5, "groups": [{"match": ["*"], "rate": 2}]}, select={"metric": "kl"},
-              surgery=[{"kind": "drop_blocks", "keep": [0, 1]}]),
-        {"name": "b", "steps": "auto", "teacher": {"kind": "live", "model": "path:x"},
-         "turn": [{"objective": ["forward_kl"]}, {"objective": ["cross_entropy"], "every": 2}]},
-        role={"co-teacher": {"start": "student"}}, merge=[{"kind": "average", "name": "m", "of": ["a", "b"]}], seed=3, minutes=0.5))
+    made = load(
+        recipe(
+            stage(
+                "a",
+                objective=[{"kind": "skew_kl", "alpha": {"kind": "linear", "end": 0.5}}, {"kind": "hidden_mse", "layers": "all"}, "relations"],
+                align=[{"kind": "layer_map", "map": "explicit", "pairs": [[1, 2]]}, "shared_vocab"],
+                forward="layerwise",
+                optimiser={"lr": 1e-5, "groups": [{"match": ["*"], "rate": 2}]},
+                select={"metric": "kl"},
+                surgery=[{"kind": "drop_blocks", "keep": [0, 1]}],
+            ),
+            {
+                "name": "b",
+                "steps": "auto",
+                "teacher": {"kind": "live", "model": "path:x"},
+                "turn": [{"objective": ["forward_kl"]}, {"objective": ["cross_entropy"], "every": 2}],
+            },
+            role={"co-teacher": {"start": "student"}},
+            merge=[{"kind": "average", "name": "m", "of": ["a", "b"]}],
+            seed=3,
+            minutes=0.5,
+        )
+    )
     again = load(document.load(yaml.safe_dump(made.model_dump(mode="json")))[0])
-    assert again == made and again.train[0].turn[0].objective[0].alpha.end == 0.5             # type: ignore[attr-defined]
+    assert again == made and again.train[0].turn[0].objective[0].alpha.end == 0.5  # type: ignore[attr-defined]
 
 
 # changes
@@ -155,16 +174,17 @@ def test_a_recipe_with_every_kind_of_part_survives_a_round_trip() -> None:
 
 def test_changes_go_by_dotted_path_through_the_loader_of_values() -> None:
     source = recipe(stage("a", optimiser={"lr": 1e-3}))
-    made = load(source, ["seed=7", "train.0.optimiser.lr=1e-4", "train.0.batch=16", "train.-1.steps=5", "about=yes", "teacher=path:a=b",
-                         "device=cpu"])
+    made = load(
+        source, ["seed=7", "train.0.optimiser.lr=1e-4", "train.0.batch=16", "train.-1.steps=5", "about=yes", "teacher=path:a=b", "device=cpu"]
+    )
     assert (made.seed, made.train[0].turn[0].optimiser.lr, made.train[0].turn[0].batch, made.train[0].steps) == (7, 1e-4, 16, 5)
-    assert (made.about, made.device, made.teacher.reference) == ("yes", "cpu", "path:a=b")         # type: ignore[union-attr]
+    assert (made.about, made.device, made.teacher.reference) == ("yes", "cpu", "path:a=b")  # type: ignore[union-attr]
 
 
 def test_null_removes_and_a_list_can_be_written_whole() -> None:
     made = load(recipe(minutes=3, seed=4), ["minutes=null", "seed=", "train.0.objective=[cross_entropy, {kind: jsd, share: 0.2}]"])
     assert made.minutes is None and made.seed == 0
-    assert [o.kind for o in made.train[0].turn[0].objective] == ["cross_entropy", "jsd"]            # type: ignore[attr-defined]
+    assert [o.kind for o in made.train[0].turn[0].objective] == ["cross_entropy", "jsd"]  # type: ignore[attr-defined]
 
 
 def test_changes_leave_what_was_handed_in_as_it_was() -> None:
@@ -174,9 +194,21 @@ def test_changes_leave_what_was_handed_in_as_it_was() -> None:
     assert source == before
 
 
-@pytest.mark.parametrize("word", ["seed", "train.9.steps=1", "train.x.steps=1", "train.--1.steps=1", "train.0.objective.-9=jsd", "train.²=1",
-                                  "train.1=x",
-                                  "train.0.steps.a.b=1", "train.-2=x", "train.99999999999999999999=1"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "seed",
+        "train.9.steps=1",
+        "train.x.steps=1",
+        "train.--1.steps=1",
+        "train.0.objective.-9=jsd",
+        "train.²=1",
+        "train.1=x",
+        "train.0.steps.a.b=1",
+        "train.-2=x",
+        "train.99999999999999999999=1",
+    ],
+)
 def test_a_change_that_has_no_place_is_refused(word: str) -> None:
     error = refused(recipe(), word)
     assert error.slug == "key" and error.where.startswith("command line  ")
@@ -217,27 +249,45 @@ def test_change_makes_mappings_on_its_way_and_no_lists() -> None:
 
 
 def test_text_only_differs_in_the_objective_alone() -> None:
-    made = load(recipe(stage("a", objective=["forward_kl", "hidden_mse"], align=["layer_map"], forward="layerwise", through=["teacher"], batch=3,
-                             micro=2,
-                             optimiser={"lr": 1e-4}, freeze=["*norm*"], only=["*"]), stage("b", teacher={"kind": "live", "model": "path:y"}),
-                       teacher="path:x", baseline=["text_only"], data=[{"kind": "pack", "length": 8}], student={"start": "path:s"}))
+    made = load(
+        recipe(
+            stage(
+                "a",
+                objective=["forward_kl", "hidden_mse"],
+                align=["layer_map"],
+                forward="layerwise",
+                through=["teacher"],
+                batch=3,
+                micro=2,
+                optimiser={"lr": 1e-4},
+                freeze=["*norm*"],
+                only=["*"],
+            ),
+            stage("b", teacher={"kind": "live", "model": "path:y"}),
+            teacher="path:x",
+            baseline=["text_only"],
+            data=[{"kind": "pack", "length": 8}],
+            student={"start": "path:s"},
+        )
+    )
     alone = text_only(made)
     assert alone.teacher is None and alone.baseline == () and all(s.teacher is None for s in alone.train)
     assert [t.objective for s in alone.train for t in s.turn] == [(CrossEntropy(),)] * 2
-    assert all(t.align == () and t.through == () and t.forward.kind == "paired" for s in alone.train
-               for t in s.turn)          # type: ignore[attr-defined]
+    assert all(t.align == () and t.through == () and t.forward.kind == "paired" for s in alone.train for t in s.turn)  # type: ignore[attr-defined]
     assert (alone.data, alone.student, alone.seed) == (made.data, made.student, made.seed)
     for before, after in zip(made.train, alone.train, strict=True):
         assert all(getattr(before, name) == getattr(after, name) for name in ("steps", "name", "start", "surgery", "checkpoint"))
         for own, its in zip(before.turn, after.turn, strict=True):
-            assert all(getattr(own, name) == getattr(its, name)
-                       for name in ("trains", "only", "freeze", "every", "data", "optimiser", "batch", "micro"))
+            assert all(
+                getattr(own, name) == getattr(its, name) for name in ("trains", "only", "freeze", "every", "data", "optimiser", "batch", "micro")
+            )
     assert load(alone) == alone
 
 
 def test_text_only_teaches_whom_the_turn_trains() -> None:
-    made = load(recipe(stage(trains="critic", objective=[{"kind": "forward_kl", "seats": {"student": "critic"}}]),
-                       role={"critic": {"start": "student"}}))
+    made = load(
+        recipe(stage(trains="critic", objective=[{"kind": "forward_kl", "seats": {"student": "critic"}}]), role={"critic": {"start": "student"}})
+    )
     assert text_only(made).train[0].turn[0].objective[0].role("student") == "critic"
 
 

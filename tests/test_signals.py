@@ -28,9 +28,16 @@ def spoken(batch: Batch, role: str = "student") -> Signals:
     view = batch.view(role)
     num = {unit: len(view.rows(unit)) for unit in view.units}
     top = TopK(torch.arange(num["target"])[:, None], torch.arange(num["target"])[:, None] / 2, torch.arange(num["target"]) / 4)
-    return batch.signals(role, {"hidden.2": torch.arange(num["pos"])[:, None],
-                                "logits": Logits(torch.arange(num["target"])[:, None], lambda x: x * 2, False),
-                                "label": torch.arange(num["target"]), "score": torch.arange(num["row"]), "top_logits": top})
+    return batch.signals(
+        role,
+        {
+            "hidden.2": torch.arange(num["pos"])[:, None],
+            "logits": Logits(torch.arange(num["target"])[:, None], lambda x: x * 2, False),
+            "label": torch.arange(num["target"]),
+            "score": torch.arange(num["row"]),
+            "top_logits": top,
+        },
+    )
 
 
 def test_a_signal_has_the_unit_of_its_first_word() -> None:
@@ -87,8 +94,12 @@ def test_chunks_are_renumbered_with_their_rows_and_what_is_in_none_stays_in_none
 @pytest.mark.parametrize("rows", [(1, 0), (0, 0), (2, 1, 0)])
 def test_rows_out_of_order_or_twice_are_refused_everywhere(rows: tuple[int, ...]) -> None:
     batch = batch_of({"student": ragged((2, 2, 2))}, (0, 1, 2))
-    for cut in (lambda: renumber(ids(*rows), 3), lambda: batch.at(ids(*rows)), lambda: batch.view("student").at(ids(*rows)),
-                lambda: spoken(batch).at(ids(*rows))):
+    for cut in (
+        lambda: renumber(ids(*rows), 3),
+        lambda: batch.at(ids(*rows)),
+        lambda: batch.view("student").at(ids(*rows)),
+        lambda: spoken(batch).at(ids(*rows)),
+    ):
         with pytest.raises(AssertionError, match="ascending"):
             cut()
 
@@ -154,7 +165,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.sampled_from(
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(ROWS, st.integers(1, 9), st.booleans(), st.data())
 def test_cut_and_laid_end_to_end_every_unit_is_the_whole(rows: list[tuple[int, int, str]], parts: int, causal: bool, data: st.DataObject) -> None:
-    in_order = sorted(rows, key=lambda row: row[1])         # of groups: then laying end to end is a matter of parts only
+    in_order = sorted(rows, key=lambda row: row[1])  # of groups: then laying end to end is a matter of parts only
     lengths, groups, tags = zip(*in_order, strict=True)
     asked = data.draw(st.lists(st.booleans(), min_size=sum(lengths), max_size=sum(lengths)))
     view = ragged(lengths, asked, shift=int(causal))
@@ -190,6 +201,6 @@ def test_cut_and_laid_end_to_end_every_unit_is_the_whole(rows: list[tuple[int, i
         assert all(s.rows[unit].equal(own.rows(unit)) for unit in ("row", "pos", "target"))
         assert own.chunk_of is not None and own.chunk_row is not None
         seen += [-1 if c < 0 else c + first_chunk for c in own.chunk_of.tolist()]
-        assert [r + first_row for r in own.chunk_row.tolist()] == chunk_row[first_chunk:first_chunk + len(own.chunk_row)]
+        assert [r + first_row for r in own.chunk_row.tolist()] == chunk_row[first_chunk : first_chunk + len(own.chunk_row)]
         first_row, first_chunk = first_row + own.num_rows, first_chunk + len(own.chunk_row)
     assert seen == of

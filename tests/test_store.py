@@ -455,7 +455,7 @@ def test_sweeping_makes_nothing_of_what_another_process_has_just_swept(tmp_path:
 
 def test_hashes_are_those_of_the_standard_and_see_names_and_contents_only(tmp_path: Path):
     (tmp_path / "one").write_bytes(b"abc")
-    assert store.sha256_file(tmp_path / "one") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"    # FIPS 180-2, B.1
+    assert store.sha256_file(tmp_path / "one") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
     first = store.sha256_folder(tmp_path)
     os.utime(tmp_path / "one", (0, 0))
     assert store.sha256_folder(tmp_path) == first
@@ -515,7 +515,7 @@ def test_every_dtype_and_shape_comes_back_bit_by_bit(tmp_path: Path):
 def test_a_tensor_file_is_byte_for_byte_what_the_format_says(tmp_path: Path):
     store.save_tensors(tmp_path / "a", {"a": torch.tensor([1, 2], dtype=torch.int16), "b": torch.tensor(1.0)}, {"z": "1", "x": "2"})
     head = '{"__metadata__":{"format":"pt","limbeck.aliases":"{}","x":"2","z":"1"},"a":{"data_offsets":[4,8],"dtype":"I16","shape":[2]},'
-    head += '"b":{"data_offsets":[0,4],"dtype":"F32","shape":[]}}'    # the wider first, so that each is aligned
+    head += '"b":{"data_offsets":[0,4],"dtype":"F32","shape":[]}}'  # the wider first, so that each is aligned
     head += " " * (-len(head) % 8)
     assert (tmp_path / "a").read_bytes() == struct.pack("<Q", len(head)) + head.encode() + struct.pack("<fhh", 1.0, 1, 2)
 
@@ -709,7 +709,7 @@ with lock(sys.argv[1], shared=sys.argv[2] == "shared"):
 
 
 def test_a_second_process_is_refused_by_the_first_ones_id_until_that_dies(tmp_path: Path):
-    (tmp_path / ".run.limbeck-lock").write_text("process 1 on " + 99 * "a", encoding="utf-8")    # of one that died without a word
+    (tmp_path / ".run.limbeck-lock").write_text("process 1 on " + 99 * "a", encoding="utf-8")  # of one that died without a word
     process = child(HOLD, tmp_path / "run", "alone")
     assert process.stdout and process.stdout.readline() == "held\n"
     for shared in (False, True):
@@ -761,7 +761,7 @@ def filler(text: str) -> Callable[[Path], None]:
 
 
 def test_a_key_depends_on_the_parts_and_not_on_their_order(cache: Cache):
-    known = "689a78f0dfb540e6"    # first digits of: printf '%s' '{"a":[1,2.5,null],"b":"\\u00fc"}' | sha256sum
+    known = "689a78f0dfb540e6"  # first digits of: printf '%s' '{"a":[1,2.5,null],"b":"\\u00fc"}' | sha256sum
     assert cache.key({"b": "ü", "a": (1, 2.5, None)}) == cache.key({"a": [1, 2.5, None], "b": "ü"})
     assert len({cache.key({"a": value}) for value in (1, 1.0, True, "1", None, [1])}) == 6
     assert cache.key({"b": "ü", "a": [1, 2.5, None]}).startswith(known)
@@ -803,7 +803,7 @@ def test_an_altered_entry_is_set_aside_with_a_warning_and_made_again(cache: Cach
     key = "a" * 64
     for number in (1, 2):
         flip(cache.make(key, {}, filler("good")) / "result")
-        Cache.verified.clear()                              # as in the next process
+        Cache.verified.clear()  # as in the next process
         with caplog.at_level(logging.WARNING, "limbeck.store.cache"):
             assert cache.get(key) is None
         assert f"{key}.corrupt-{number}" in caplog.text and "result" in caplog.text
@@ -817,7 +817,7 @@ def test_an_altered_entry_is_set_aside_with_a_warning_and_made_again(cache: Cach
 def test_checksums_are_compared_once_a_process_and_again_for_a_new_folder(cache: Cache, monkeypatch: pytest.MonkeyPatch):
     key, compared = "a" * 64, []
     path = cache.make(key, {}, filler("x"))
-    Cache.verified.clear()                                  # as in the next process
+    Cache.verified.clear()  # as in the next process
     monkeypatch.setattr(cache_module, "verify", compared.append)
     for _ in range(3):
         cache.get(key)
@@ -834,7 +834,7 @@ def test_checksums_are_compared_once_a_process_and_again_for_a_new_folder(cache:
 
 def test_an_entry_that_another_process_has_renewed_meanwhile_is_not_set_aside(cache: Cache, monkeypatch: pytest.MonkeyPatch):
     path = cache.make("a" * 64, {}, filler("bad"))
-    Cache.verified.clear()                                  # as in the next process
+    Cache.verified.clear()  # as in the next process
 
     def renew(path: Path) -> None:
         made(path.with_name("new"), result="good")

@@ -31,15 +31,30 @@ def words(folder: Path, name: str = "words.txt", seed: int = 0, num: int = 24) -
 
 def toy(folder: Path, stage: Mapping[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
     """A recipe of one stage of four steps on a file of words in `folder`; `stage` changes the stage, `keys` the recipe."""
-    one = {"name": "main", "steps": 4, "batch": 2, "objective": ["forward_kl"], "checkpoint": {"every": 1}, "optimiser": {"lr": 1e-3}, **(stage or {})}
-    recipe = {"data": [{**FEW, "path": str(words(folder))}, {"kind": "pack", "length": 40}], "teacher": f"config:{TINY}", "threads": 1,
-              "student": {"start": "teacher", "surgery": [{"kind": "drop_blocks", "keep": [0, 3]}]}, "train": [one]}
+    one = {
+        "name": "main",
+        "steps": 4,
+        "batch": 2,
+        "objective": ["forward_kl"],
+        "checkpoint": {"every": 1},
+        "optimiser": {"lr": 1e-3},
+        **(stage or {}),
+    }
+    recipe = {
+        "data": [{**FEW, "path": str(words(folder))}, {"kind": "pack", "length": 40}],
+        "teacher": f"config:{TINY}",
+        "threads": 1,
+        "student": {"start": "teacher", "surgery": [{"kind": "drop_blocks", "keep": [0, 3]}]},
+        "train": [one],
+    }
     return {name: value for name, value in {**recipe, **keys}.items() if value is not None}
 
 
 def stages(*changes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Stages of two steps."""
-    return [{"steps": 2, "batch": 2, "objective": ["forward_kl"], "checkpoint": {"every": 1}, "optimiser": {"lr": 1e-3}, **change} for change in changes]
+    return [
+        {"steps": 2, "batch": 2, "objective": ["forward_kl"], "checkpoint": {"every": 1}, "optimiser": {"lr": 1e-3}, **change} for change in changes
+    ]
 
 
 def after(num: int) -> Callable[[], bool]:

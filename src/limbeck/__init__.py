@@ -7,9 +7,20 @@ from importlib import import_module
 from typing import Any
 
 PUBLIC = {
-    "Recipe": "recipe", "Student": "recipe", "Stage": "train.stage", "Turn": "train.stage", "load": "recipe",
-    "run": "start", "Run": "start", "resume": "start", "evaluate_run": "start:evaluate",
-    "plan": "planning", "distill": "given", "check": "check", "Refused": "errors", "Failed": "errors",
+    "Recipe": "recipe",
+    "Student": "recipe",
+    "Stage": "train.stage",
+    "Turn": "train.stage",
+    "load": "recipe",
+    "run": "start",
+    "Run": "start",
+    "resume": "start",
+    "evaluate_run": "start:evaluate",
+    "plan": "planning",
+    "distill": "given",
+    "check": "check",
+    "Refused": "errors",
+    "Failed": "errors",
 }
 ROOMS = ("data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")
 __version__ = "0.1.0"
@@ -21,7 +32,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"limbeck.{name}")
     if name not in PUBLIC:
         raise AttributeError(f"limbeck has no {name}; it has {', '.join(sorted(PUBLIC))}")
-    module, _, other = PUBLIC[name].partition(":")          # evaluate is the name of a room already
+    module, _, other = PUBLIC[name].partition(":")  # evaluate is the name of a room already
     return getattr(import_module(f"limbeck.{module}"), other or name)
 
 

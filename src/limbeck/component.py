@@ -155,7 +155,7 @@ def members(room: str) -> dict[str, str]:
     """Kind -> its one-sentence description, read from the files of the room without importing them."""
     folder = Path(__file__).parent / room
     found = {path.stem: summary(path) for path in sorted(folder.glob("*.py")) if path.stem != "base" and path.stem[0] != "_"}
-    return {kind: text for kind, text in found.items() if text}             # a file without a component is no member
+    return {kind: text for kind, text in found.items() if text}  # a file without a component is no member
 
 
 def summary(path: Path) -> str:
@@ -173,7 +173,7 @@ def load_plugin(room: str, kind: str) -> None:
         if point.dist is not None and re.sub(r"[-_.]+", "_", point.dist.name).lower() == package and (room, kind) not in SWITCHED_OFF:
             try:
                 point.load()
-            except Exception as error:                      # a stranger's import may raise anything
+            except Exception as error:  # a stranger's import may raise anything
                 SWITCHED_OFF.add((room, kind))
                 warnings.warn(f"{kind} is switched off: {point.value} cannot be imported ({error})", stacklevel=2)
 
@@ -224,15 +224,21 @@ def schema(cls: type[Document]) -> dict[str, Any]:
         return made
 
     out = take(cls)
-    for room in rooms:                                      # grows while it is walked: a kind may hold components of other rooms
+    for room in rooms:  # grows while it is walked: a kind may hold components of other rooms
         kinds = [kind for kind, sentence in members(room).items() if sentence]
         for kind in kinds:
             importlib.import_module(f"limbeck.{room}.{kind}")
             made = take(LOADED[room, kind])
             defs[f"{room}.{kind}"] = {**made, "required": ["kind", *made.get("required", ())]}
-        elsewhere = {"type": "string", "pattern": ":"}      # package:kind of another package, or a reference where one may stand
-        defs[room] = {"anyOf": [{"enum": kinds}, *({"$ref": f"#/$defs/{room}.{kind}"} for kind in kinds), elsewhere,
-                                {"type": "object", "properties": {"kind": elsewhere}, "required": ["kind"]}]}
+        elsewhere = {"type": "string", "pattern": ":"}  # package:kind of another package, or a reference where one may stand
+        defs[room] = {
+            "anyOf": [
+                {"enum": kinds},
+                *({"$ref": f"#/$defs/{room}.{kind}"} for kind in kinds),
+                elsewhere,
+                {"type": "object", "properties": {"kind": elsewhere}, "required": ["kind"]},
+            ]
+        }
     return {**out, "$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": dict(sorted(defs.items()))}
 
 
@@ -258,8 +264,9 @@ def explain(cls: type, value: Any, error: ValidationError, source: str, lines: M
         known = fields_of(owner) + ([name for name in fields_of(host) if name not in fields_of(owner)] if host else [])
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         kind = getattr(owner.model_fields.get("kind"), "default", None) or (host or owner).__name__.lower()
-        return Refused("key", where, f"a field of {kind}: {', '.join(known)}", f"{name}: {short(got)}",
-                       f"write {near[0]}" if near else f"remove {name}")
+        return Refused(
+            "key", where, f"a field of {kind}: {', '.join(known)}", f"{name}: {short(got)}", f"write {near[0]}" if near else f"remove {name}"
+        )
     if first["type"] == "kind":
         context, hint = first.get("ctx", {}), first["msg"]
         exact = not hint.startswith(("one of", "a kind"))
@@ -287,7 +294,7 @@ def fields_of(owner: type[Document]) -> list[str]:
     """Names that may be written there, with those of the part that may be written in its place."""
     names = [name for name in owner.model_fields if name != "kind"]
     for name in owner.in_place:
-        names += fields_of(document_in(owner.model_fields[name])[0])            # type: ignore[arg-type]
+        names += fields_of(document_in(owner.model_fields[name])[0])  # type: ignore[arg-type]
     return names
 
 

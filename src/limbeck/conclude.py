@@ -15,8 +15,17 @@ from limbeck.workspace import environment, machine
 ARMS = ("teacher", "start", "student", "baseline")
 
 
-def conclude(recipe: Recipe, folder: Path, parts: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], rows: Rows, provenance: Sequence[Any],
-             samples: Sequence[Mapping[str, Any]], log: Log, facts: Mapping[str, Any]) -> dict[str, Any]:
+def conclude(
+    recipe: Recipe,
+    folder: Path,
+    parts: Mapping[str, Any],
+    checks: Sequence[Mapping[str, Any]],
+    rows: Rows,
+    provenance: Sequence[Any],
+    samples: Sequence[Mapping[str, Any]],
+    log: Log,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
     """Writes the summary and the report; returns the summary.
 
     Args:
@@ -32,11 +41,23 @@ def conclude(recipe: Recipe, folder: Path, parts: Mapping[str, Any], checks: Seq
     told = {renamed(name, baseline): renamed_in(value, baseline) for name, value in parts.items()}
     documents = len({row.source or row.key for row in rows.held_out})
     summary = {
-        "schema": "limbeck.summary/1", "run": folder.name, "about": recipe.about, "date": date.today().isoformat(), "machine": machine(), "seed": recipe.seed,
-        "unit": "token", "num_stages": len(recipe.train), **facts, "held_out": {"documents": documents, "targets": facts.get("held_out_targets")},
-        **{arm: told.get(arm) for arm in ARMS}, **{name: value for name, value in told.items() if name not in ARMS},
-        "checks": list(checks), "provenance": [dict(p) for p in provenance], "not_measured": unmeasured(recipe, folder.name),
-        "references": [], "parts": dict(parts),
+        "schema": "limbeck.summary/1",
+        "run": folder.name,
+        "about": recipe.about,
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "seed": recipe.seed,
+        "unit": "token",
+        "num_stages": len(recipe.train),
+        **facts,
+        "held_out": {"documents": documents, "targets": facts.get("held_out_targets")},
+        **{arm: told.get(arm) for arm in ARMS},
+        **{name: value for name, value in told.items() if name not in ARMS},
+        "checks": list(checks),
+        "provenance": [dict(p) for p in provenance],
+        "not_measured": unmeasured(recipe, folder.name),
+        "references": [],
+        "parts": dict(parts),
     }
     summary["verdict"] = verdict(summary)
     plan = (folder / "plan.txt").read_text(encoding="utf-8") if (folder / "plan.txt").is_file() else ""
@@ -44,7 +65,7 @@ def conclude(recipe: Recipe, folder: Path, parts: Mapping[str, Any], checks: Seq
     write_text(folder / "report.html", page)
     write_json(folder / "samples.json", list(samples))
     write_text(folder / "README.md", model_card(summary, provenance))
-    write_json(folder / "summary.json", summary)            # last: a run that has it is finished
+    write_json(folder / "summary.json", summary)  # last: a run that has it is finished
     return summary
 
 
@@ -63,7 +84,7 @@ def renamed_in(value: Any, baseline: str | None) -> Any:
 
 def unmeasured(recipe: Recipe, run: str) -> list[dict[str, str]]:
     """What nobody has looked at, with the command that does."""
-    kinds = {evaluator.kind for evaluator in recipe.evaluate}               # type: ignore[attr-defined]
+    kinds = {evaluator.kind for evaluator in recipe.evaluate}  # type: ignore[attr-defined]
     out = [{"what": "spread over seeds; this is one seed", "command": f"limbeck run {run} seed={recipe.seed + 1}"}]
     if "tasks" not in kinds:
         out.append({"what": "any task", "command": f"limbeck evaluate {run} tasks"})

@@ -10,6 +10,7 @@ import torch
 
 from limbeck.align.shared_vocab import SharedVocab
 from limbeck.data.base import Rows
+from limbeck.errors import Refused
 from limbeck.evaluate._scoring import score
 from limbeck.evaluate.base import Exam, Table
 from limbeck.model.base import Models, Role
@@ -30,8 +31,9 @@ def shared_ids(role: Role, teacher: Role | None) -> SharedVocab | None:
 class Examiner:
     """Opens subjects and scores them on held-out rows."""
 
-    def __init__(self, recipe: Recipe, rows: Rows, teacher: Role | None, kept: Mapping[str, Any], folder: Path,
-                 openers: Mapping[str, Callable[[], Role]]):
+    def __init__(
+        self, recipe: Recipe, rows: Rows, teacher: Role | None, kept: Mapping[str, Any], folder: Path, openers: Mapping[str, Callable[[], Role]]
+    ):
         """Args:
         rows: of the run; the held-out ones are looked at.
         teacher: its role, if there is one.
@@ -92,8 +94,11 @@ class Examiner:
         """The same numbers of a role that is being trained, on some held-out rows or all: made anew, and not kept; leaves the role as it was."""
         training = role.training
         try:
-            return self.few(score(role.eval(), rows or self.rows.held_out, self.answers if self.teacher is not None else None,
-                                  align=shared_ids(role, self.teacher)))
+            return self.few(
+                score(
+                    role.eval(), rows or self.rows.held_out, self.answers if self.teacher is not None else None, align=shared_ids(role, self.teacher)
+                )
+            )
         finally:
             role.train(training)
 
@@ -108,19 +113,47 @@ class Examiner:
         return found
 
 
+class Calibration:
+    """Mean KL from the teacher to a role on some training rows, in nats a target: what surgeries are measured by."""
+
+    def __init__(self, teacher: Role | None, rows: Sequence[Row]):
+        self.teacher, self.rows, self.said = teacher, rows, []
+
+    def __call__(self, role: Role) -> float:
+        if self.teacher is None or not self.rows:
+            do = "choose without measuring, or give data and teacher"
+            raise Refused("score", "student.surgery", "training rows and a teacher to measure with", "none", do)
+        if not self.said:                                   # asked once, and only if something measures
+            device = next(self.teacher.parameters()).device
+            with torch.no_grad():
+                self.said = [self.teacher.says(self.teacher.view([row]).to(device), ("logits",), {})["logits"] for row in self.rows]
+        align = shared_ids(role, self.teacher)
+        each = [score(role, [row], lambda rows, view, said=said: said, align=align).kl for row, said in zip(self.rows, self.said, strict=True)]
+        return float(torch.cat([kl for kl in each if kl is not None]).double().mean())
+
+
 def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
     """What was checked about the run itself, as lines of the report."""
     out = []
     if "teacher" in examiner.openers and examiner.rows.held_out:
         itself = examiner.metrics("teacher")
         good = itself["kl"] < 1e-4 and itself["top1"] == 1
-        out.append({"name": "Evaluator on the teacher itself", "open": not good,
-                    "result": f"KL {itself['kl']:.4f}, agreement {itself['top1']:.0%}" + (": as it must be" if good else ": this should be 0 and 100 %")})
+        out.append(
+            {
+                "name": "Evaluator on the teacher itself",
+                "open": not good,
+                "result": f"KL {itself['kl']:.4f}, agreement {itself['top1']:.0%}" + (": as it must be" if good else ": this should be 0 and 100 %"),
+            }
+        )
     if examiner.recipe.baseline:
-        out.append({"name": "Text-only baseline", "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False})
+        out.append(
+            {"name": "Text-only baseline", "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False}
+        )
     if any(stage.select for stage in examiner.recipe.train):
         out.append({"name": "Best step chosen on the held-out rows", "result": "so their figures flatter the student", "open": True})
-    out.append({"name": "Interrupted", "result": "never" if sessions < 2 else f"{sessions - 1} times; what goes on continues bit for bit", "open": False})
+    out.append(
+        {"name": "Interrupted", "result": "never" if sessions < 2 else f"{sessions - 1} times; what goes on continues bit for bit", "open": False}
+    )
     return [*out, *({"name": note.split(":")[0], "result": note.partition(": ")[2] or note, "open": False} for note in examiner.rows.notes)]
 
 
@@ -139,10 +172,18 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
                 ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens].to(next(role.parameters()).device)
                 began = time.perf_counter()
                 with torch.no_grad():
-                    made = role.module.generate(ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=new_tokens, do_sample=False,      # type: ignore[operator]
-                                                pad_token_id=role.tokenizer.eos_token_id)[0, len(ids):]
-                sample |= {"prompt": role.tokenizer.decode(ids.tolist()), subject: role.tokenizer.decode(made.tolist(), skip_special_tokens=True),
-                           f"{subject}_seconds": time.perf_counter() - began}
+                    made = role.module.generate(
+                        ids[None],
+                        attention_mask=torch.ones_like(ids)[None],
+                        max_new_tokens=new_tokens,
+                        do_sample=False,  # type: ignore[operator]
+                        pad_token_id=role.tokenizer.eos_token_id,
+                    )[0, len(ids) :]
+                sample |= {
+                    "prompt": role.tokenizer.decode(ids.tolist()),
+                    subject: role.tokenizer.decode(made.tolist(), skip_special_tokens=True),
+                    f"{subject}_seconds": time.perf_counter() - began,
+                }
                 if subject == "student" and examiner.teacher is not None:
                     sample |= differences(examiner.teacher, role.tokenizer, ids, made)
     return out
@@ -155,4 +196,7 @@ def differences(teacher: Role, tokenizer: Any, prompt: Any, answer: Any) -> dict
     with torch.no_grad():
         same = dense(teacher.says(view, ("logits",), {})["logits"]).argmax(-1) == answer
     ends = [len(tokenizer.decode(answer[:i].tolist(), skip_special_tokens=True)) for i in range(len(answer) + 1)]
-    return {"agreement": float(same.double().mean()), "marks": [[a, b] for a, b, ok in zip(ends, ends[1:], same.tolist(), strict=False) if not ok and b > a]}
+    return {
+        "agreement": float(same.double().mean()),
+        "marks": [[a, b] for a, b, ok in zip(ends, ends[1:], same.tolist(), strict=False) if not ok and b > a],
+    }

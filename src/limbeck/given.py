@@ -40,7 +40,11 @@ class Given(Step):
 
     def window(self, batch: Batch, place: Place, memory: Any) -> Batch:
         item = memory.next(place.window)
-        named = dict(item) if isinstance(item, Mapping) else dict(zip((self.takes, "label"), item if isinstance(item, (tuple, list)) else (item,), strict=False))
+        named = (
+            dict(item)
+            if isinstance(item, Mapping)
+            else dict(zip((self.takes, "label"), item if isinstance(item, (tuple, list)) else (item,), strict=False))
+        )
         unknown = [name for name in named if name not in VOCABULARY]
         if unknown:
             raise Refused("data", "loader", f"inputs called {', '.join(VOCABULARY)}", unknown[0], "rename it, or say takes=")
@@ -82,8 +86,19 @@ class Cursor(nn.Module):
         pass
 
 
-def distill(teacher: Any, student: Any, loader: Iterable[Any], objective: Any = "forward_kl", steps: int = 100, *, takes: str = "features",
-            says: str = "logits", seed: int = 0, observe: Callable[[int, dict[str, float]], None] | None = None, **turn: Any) -> Any:
+def distill(
+    teacher: Any,
+    student: Any,
+    loader: Iterable[Any],
+    objective: Any = "forward_kl",
+    steps: int = 100,
+    *,
+    takes: str = "features",
+    says: str = "logits",
+    seed: int = 0,
+    observe: Callable[[int, dict[str, float]], None] | None = None,
+    **turn: Any,
+) -> Any:
     """Trains a student module to say what a teacher module says, in place, and returns it.
 
     Args:
@@ -119,8 +134,14 @@ def distill(teacher: Any, student: Any, loader: Iterable[Any], objective: Any = 
     try:
         loop.run(watch)
     except NotFinite as error:
-        raise Failed("nan", f"distill  step {error.step}  {', '.join(error.objectives) or 'gradient'}", "a finite loss", "not finite",
-                     "lower optimiser.lr, or look at this batch; the student is as it was before the step", code=5) from None
+        raise Failed(
+            "nan",
+            f"distill  step {error.step}  {', '.join(error.objectives) or 'gradient'}",
+            "a finite loss",
+            "not finite",
+            "lower optimiser.lr, or look at this batch; the student is as it was before the step",
+            code=5,
+        ) from None
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)

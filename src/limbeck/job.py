@@ -1,13 +1,12 @@
 """A run at work: data, student, before, train, baseline, export, evaluate, report. Each step is kept; read top to bottom."""
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,8 +14,7 @@ from limbeck.conclude import conclude
 from limbeck.data._overlap import drop_overlap
 from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Refused
-from limbeck.evaluate._scoring import score
-from limbeck.examine import Examiner, draw_samples, shared_ids, trust
+from limbeck.examine import Calibration, Examiner, draw_samples, trust
 from limbeck.export.base import Parcel
 from limbeck.model.base import Role
 from limbeck.numerics import Streams
@@ -30,11 +28,11 @@ from limbeck.store import Cache, Log, is_sound, new_folder, read_json, write_jso
 from limbeck.teacher._capture import capture
 from limbeck.teacher.base import Teacher
 from limbeck.teacher.cached import Cached
+from limbeck.tell import Tell
 from limbeck.train.graph import Arm
 from limbeck.train.loop import Loop, World
 from limbeck.train.stage import Stage
 
-logger = logging.getLogger(__name__)
 CALIBRATION_ROWS = 16
 """Training rows that surgeries are measured on."""
 CLOSING_SECONDS = 60
@@ -45,20 +43,8 @@ SILENT = ("gradient_norm", "learning_rate", "step_seconds")
 """Metrics that are kept, and not told while a run goes."""
 
 
-class Tell(Protocol):
-    """Who hears how a run goes: the command line, or nobody."""
-
-    def done(self, step: str, text: str, seconds: float) -> None: ...
-    def bar(self, step: str, done: int, total: int, text: str) -> None: ...
-
-
-class Quiet:
-    """Tells the log only."""
-
-    def done(self, step: str, text: str, seconds: float) -> None:
-        logger.info("%s: %s (%.1f s)", step, text, seconds)
-
-    def bar(self, step: str, done: int, total: int, text: str) -> None: ...
+class Stopped(Exception):
+    """Somebody asked for a stop; everything finished is kept."""
 
 
 class Job:
@@ -68,10 +54,17 @@ class Job:
         self.recipe, self.folder, self.tell, self.base = recipe, folder, tell, base
         self.cache, self.log, self.streams = Cache(), Log(folder / "metrics.jsonl"), Streams(recipe.seed)
         self.began, self.kept = time.time(), {}
-        self.steps_auto = 0
+        self.steps_auto, self.stop = 0, lambda: False
 
     def go(self, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """All steps in order; the summary, or None after a stop between two optimiser steps, which is safe."""
+        """All steps in order; the summary, or None after a stop, which is safe between steps of a run and of the optimiser."""
+        self.stop = stop  # type: ignore[assignment]
+        with contextlib.suppress(Stopped):
+            return self.steps()
+        return None
+
+    def steps(self) -> dict[str, Any]:
+        """One after the other."""
         self.open()
         sessions = self.folder / "steps" / "sessions.json"
         write_json(sessions, (read_json(sessions) if sessions.is_file() else 0) + 1)
@@ -84,9 +77,8 @@ class Job:
                 self.capture(self.drawn(stage, self.rows), self.recipe.teacher, self.teacher, self.kept)
         for name, arm in self.arms.items():
             with self.step("train" if name == "student" else f"baseline {name}") as said:
-                if not arm.run(self.observe, stop):
-                    said.append("stopped and saved")
-                    return None
+                if not arm.run(self.observe, self.stop):
+                    raise Stopped
                 said.append(f"{sum(self.steps_in(n.what) for n in arm.nodes.values() if isinstance(n.what, Stage)):,} steps")
         return self.close(self.export(), self.measure())
 
@@ -119,13 +111,16 @@ class Job:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
-        """Times a step, and tells what came of it: what is put into the list."""
-        began, said = time.perf_counter(), []
-        yield said
-        seconds, path = time.perf_counter() - began, self.folder / "steps" / "clock.json"
-        clock = read_json(path) if path.is_file() else {}
-        write_json(path, {**clock, name: clock.get(name, 0.0) + seconds})
-        self.tell.done(name, " · ".join(said), seconds)
+        """Times a step, and tells what came of it: what is put into the list. A stop is heard before each."""
+        if self.stop():
+            raise Stopped
+        began, said, path = time.perf_counter(), [], self.folder / "steps" / "clock.json"
+        try:
+            yield said
+        finally:
+            clock = read_json(path) if path.is_file() else {}
+            write_json(path, {**clock, name: clock.get(name, 0.0) + time.perf_counter() - began})
+        self.tell.done(name, " · ".join(said), time.perf_counter() - began)
 
     def read(self, steps: Sequence[Step]) -> Rows:
         """All rows: every data step, once; held-out text that stands in the training text too is left out."""
@@ -145,18 +140,10 @@ class Job:
         return " -> ".join(f"{sum(p.numel() for p in r.parameters()) / 1e6:,.1f} M" for r in (before, role) if r is not None) + " parameters"
 
     @cached_property
-    def calibration(self) -> list[tuple[Row, Any]]:
-        """Some training rows with what the teacher says about them."""
-        rows, teacher = self.rows.draw(0, CALIBRATION_ROWS, self.streams) if self.rows.parts else [], self.teacher
-        if teacher is None or not rows:
-            raise Refused("score", "student.surgery", "training rows and a teacher to measure with", "none", "choose without measuring, or give data and teacher")
-        with torch.no_grad():
-            return [(row, teacher.says(teacher.view([row]).to(next(teacher.parameters()).device), ("logits",), {})["logits"]) for row in rows]
-
-    def score(self, role: Role) -> float:
-        """Mean KL from the teacher to a role on the calibration rows, in nats a target."""
-        each = [score(role, [row], lambda rows, view, said=said: said, align=shared_ids(role, self.teacher)).kl for row, said in self.calibration]
-        return float(torch.cat(each).double().mean())                       # type: ignore[arg-type]
+    def score(self) -> Calibration:
+        """Measures roles for surgeries, on some training rows."""
+        rows = self.rows.draw(0, CALIBRATION_ROWS, self.streams) if self.rows.parts else []
+        return Calibration(self.teacher, rows)
 
     def capture(self, rows: Sequence[Row], source: Teacher | None, role: Role | None, kept: dict[str, Any]) -> None:
         """Adds to `kept` what a cached teacher says about rows, each asked once in all runs."""
@@ -198,8 +185,13 @@ class Job:
             speed = {name: self.examiner.seconds_a_target(subject) for name, subject in subjects.items() if subject in self.examiner.openers}
             after = CLOSING_SECONDS + len(self.arms) * speed["student"] * len(self.examiner.table("start").row)
             spent = time.time() - self.began
-            write_json(path, {"seconds_a_target": speed,
-                              "steps": affordable(self.recipe.minutes / len(stages), spent, speed, len(window.targets), len(self.arms), after)})
+            write_json(
+                path,
+                {
+                    "seconds_a_target": speed,
+                    "steps": affordable(self.recipe.minutes / len(stages), spent, speed, len(window.targets), len(self.arms), after),
+                },
+            )
         return int(read_json(path)["steps"]) if stages else 0
 
     def steps_in(self, stage: Stage) -> int:
@@ -207,13 +199,25 @@ class Job:
 
     def arm(self, name: str, recipe: Recipe) -> Arm:
         """One way through the recipe, with roles of its own, made when it runs."""
+
         def world() -> World:
             teacher = recipe.teacher if name == "student" else None
             autocast = torch.bfloat16 if recipe.autocast == "bfloat16" else None
-            return World(self.cast.models(), self.rows, recipe.data, teacher, self.kept, self.streams, self.base,
-                         lambda models: self.examiner.look(models["student"]), autocast)
+            return World(
+                self.cast.models(),
+                self.rows,
+                recipe.data,
+                teacher,
+                self.kept,
+                self.streams,
+                self.base,
+                lambda models: self.examiner.look(models["student"]),
+                autocast,
+            )
 
-        return Arm(name, graph(recipe), world, self.folder, self.cast.fresh, self.log, self.score, lambda node: self.steps_in(node.what), self.world_of)
+        return Arm(
+            name, graph(recipe), world, self.folder, self.cast.fresh, self.log, self.score, lambda node: self.steps_in(node.what), self.world_of
+        )
 
     def result(self, arm: Arm) -> str:
         """The node that is evaluated and exported."""
@@ -261,8 +265,11 @@ class Job:
 
     def close(self, checks: list[dict[str, Any]], parts: dict[str, Any]) -> dict[str, Any]:
         """Samples, summary and report."""
-        facts = {"wall_seconds": sum(read_json(self.folder / "steps" / "clock.json").values()), "steps": sum(self.steps_in(s) * s.repeat for s in self.recipe.train),
-                 "held_out_targets": len(self.examiner.table("student").row) if self.rows.held_out else 0}
+        facts = {
+            "wall_seconds": sum(read_json(self.folder / "steps" / "clock.json").values()),
+            "steps": sum(self.steps_in(s) * s.repeat for s in self.recipe.train),
+            "held_out_targets": len(self.examiner.table("student").row) if self.rows.held_out else 0,
+        }
         samples = draw_samples(self.examiner, self.recipe.seed)
         checks = [*checks, *trust(self.examiner, int(read_json(self.folder / "steps" / "sessions.json")))]
         return conclude(self.recipe, self.folder, parts, checks, self.rows, self.cast.provenance(self.rows), samples, self.log, facts)

@@ -162,7 +162,7 @@ def ordered(nodes: Mapping[str, Node]) -> list[Node]:
 
     def visit(name: str, way: tuple[str, ...]) -> None:
         if name in way:
-            raise ValueError(f"{nodes[name].where}: a cycle: {' -> '.join((*way[way.index(name):], name))}")
+            raise ValueError(f"{nodes[name].where}: a cycle: {' -> '.join((*way[way.index(name) :], name))}")
         if name in nodes and name not in out:
             for earlier in nodes[name].after:
                 visit(earlier, (*way, name))
@@ -215,7 +215,7 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
         if not equals:
             raise Refused("key", f"command line  {word}", "key=value", word, f"{word}=...")
         change(plain, key, document.value(value))
-        lines[place_of(key)] = 0                            # what is wrong there does not stand in the file
+        lines[place_of(key)] = 0  # what is wrong there does not stand in the file
     return validate(Recipe, plain, name, lines)
 
 
@@ -227,11 +227,12 @@ def find(source: str) -> Path:
             return Path(source)
         if "/" not in source and shipped.is_file():
             return shipped
-    except OSError:                                         # a name that is longer than names can be
+    except OSError:  # a name that is longer than names can be
         pass
     names = [path.stem for path in SHIPPED.glob("*.yaml")]
-    raise Refused("recipe", source, "a recipe file, a recipe's name or a run", "no such file",
-                  f"limbeck list recipe; nearest: {nearest(source, names)}")
+    raise Refused(
+        "recipe", source, "a recipe file, a recipe's name or a run", "no such file", f"limbeck list recipe; nearest: {nearest(source, names)}"
+    )
 
 
 def place_of(key: str) -> tuple[int | str, ...]:
@@ -248,8 +249,9 @@ def change(plain: Any, key: str, value: Any, source: str = "command line") -> No
         try:
             place = place[part] if isinstance(place, list) else place.setdefault(part, {})
         except (IndexError, TypeError, AttributeError):
-            raise Refused("key", f"{source}  {key}", f"a place in the recipe: {'.'.join(way[:i])} has no {word}", key,
-                          "look at limbeck show") from None
+            raise Refused(
+                "key", f"{source}  {key}", f"a place in the recipe: {'.'.join(way[:i])} has no {word}", key, "look at limbeck show"
+            ) from None
     if isinstance(place, list) and NUMBER.fullmatch(last) and -len(place) <= int(last) < len(place):
         place[int(last)] = value
     elif isinstance(place, dict) and value is None:

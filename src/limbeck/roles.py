@@ -74,9 +74,13 @@ class Cast:
         if fingerprint(role.tokenizer) == fingerprint(first.tokenizer):
             role.tokenizer = first.tokenizer
         elif self.recipe.teacher is not None:
-            raise Refused("tokenizer", where, "one tokenizer for teacher and student",
-                          f"{len(first.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
-                          "start from a model with the teacher's tokenizer; two tokenizers cannot be aligned yet")
+            raise Refused(
+                "tokenizer",
+                where,
+                "one tokenizer for teacher and student",
+                f"{len(first.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
+                "start from a model with the teacher's tokenizer; two tokenizers cannot be aligned yet",
+            )
         return role
 
     def make(self, name: str, how: Student, score: Score | None = None) -> Role:
@@ -104,24 +108,36 @@ class Cast:
 
     def recall(self, plain: Mapping[str, Any]) -> None:
         """Takes up what `settled` gave."""
-        self.surgeries = {role: tuple(find(Surgery, s["kind"]).model_validate(s) for s in found)          # type: ignore[type-abstract, misc]
-                          for role, found in plain.items()}
+        self.surgeries = {
+            role: tuple(find(Surgery, s["kind"]).model_validate(s) for s in found)  # type: ignore[type-abstract, misc]
+            for role, found in plain.items()
+        }
 
     def readers(self) -> Models:
         """Roles that read rows: the student sees them first."""
         own = {name: role for name, role in self.originals.items()}
-        return Models({"student": own.get("student", own.get("teacher")), **own})           # type: ignore[dict-item]
+        return Models({"student": own.get("student", own.get("teacher")), **own})  # type: ignore[dict-item]
 
     def provenance(self, rows: Rows) -> tuple[Mapping[str, Any], ...]:
         """What was used: roles and data, each with name, revision, licence and its part."""
-        models = ({**role.provenance, "role": name, "name": shown(str(role.provenance.get("name", "a module at hand")))} for name, role in self.originals.items())
+        models = (
+            {**role.provenance, "role": name, "name": shown(str(role.provenance.get("name", "a module at hand")))}
+            for name, role in self.originals.items()
+        )
         return (*models, *({**p, "role": "data"} for p in rows.provenance))
 
     def compiled(self, role: Role) -> Role:
         """The role with its blocks compiled, if the recipe asks for it."""
         if self.recipe.compile and isinstance(role, Text) and not self.plan:
             if device_named(self.recipe.device).type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-                raise Refused("compile", "compile", "a C++ compiler, which torch needs to compile for the CPU", "none", "install g++, or leave compile out", code=3)
+                raise Refused(
+                    "compile",
+                    "compile",
+                    "a C++ compiler, which torch needs to compile for the CPU",
+                    "none",
+                    "install g++, or leave compile out",
+                    code=3,
+                )
             for block in role.module.get_submodule(role.anatomy.path("blocks")).children():
                 block.compile()
         return role
@@ -147,7 +163,9 @@ def located(text: str, base: str) -> str:
 
 
 def unscored(role: Role) -> float:
-    raise Refused("score", "student.surgery", "training rows and a teacher to measure with", "none", "choose without measuring, or give data and teacher")
+    raise Refused(
+        "score", "student.surgery", "training rows and a teacher to measure with", "none", "choose without measuring, or give data and teacher"
+    )
 
 
 def clone(role: Role) -> Role:

@@ -21,10 +21,23 @@ from torch import Tensor
 
 VOCABULARY: dict[str, tuple[str, str]] = {
     # name: (unit, further axes). `hidden.3` is looked up as `hidden`. `dim` is a role's own width; other axes are shared by roles.
-    "ids": ("pos", ""), "pixels": ("row", "channel height width"), "features": ("row", "dim"), "noise": ("row", "channel"),
-    "label": ("target", ""), "logits": ("target", "vocab"), "top_logits": ("target", "k"), "target_logprob": ("target", ""),
-    "hidden": ("pos", "dim"), "input": ("pos", "dim"), "mixer": ("pos", "dim"), "query": ("pos", "dim"), "key": ("pos", "dim"),
-    "value": ("pos", "dim"), "time": ("row", ""), "sample": ("row", "channel"), "score": ("row", ""),
+    "ids": ("pos", ""),
+    "pixels": ("row", "channel height width"),
+    "features": ("row", "dim"),
+    "noise": ("row", "channel"),
+    "label": ("target", ""),
+    "logits": ("target", "vocab"),
+    "top_logits": ("target", "k"),
+    "target_logprob": ("target", ""),
+    "hidden": ("pos", "dim"),
+    "input": ("pos", "dim"),
+    "mixer": ("pos", "dim"),
+    "query": ("pos", "dim"),
+    "key": ("pos", "dim"),
+    "value": ("pos", "dim"),
+    "time": ("row", ""),
+    "sample": ("row", "channel"),
+    "score": ("row", ""),
 }
 """The one table of signals and inputs: a new kind is one line here, reviewed like a change to `numerics`."""
 
@@ -167,9 +180,13 @@ class View:
         if self.chunk_row is not None and self.chunk_of is not None:
             kept = torch.cat([keep["chunk"].cumsum(0) - 1, torch.tensor([-1], device=self.device)])
             chunk = {"chunk_row": new[self.chunk_row[keep["chunk"]]], "chunk_of": kept[self.chunk_of[keep["target"]]]}
-        return replace(self, inputs={name: x[keep[unit_of(name)]] for name, x in self.inputs.items()},
-                       lengths=None if self.lengths is None else self.lengths[rows],
-                       asked=None if self.asked is None else self.asked[keep["pos"]], **chunk)
+        return replace(
+            self,
+            inputs={name: x[keep[unit_of(name)]] for name, x in self.inputs.items()},
+            lengths=None if self.lengths is None else self.lengths[rows],
+            asked=None if self.asked is None else self.asked[keep["pos"]],
+            **chunk,
+        )
 
     def to(self, device: torch.device | str) -> "View":
         """The same view on a device."""
@@ -199,9 +216,13 @@ class Signals:
         """The signals of some rows, in their order."""
         keep = {unit: torch.isin(of, rows) for unit, of in self.rows.items()}
         new = renumber(rows, len(self.tags))
-        return Signals({name: x[keep[unit_of(name)]] for name, x in self.values.items()},
-                       {unit: new[of[keep[unit]]] for unit, of in self.rows.items()},
-                       tuple(self.tags[i] for i in rows.tolist()), renamed(self.group[rows]), self.weights[rows])
+        return Signals(
+            {name: x[keep[unit_of(name)]] for name, x in self.values.items()},
+            {unit: new[of[keep[unit]]] for unit, of in self.rows.items()},
+            tuple(self.tags[i] for i in rows.tolist()),
+            renamed(self.group[rows]),
+            self.weights[rows],
+        )
 
     def on(self, tag: str | None) -> "Signals":
         """The signals of the rows with a tag; None: all of them."""
@@ -243,8 +264,14 @@ class Batch:
     def at(self, rows: Int[Tensor, " some"]) -> "Batch":
         """Some rows, in their order."""
         pick = rows.tolist()
-        return Batch({role: view.at(rows) for role, view in self.views.items()}, tuple(self.tags[i] for i in pick), renamed(self.group[rows]),
-                     tuple(self.keys[i] for i in pick), self.weights[rows], {role: said.at(rows) for role, said in self.said.items()})
+        return Batch(
+            {role: view.at(rows) for role, view in self.views.items()},
+            tuple(self.tags[i] for i in pick),
+            renamed(self.group[rows]),
+            tuple(self.keys[i] for i in pick),
+            self.weights[rows],
+            {role: said.at(rows) for role, said in self.said.items()},
+        )
 
     def cut(self, parts: int) -> list["Batch"]:
         """Exactly so many micro-batches, some perhaps empty (ranks must run equally many); rows of one group stay together."""
@@ -252,8 +279,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; what has been said already stays where it is until it is cut."""
-        return replace(self, views={role: view.to(device) for role, view in self.views.items()},
-                       group=self.group.to(device), weights=self.weights.to(device))
+        return replace(
+            self, views={role: view.to(device) for role, view in self.views.items()}, group=self.group.to(device), weights=self.weights.to(device)
+        )
 
 
 def renumber(rows: Int[Tensor, " some"], num: int) -> Int[Tensor, " row"]:

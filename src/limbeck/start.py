@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import Refused
-from limbeck.job import Job, Quiet, Tell
+from limbeck.job import Job
 from limbeck.recipe import find, load
 from limbeck.store import disk, lock, read_json
 from limbeck.workspace import begin, choose
@@ -32,8 +32,15 @@ class Run:
         return AutoModelForCausalLM.from_pretrained(self.path / "student")
 
 
-def run(source: Any, *changes: str, name: str | None = None, runs: Path | None = None, toy: bool = False, tell: Tell | None = None,
-        stop: Callable[[], bool] = lambda: False) -> Run:
+def run(
+    source: Any,
+    *changes: str,
+    name: str | None = None,
+    runs: Path | None = None,
+    toy: bool = False,
+    tell: Tell | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Run:
     """Runs a recipe to its end, or goes on with it; a finished run costs nothing.
 
     Args:
@@ -78,7 +85,9 @@ def evaluate(folder: str | Path, kinds: tuple[str, ...] = (), tell: Tell | None 
         job.open()
         job.steps_auto = job.settle_steps()
         before, parts = read_json(path / "summary.json"), job.measure()
-        merged = {name: {**before["parts"][name], **part} if isinstance(part, dict) and isinstance(before["parts"].get(name), dict) else part
-                  for name, part in parts.items()}
+        merged = {
+            name: {**before["parts"][name], **part} if isinstance(part, dict) and isinstance(before["parts"].get(name), dict) else part
+            for name, part in parts.items()
+        }
         exported = path / "steps" / "export.json"
         return Run(path, True, job.close(read_json(exported) if exported.is_file() else [], {**before["parts"], **merged}))

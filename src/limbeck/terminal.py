@@ -82,6 +82,11 @@ def summary_lines(summary: dict[str, Any], path: Path) -> list[str]:
     missing = unmeasured(summary)
     weak = weakest(summary)
     notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, "± is the standard error over documents."]
-    return ["", *(f"  {line}" for line in columns(rows, set(range(1, 9)))), "", *textwrap.wrap(verdict(summary), 96, initial_indent="  ", subsequent_indent="  "),
-            *textwrap.wrap(" ".join(n for n in notes if n), 96, initial_indent="  ", subsequent_indent="  "),
-            f"  report {os.path.relpath(path / 'report.html')} · talk to it: limbeck chat {path.name}"]
+    return [
+        "",
+        *(f"  {line}" for line in columns(rows, set(range(1, 9)))),
+        "",
+        *textwrap.wrap(verdict(summary), 96, initial_indent="  ", subsequent_indent="  "),
+        *textwrap.wrap(" ".join(n for n in notes if n), 96, initial_indent="  ", subsequent_indent="  "),
+        f"  report {os.path.relpath(path / 'report.html')} · talk to it: limbeck chat {path.name}",
+    ]

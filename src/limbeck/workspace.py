@@ -65,7 +65,13 @@ def choose(recipe: Recipe, name: str, run: str | None = None, runs: Path | None 
             raise Refused("run", "command line  --run", "a name of at most 100 letters, digits, ., _ and -", short(ascii(run)), "choose another name")
         folder = root / run
         if (folder / "recipe.yaml").is_file() and (found := first_difference(computed(recipe), computed(load(folder / "recipe.yaml")))):
-            raise Refused("run", str(folder), "the recipe this folder was made with", f"{found} (first difference)", f"leave out --run {run}, or choose another name")
+            raise Refused(
+                "run",
+                str(folder),
+                "the recipe this folder was made with",
+                f"{found} (first difference)",
+                f"leave out --run {run}, or choose another name",
+            )
         return folder
     taken = sorted((int(m[1]), path) for path in root.glob(f"{name}-*") if (m := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name)))
     for _, path in taken:
@@ -97,8 +103,14 @@ def environment() -> dict[str, Any]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), "packages": found, "byteorder": sys.byteorder,
-            "variables": {name: os.environ[name] for name in ALLOWED if name in os.environ}}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": found,
+        "byteorder": sys.byteorder,
+        "variables": {name: os.environ[name] for name in ALLOWED if name in os.environ},
+    }
 
 
 def machine() -> str:

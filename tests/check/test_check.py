@@ -16,16 +16,20 @@ from limbeck.objective.skew_kl import SkewKL
 
 
 def test_a_report_is_shown_as_in_the_manual() -> None:
-    rows = (Outcome("yaml", "passed", "", 0.1), Outcome("parts_add_up", "passed", "", 0.1),
-            Outcome("zero_at_match", "failed", "claimed; but loss 0.0031 where student = teacher (expected below 1e-6)", 0.1),
-            Outcome("temperature", "not claimed", "it has no temperature", 0.1))
+    rows = (
+        Outcome("yaml", "passed", "", 0.1),
+        Outcome("parts_add_up", "passed", "", 0.1),
+        Outcome("zero_at_match", "failed", "claimed; but loss 0.0031 where student = teacher (expected below 1e-6)", 0.1),
+        Outcome("temperature", "not claimed", "it has no temperature", 0.1),
+    )
     report = Report("ranked_kl", "objective", rows, 21, "mylab.losses:RankedKL", 7)
     assert render(report).splitlines() == [
         "ranked_kl · objective · 21 contracts",
         "  yaml ✓  parts add up ✓",
         "  ✗ zero_at_match   claimed; but loss 0.0031 where student = teacher (expected below 1e-6)",
         "                    again: limbeck check mylab.losses:RankedKL --only zero_at_match --seed 7",
-        "2 passed · 1 failed · 1 not claimed · 4 of 21 ran"]
+        "2 passed · 1 failed · 1 not claimed · 4 of 21 ran",
+    ]
     assert "  - temperature     it has no temperature" in render(report, reasons=True).splitlines()
     assert not report.passed and report.code == 5
 
@@ -56,7 +60,7 @@ def test_a_class_an_instance_and_every_spelling_of_a_path_are_checked_alike() ->
 
 
 def test_the_package_itself_can_be_called() -> None:
-    assert limbeck.check(ForwardKL, only="yaml").passed                     # type: ignore[operator]
+    assert limbeck.check(ForwardKL, only="yaml").passed  # type: ignore[operator]
     assert limbeck.__getattr__("check") is check
 
 
@@ -65,8 +69,22 @@ def test_all_of_limbeck_can_be_asked_one_thing() -> None:
     assert [report.name for report in reports] == kinds("schedule") and all(report.passed for report in reports)
 
 
-@pytest.mark.parametrize("path", ["", "nowhere", "objective.skewkl", "limbeck.objective:Nothing", "no.such.module:Thing", "json:dumps", "a b:C",
-                                  "role.oddformer", "limbeck.component:Component", "os.path:join", "../x:Y"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "nowhere",
+        "objective.skewkl",
+        "limbeck.objective:Nothing",
+        "no.such.module:Thing",
+        "json:dumps",
+        "a b:C",
+        "role.oddformer",
+        "limbeck.component:Component",
+        "os.path:join",
+        "../x:Y",
+    ],
+)
 def test_what_is_no_component_is_refused_in_four_lines(path: str) -> None:
     with pytest.raises(Refused) as caught:
         locate(path)

@@ -60,6 +60,7 @@ def a_gradient_that_reaches_the_teacher():
             models.models["teacher"].state = "through"
             models.models["teacher"].requires_grad_(True)
             return super().__call__(models, batch, needs)
+
     return Leaking
 
 
@@ -71,8 +72,13 @@ def noise_that_is_drawn_while_models_run():
         def __call__(self, models, batch, needs):
             said = super().__call__(models, batch, needs)
             student = said["student"]
-            return {**said, "student": replace(student, values={n: x + 0.01 * torch.randn_like(x) if n.startswith("hidden") else x
-                                                                for n, x in student.values.items()})}
+            return {
+                **said,
+                "student": replace(
+                    student, values={n: x + 0.01 * torch.randn_like(x) if n.startswith("hidden") else x for n, x in student.values.items()}
+                ),
+            }
+
     return Shaken
 
 
@@ -83,6 +89,7 @@ def a_forward_that_forgets_what_was_asked():
 
         def requires(self, needs):
             return {**needs, "teacher": ("logits",)}
+
     return Forgetful
 
 
@@ -109,6 +116,7 @@ def a_teacher_that_is_not_detached():
             said = super().attach(batch, models, kept).said["teacher"]
             old = said["logits"]
             return replace(batch, said={"teacher": replace(said, values={**said.values, "logits": Logits(old.hidden, old.head, True)})})
+
     return Attached
 
 
@@ -119,6 +127,7 @@ def a_cache_that_is_read_by_place():
 
         def attach(self, batch, models, kept):
             return super().attach(batch, models, dict(zip(batch.keys, kept.values(), strict=False)))
+
     return Placed
 
 
@@ -132,6 +141,7 @@ def a_tail_that_is_forgotten():
             best = said["logits"].dense().log_softmax(-1).topk(8)
             top = TopK(best.indices, best.values.log_softmax(-1), torch.full((len(best.values),), -5.0))
             return replace(batch, said={"teacher": replace(said, values={"top_logits": top})})
+
     return Short
 
 
@@ -193,7 +203,7 @@ def a_last_layer_that_is_heard_after_the_norm():
 
 def spoilt(cls: type[Text]) -> Text:
     good = models.family_of("llama")
-    return cls(good.module, good.tokenizer, good.anatomy).eval()            # type: ignore[return-value]
+    return cls(good.module, good.tokenizer, good.anatomy).eval()  # type: ignore[return-value]
 
 
 @planted("keeps_function", "claimed; but its logits")
@@ -206,6 +216,7 @@ def a_surgery_that_claims_to_keep_the_function():
             with torch.no_grad():
                 role.module.get_submodule(role.anatomy.path("output", 0)).weight.mul_(0.9)
             return role
+
     return Careless
 
 
@@ -218,6 +229,7 @@ def a_surgery_that_leaves_the_config_alone():
             del role.module.get_submodule(role.anatomy.path("blocks"))[-1]
             role.num_layers -= 1
             return role
+
     return Unsaid
 
 
@@ -229,6 +241,7 @@ def a_surgery_that_claims_to_save_parameters():
 
         def __call__(self, role):
             return role
+
     return Padded
 
 
@@ -240,6 +253,7 @@ def new_weights_that_nothing_uses():
         def __call__(self, role):
             role.module.adapter = nn.Linear(2, 2)
             return role
+
     return Idle
 
 
@@ -252,6 +266,7 @@ def new_weights_from_the_global_generator():
             with torch.no_grad():
                 role.module.get_submodule(role.anatomy.path("output", 0)).weight.normal_()
             return role
+
     return Dicey
 
 
@@ -263,6 +278,7 @@ def a_merge_that_claims_to_be_symmetric():
 
         def __call__(self, name, tensors, base):
             return 0.7 * tensors[0] + 0.3 * tensors[1]
+
     return Leaning
 
 
@@ -273,6 +289,7 @@ def a_merge_that_rounds():
 
         def __call__(self, name, tensors, base):
             return sum(t.bfloat16() for t in tensors).div(len(tensors)).to(tensors[0].dtype)
+
     return Rounding
 
 
@@ -283,6 +300,7 @@ def a_merge_that_changes_the_dtype():
 
         def __call__(self, name, tensors, base):
             return torch.stack([t.float() for t in tensors]).mean(0)
+
     return Widening
 
 
@@ -293,6 +311,7 @@ def a_data_step_that_rolls_dice():
 
         def rows(self, rows, place):
             return rows.each(lambda some: [row for row in some if torch.rand(()) < 0.9])
+
     return Sampled
 
 
@@ -303,6 +322,7 @@ def a_changed_row_with_its_old_name():
 
         def rows(self, rows, place):
             return rows.each(lambda some: [replace(row, content={n: str(x).upper() for n, x in row.content.items()}) for row in some])
+
     return Lowered
 
 
@@ -313,6 +333,7 @@ def names_that_depend_on_the_folder():
 
         def rows(self, rows, place):
             return replace(rows, parts=(*rows.parts, Part((Row(key_of(str(len(Path(place.base).parts))), {"text": "here"}),))))
+
     return Located
 
 
@@ -325,6 +346,7 @@ def a_data_step_that_asks_a_server():
             with socket.socket() as line:
                 line.connect(("127.0.0.1", 9))
             return rows
+
     return Asking
 
 
@@ -347,6 +369,7 @@ def a_memory_that_no_checkpoint_keeps():
         def window(self, batch, place, memory):
             memory.count += 1
             return replace(batch, weights=batch.weights * memory.count)
+
     return Growing
 
 
@@ -361,6 +384,7 @@ def a_schedule_that_leaves_its_ends():
         @property
         def ends(self):
             return 0.0, 1.0
+
     return Overshooting
 
 
@@ -373,6 +397,7 @@ def an_evaluator_whose_teacher_is_not_perfect():
         def __call__(self, exam):
             tables = {name: exam.table(name) for name in exam.subjects}
             return {name: {"top1": float((t.label == t.teacher_best).double().mean())} for name, t in tables.items()}
+
     return Strict
 
 
@@ -384,6 +409,7 @@ def a_share_in_percent():
 
         def __call__(self, exam):
             return {name: {"top1": 100.0} for name in exam.subjects}
+
     return Percent
 
 
@@ -397,6 +423,7 @@ def an_evaluator_that_leaves_a_model_training():
                 with exam.open(name) as role:
                     role.train()
             return {}
+
     return Untidy
 
 
@@ -408,6 +435,7 @@ def an_exporter_that_pickles():
         def __call__(self, parcel):
             torch.save(parcel.role.module.state_dict(), parcel.folder / "weights.pt")
             return []
+
     return Pickling
 
 
@@ -419,6 +447,7 @@ def an_exporter_that_rounds_the_student_in_memory():
         def __call__(self, parcel):
             parcel.role.module.to(torch.bfloat16)
             return []
+
     return Casting
 
 
@@ -431,6 +460,7 @@ def an_alignment_that_never_settles():
 
         def settle(self, models):
             return Restless(times=self.times + 1)
+
     return Restless
 
 
@@ -441,6 +471,7 @@ def an_alignment_that_moves_one_side():
 
         def __call__(self, role, said, batch):
             return said if role == "student" else replace(said, values={n: x + 1 if n.startswith("hidden") else x for n, x in said.values.items()})
+
     return Skewed
 
 

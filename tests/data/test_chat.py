@@ -14,6 +14,7 @@ ASK, ANSWER = {"role": "user", "content": "what?"}, {"role": "assistant", "conte
 @pytest.fixture
 def read(tmp_path, place):
     """Rows of a file with the given records."""
+
     def call(*records, **fields) -> Rows:
         (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
         return Chat(**{"path": "a.jsonl", "split": 0, **fields}).rows(Rows(), place())
@@ -61,21 +62,30 @@ def test_chats_without_an_answer_are_skipped_with_a_note_and_refused_if_there_ar
     rows = read(alone, {"messages": [ASK, ANSWER]}, first)
     assert len(rows.train) == 1 and rows.notes == ("chat: 2 of 3 rows skipped: no assistant turn",)
     assert refused(lambda: read(alone, first)) == (
-        "chat", "data chat  path: a.jsonl", "messages of an assistant that answer others", "none in 2 chats",
-        "name the roles system, user, assistant and tool; or set ask: calls")
+        "chat",
+        "data chat  path: a.jsonl",
+        "messages of an assistant that answer others",
+        "none in 2 chats",
+        "name the roles system, user, assistant and tool; or set ask: calls",
+    )
 
 
-@pytest.mark.parametrize(("record", "reason"), [
-    ({"messages": []}, "messages is no list of messages"), ({"messages": "hi"}, "messages is no list of messages"),
-    ({"messages": ["hi"]}, "message 0 is no mapping"), ({"messages": None}, "messages is no list of messages"),
-    ({"messages": [ASK, {"role": "robot", "content": "x"}]}, "message 1 is by robot, which is none of assistant, developer, function, system"),
-    ({"messages": [ASK, {"role": ["x"], "content": "x"}]}, 'message 1 is by ["x"]'),
-    ({"conversations": [{"from": {}, "value": "x"}]}, "message 0 is by {}"),
-    ({"messages": [ASK, {"role": "assistant", "content": None}]}, "message 1 says nothing"),
-    ({"mesages": [ASK]}, "no field messages: perhaps mesages"),
-    ({"messages": [ASK, ANSWER], "tools": "{"}, "tools is text, and no JSON"),
-    ({"messages": [ASK, {"role": "assistant", "content": "\ud800"}]}, "message 1 has half a character"),
-])
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"messages": []}, "messages is no list of messages"),
+        ({"messages": "hi"}, "messages is no list of messages"),
+        ({"messages": ["hi"]}, "message 0 is no mapping"),
+        ({"messages": None}, "messages is no list of messages"),
+        ({"messages": [ASK, {"role": "robot", "content": "x"}]}, "message 1 is by robot, which is none of assistant, developer, function, system"),
+        ({"messages": [ASK, {"role": ["x"], "content": "x"}]}, 'message 1 is by ["x"]'),
+        ({"conversations": [{"from": {}, "value": "x"}]}, "message 0 is by {}"),
+        ({"messages": [ASK, {"role": "assistant", "content": None}]}, "message 1 says nothing"),
+        ({"mesages": [ASK]}, "no field messages: perhaps mesages"),
+        ({"messages": [ASK, ANSWER], "tools": "{"}, "tools is text, and no JSON"),
+        ({"messages": [ASK, {"role": "assistant", "content": "\ud800"}]}, "message 1 has half a character"),
+    ],
+)
 def test_a_broken_chat_is_refused_with_its_place_or_left_out(read, refused, record, reason):
     slug, where, expected, got, do = refused(lambda: read(record))
     assert slug == "data" and where.endswith("a.jsonl:1") and expected == "at most 0 broken records" and "max_bad: 1" in do

@@ -10,6 +10,7 @@ from limbeck.data.jsonl import Jsonl
 @pytest.fixture
 def read(tmp_path, place):
     """Rows of a file with the given lines."""
+
     def call(*lines, **fields) -> Rows:
         data = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
         (tmp_path / "a.jsonl").write_bytes(data)
@@ -50,13 +51,22 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(read):
     assert contents(read(b"\xef\xbb\xbf" + b'{"text": "a"}', b"", b"  ", b'{"text": "b"}', b"")) == [{"text": "a"}, {"text": "b"}]
 
 
-@pytest.mark.parametrize(("line", "reason"), [
-    (b'{"text": ', "no JSON: Expecting value"), (b"[1]", "no mapping"),
-    (b'{"text": 3}', "text is int, not text"), (b'{"text": null}', "text is null, not text"),
-    (b'{"txet": "a"}', "no field text: perhaps txet"), (b"{}", "no field at all"), (b'{"text": "\xff"}', "no UTF-8 at byte 10 of the line"),
-    (b'{"text": "\\ud83d"}', "text has half a character (a lone surrogate) at 0"), (b"[" * 100_000, "no JSON: "), (b"9" * 5000, "no JSON: "),
-    (b'{"prompt": ["a"]}', "prompt is list, not text"),
-])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"text": ', "no JSON: Expecting value"),
+        (b"[1]", "no mapping"),
+        (b'{"text": 3}', "text is int, not text"),
+        (b'{"text": null}', "text is null, not text"),
+        (b'{"txet": "a"}', "no field text: perhaps txet"),
+        (b"{}", "no field at all"),
+        (b'{"text": "\xff"}', "no UTF-8 at byte 10 of the line"),
+        (b'{"text": "\\ud83d"}', "text has half a character (a lone surrogate) at 0"),
+        (b"[" * 100_000, "no JSON: "),
+        (b"9" * 5000, "no JSON: "),
+        (b'{"prompt": ["a"]}', "prompt is list, not text"),
+    ],
+)
 def test_a_bad_line_is_refused_with_file_and_line_or_left_out_with_a_note(read, refused, tmp_path, line, reason):
     good = {"text": "good"}
     slug, where, expected, got, do = refused(lambda: read(good, line, good))

@@ -72,7 +72,7 @@ def test_shares_hold_after_pack_has_made_bins(place, folder):
     from limbeck.data.pack import Pack
 
     out = Pack(length=12).rows(rows, place(ByteTokenizer()))
-    assert [len(part.groups) for part in out.parts] == [1, 16] and out.in_block == [512, 512]             # of 4 + 4 + 4, and so on
+    assert [len(part.groups) for part in out.parts] == [1, 16] and out.in_block == [512, 512]  # of 4 + 4 + 4, and so on
 
 
 def test_steps_of_a_part_change_its_rows_alone_and_mixtures_may_be_nested(place, folder):
@@ -93,13 +93,13 @@ def test_a_tag_is_written_to_rows_without_one_held_out_ones_too(place, tmp_path)
 
 def test_two_sources_in_one_part_share_its_draws_by_their_rows(place, folder):
     rows = mixed(place(), {"data": [lines("a"), lines("c")], "share": 1}, {"data": [lines("b")], "share": 1})
-    assert rows.in_block == [154, 358, 512]             # 3 : 7 of the half
+    assert rows.in_block == [154, 358, 512]  # 3 : 7 of the half
 
 
 def test_sources_outside_of_a_mixture_count_by_their_rows(place, folder):
     other = Part(tuple(Row(str(i), {"text": "z"}) for i in range(53)))
     rows = mixed(place(), {"data": [lines("a")], "share": 1}, {"data": [lines("b")], "share": 1}, before=Rows((other,)))
-    assert rows.in_block == [512, 256, 256]             # 53 rows against 3 + 50
+    assert rows.in_block == [512, 256, 256]  # 53 rows against 3 + 50
 
 
 def test_provenance_notes_and_held_out_rows_of_all_parts_are_kept(place, folder):
@@ -119,8 +119,13 @@ def test_needs_are_those_of_all_steps(monkeypatch, folder):
 
 def test_a_share_too_small_to_be_drawn_is_refused(place, folder, refused):
     error = refused(lambda: mixed(place(), {"data": [lines("a")], "share": 9999}, {"data": [lines("b")], "share": 1}))
-    assert error == ("value", "data mix  parts", "shares that are drawn once in 1,024 draws", "1.0 of 10000.0",
-                     "raise the smallest share, or remove its part")
+    assert error == (
+        "value",
+        "data mix  parts",
+        "shares that are drawn once in 1,024 draws",
+        "1.0 of 10000.0",
+        "raise the smallest share, or remove its part",
+    )
 
 
 def test_a_part_without_rows_is_refused(place, refused):

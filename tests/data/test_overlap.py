@@ -86,8 +86,12 @@ def test_the_answer_does_not_depend_on_how_much_is_in_memory(at_once):
     train = [text(words(int(random.integers(0, 3000)), 40)) for _ in range(20)]
     held = [text(words(int(random.integers(0, 3000)), 30)) for _ in range(30)]
     spans = [tuple(int(x[1:]) for x in (row.key.split()[0], row.key.split()[-1])) for row in train]
-    kept = [row.key for row in held for a, b in [(int(row.key.split()[0][1:]), int(row.key.split()[-1][1:]))]
-            if all(min(b, d) - max(a, c) + 1 < 13 for c, d in spans)]
+    kept = [
+        row.key
+        for row in held
+        for a, b in [(int(row.key.split()[0][1:]), int(row.key.split()[-1][1:]))]
+        if all(min(b, d) - max(a, c) + 1 < 13 for c, d in spans)
+    ]
     assert 0 < len(kept) < 30 and left(train, held, at_once=at_once) == kept
 
 
@@ -96,7 +100,7 @@ def test_memory_is_bounded_by_so_many_runs_at_a_time(monkeypatch):
     real = _overlap.overlapping
     monkeypatch.setattr(_overlap, "overlapping", lambda some, rows: seen.append(sum(map(len, some.values()))) or real(some, rows))
     left([text("a")], [text(words(i * 100, 22)) for i in range(10)], at_once=25)
-    assert seen == [20] * 5                             # 10 runs a document, two documents fit
+    assert seen == [20] * 5  # 10 runs a document, two documents fit
 
 
 def test_runs_by_brute_force():

@@ -25,7 +25,7 @@ def document(text: str, **more) -> Row:
 
 
 def packed(rows, tokenizer, held_out=(), share=None, **fields) -> Rows:
-    place = Place({"student": SimpleNamespace(tokenizer=tokenizer)}, Streams(0))        # type: ignore[arg-type]
+    place = Place({"student": SimpleNamespace(tokenizer=tokenizer)}, Streams(0))  # type: ignore[arg-type]
     return Pack(**fields).rows(Rows((Part(tuple(rows), share),), tuple(held_out)), place)
 
 
@@ -155,7 +155,7 @@ def test_tag_source_and_share_are_kept_and_parts_are_not_mixed(place):
 def test_sources_that_are_not_mixed_are_drawn_by_bins_and_no_longer_by_documents(place):
     rows = Rows((Part((document("a" * 700),)), Part(tuple(document(f"{i:02d}b") for i in range(100)))))
     out = Pack(length=8).rows(rows, place(BYTES))
-    assert [len(part.groups) for part in out.parts] == [100, 50] and out.in_block == [683, 341]      # 1,024 in proportion 2 : 1
+    assert [len(part.groups) for part in out.parts] == [100, 50] and out.in_block == [683, 341]  # 1,024 in proportion 2 : 1
 
 
 def test_held_out_rows_are_cut_alike_and_stay_alone():
@@ -194,8 +194,11 @@ def test_an_answer_that_fits_but_for_its_end_of_text_is_whole_and_open(bpe):
 
 
 def test_rows_of_which_no_answer_is_left_are_dropped_and_counted(bpe):
-    long = [Row("k", {"prompt": "a" * 50, "answer": "b"}), Row("p", {"prompt": "c" * 50}),
-            Row("m", {"messages": [{"role": "user", "content": "d" * 50}, {"role": "assistant", "content": "e"}]})]
+    long = [
+        Row("k", {"prompt": "a" * 50, "answer": "b"}),
+        Row("p", {"prompt": "c" * 50}),
+        Row("m", {"messages": [{"role": "user", "content": "d" * 50}, {"role": "assistant", "content": "e"}]}),
+    ]
     rows = packed([*long, Row("ok", {"prompt": "a", "answer": "b"})], bpe, length=20)
     assert [row.key for row in rows.train] == ["ok"] and rows.notes == ("pack: 3 rows dropped: no answer within 20 tokens",)
 
@@ -253,13 +256,19 @@ def test_a_chat_cut_before_its_last_end_of_turn_has_all_words_and_is_open(bpe):
 def test_a_turn_that_the_template_has_rewritten_is_left_out_whole():
     core = tokenizers.Tokenizer(tokenizers.models.BPE())
     core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.train_from_iterator(["a"], tokenizers.trainers.BpeTrainer(special_tokens=["<|im_end|>"], show_progress=False,
-                                                                   initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    core.train_from_iterator(
+        ["a"],
+        tokenizers.trainers.BpeTrainer(
+            special_tokens=["<|im_end|>"], show_progress=False, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
     import transformers
 
     shouting = transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>")
-    shouting.chat_template = ("{% for m in messages %}{{ m.role + ':' + (m.content | upper if m.role == 'assistant' else m.content) + '<|im_end|>' }}"
-                              "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
+    shouting.chat_template = (
+        "{% for m in messages %}{{ m.role + ':' + (m.content | upper if m.role == 'assistant' else m.content) + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
     (out,) = packed([talk("a", "1", "b", "long enough")], shouting, length=40).train
     assert [m["content"] for m in out.content["messages"]] == ["a", "1"]
     assert encode(out, shouting)[0] == shouting.encode("user:a<|im_end|>assistant:1<|im_end|>")
@@ -278,7 +287,12 @@ def test_a_part_of_which_nothing_is_left_is_no_part(place):
 
 def test_nothing_left_to_train_on_is_refused(refused):
     assert refused(lambda: packed([document("ab")], BYTES, length=8, shortest=3)) == (
-        "data", "data pack", "something to train on within 8 tokens", "nothing of 1 rows", "raise length, or lower shortest")
+        "data",
+        "data pack",
+        "something to train on within 8 tokens",
+        "nothing of 1 rows",
+        "raise length, or lower shortest",
+    )
 
 
 def test_a_length_without_room_for_text_is_refused(refused):
@@ -287,13 +301,18 @@ def test_a_length_without_room_for_text_is_refused(refused):
             return super().encode(text, add_special_tokens) + [EOS] * add_special_tokens
 
     assert refused(lambda: packed([document("ab")], Framed(), length=2)) == (
-        "value", "data pack  length", "more than the 2 tokens around each text", "length: 2", "raise length")
+        "value",
+        "data pack  length",
+        "more than the 2 tokens around each text",
+        "length: 2",
+        "raise length",
+    )
 
 
 def test_a_student_without_a_tokenizer_is_refused(place, refused):
     expected = ("tokenizer", "data pack", "a student with a tokenizer", "one without", "remove pack: it cuts text")
     assert refused(lambda: Pack(length=8).rows(Rows(), place(None))) == expected
-    assert refused(lambda: Pack(length=8).rows(Rows(), Place({}, Streams(0)))) == expected            # type: ignore[arg-type]
+    assert refused(lambda: Pack(length=8).rows(Rows(), Place({}, Streams(0)))) == expected  # type: ignore[arg-type]
 
 
 def test_rows_that_are_no_text_are_refused(refused):

@@ -9,6 +9,7 @@ from limbeck.data.parquet import Parquet
 @pytest.fixture
 def read(tmp_path, place):
     """Rows of a file with the given columns, in row groups of two."""
+
     def call(columns, **fields) -> Rows:
         pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=2)
         return Parquet(**{"path": "a.parquet", "split": 0, **fields}).rows(Rows(), place())

@@ -10,7 +10,7 @@ def made(place, **fields) -> Rows:
 def test_about_an_eighth_of_the_text_is_held_out_by_title(place):
     rows = made(place)
     held, train = (sum(len(row.content["text"].encode()) for row in some) for some in (rows.held_out, rows.train))
-    assert 0.10 < held / (held + train) < 0.15           # 0.136, 0.129, 0.122 with Python 3.11, 3.12, 3.13
+    assert 0.10 < held / (held + train) < 0.15  # 0.136, 0.129, 0.122 with Python 3.11, 3.12, 3.13
     assert held + train > 300_000 and len(rows.held_out) >= 10
     assert all(held_out(row.source, 0.13) for row in rows.held_out) and {"with", "numeric-types"} <= {row.source for row in rows.held_out}
     assert {row.split for row in rows.held_out} == {"held_out"} and {row.split for row in rows.train} == {"train"}
@@ -25,7 +25,7 @@ def test_no_held_out_topic_is_repeated_in_a_topic_that_is_trained_on(place):
 def test_the_topics_as_they_come_would_have_leaked():
     from pydoc_data.topics import topics
 
-    statement = "The \"while\" statement is used for repeated execution as long as an\nexpression is true"
+    statement = 'The "while" statement is used for repeated execution as long as an\nexpression is true'
     assert statement in topics["while"] and statement in topics["compound"]
     unlike = apart(topics)
     assert statement in unlike["while"] and statement not in unlike["compound"]

@@ -72,7 +72,7 @@ def test_a_held_out_file_leaves_all_of_the_source_to_train_on(place, folder):
 def test_a_split_holds_out_its_share_of_documents(place, tmp_path):
     (tmp_path / "many.txt").write_text("\n".join(f"line {i}" for i in range(2000)))
     rows = read(place, path="many.txt", separator="\n", split=0.1)
-    assert len(rows.train) + len(rows.held_out) == 2000 and 150 < len(rows.held_out) < 250           # 5 standard deviations: 67
+    assert len(rows.train) + len(rows.held_out) == 2000 and 150 < len(rows.held_out) < 250  # 5 standard deviations: 67
 
 
 def test_few_documents_are_noted_if_none_is_held_out_and_refused_if_all_are(place, folder, refused):
@@ -98,7 +98,12 @@ def test_files_without_text_are_refused(place, folder, refused):
 def test_another_encoding_fails_with_file_and_byte(place, tmp_path, refused):
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin1"))
     assert refused(lambda: read(place, path="latin.txt"), code=4) == (
-        "encoding", str(tmp_path / "latin.txt"), "UTF-8", "the byte 0xef at 2", "convert the file, as with iconv -f latin1 -t utf-8")
+        "encoding",
+        str(tmp_path / "latin.txt"),
+        "UTF-8",
+        "the byte 0xef at 2",
+        "convert the file, as with iconv -f latin1 -t utf-8",
+    )
 
 
 def test_a_file_that_cannot_be_read_fails_with_its_name(place, folder, refused, monkeypatch):

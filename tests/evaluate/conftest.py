@@ -15,8 +15,15 @@ from limbeck.model.text import Text
 from limbeck.signals import Row
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 
-TEXTS = ("the cat sat on the mat", "dogs run", "a much longer text about a cat and a dog that sat and ran on the mat all day long", "x",
-         "the mat sat", "and so on, and so on, until it ends", "ends")
+TEXTS = (
+    "the cat sat on the mat",
+    "dogs run",
+    "a much longer text about a cat and a dog that sat and ran on the mat all day long",
+    "x",
+    "the mat sat",
+    "and so on, and so on, until it ends",
+    "ends",
+)
 
 
 @pytest.fixture
@@ -35,7 +42,7 @@ def speaker() -> Callable[..., Text]:
         torch.manual_seed(seed)
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
         module = LlamaForCausalLM(LlamaConfig(vocab_size=vocab, num_hidden_layers=layers, initializer_range=0.4, **(sizes | config)))
-        return Text(module.eval(), ByteTokenizer(), anatomy(module), layout)                                        # type: ignore[arg-type]
+        return Text(module.eval(), ByteTokenizer(), anatomy(module), layout)  # type: ignore[arg-type]
 
     return make
 

@@ -13,9 +13,16 @@ from limbeck.signals import Row
 
 def table(agrees: list[int], row: list[int], certain: list[float] | None = None, kl: list[float] | None = None) -> Table:
     num = len(agrees)
-    return Table(row=torch.tensor(row), best=1 - torch.tensor(agrees), best_prob=torch.full((num,), 0.5), label=torch.zeros(num, dtype=torch.long),
-                 label_logprob=torch.zeros(num), teacher_best=torch.zeros(num, dtype=torch.long),
-                 teacher_best_prob=torch.tensor(certain or [0.5] * num), kl=torch.tensor(kl or [0.0] * num))
+    return Table(
+        row=torch.tensor(row),
+        best=1 - torch.tensor(agrees),
+        best_prob=torch.full((num,), 0.5),
+        label=torch.zeros(num, dtype=torch.long),
+        label_logprob=torch.zeros(num),
+        teacher_best=torch.zeros(num, dtype=torch.long),
+        teacher_best_prob=torch.tensor(certain or [0.5] * num),
+        kl=torch.tensor(kl or [0.0] * num),
+    )
 
 
 def test_figures_are_means_over_targets_with_errors_over_documents(examine):
@@ -34,13 +41,19 @@ def test_agreement_is_shown_by_the_teachers_certainty(examine):
     assert found["by_certainty"] == [
         {"low": 0.0, "high": 0.1, "share": 0.25, "student": 0.0, "text_only": 0.0},
         {"low": 0.5, "high": 0.6, "share": 0.5, "student": 0.5, "text_only": 0.0},
-        {"low": 0.9, "high": 1.0, "share": 0.25, "student": 1.0, "text_only": 1.0}]
+        {"low": 0.9, "high": 1.0, "share": 0.25, "student": 1.0, "text_only": 1.0},
+    ]
 
 
 def sliced() -> tuple[list[Row], Table]:
     """60 targets of prose in two documents, half of them agreed; 60 of code, a third; 49 of verse, none; one of a fourth kind."""
-    rows = [Row("0", {}, tag="prose", source="a"), Row("1", {}, tag="prose", source="b"), Row("2", {}, tag="code", source="c"),
-            Row("3", {}, tag="verse", source="d"), Row("4", {}, tag="rare", source="e")]
+    rows = [
+        Row("0", {}, tag="prose", source="a"),
+        Row("1", {}, tag="prose", source="b"),
+        Row("2", {}, tag="code", source="c"),
+        Row("3", {}, tag="verse", source="d"),
+        Row("4", {}, tag="rare", source="e"),
+    ]
     agrees = [1] * 20 + [0] * 10 + [1] * 10 + [0] * 20 + [1] * 20 + [0] * 40 + [0] * 49 + [0]
     return rows, table(agrees, [0] * 30 + [1] * 30 + [2] * 60 + [3] * 49 + [4])
 
@@ -51,22 +64,30 @@ def test_agreement_is_shown_by_kind_of_text(examine):
     prose, code = found["slices"]
     # prose: sums 20 and 10 of 30 each: R = 1/2, residuals 5 and -5: sqrt(2 * 50) / 60
     error = math.sqrt(2 * 50) / 60
-    assert prose == {"name": "prose", "share": 60 / 170, "student": 0.5, "text_only": 0.5, "error": pytest.approx(error),
-                     "half_width": pytest.approx(1.96 * error)}
-    assert code["name"] == "code" and code["student"] == pytest.approx(1 / 3) and code["error"] is None        # one document
+    assert prose == {
+        "name": "prose",
+        "share": 60 / 170,
+        "student": 0.5,
+        "text_only": 0.5,
+        "error": pytest.approx(error),
+        "half_width": pytest.approx(1.96 * error),
+    }
+    assert code["name"] == "code" and code["student"] == pytest.approx(1 / 3) and code["error"] is None  # one document
 
 
 def test_the_weakest_slice_has_enough_targets_to_say_so(examine):
     rows, one = sliced()
     found = Agreement()(examine(rows, tables={"student": one}))
-    assert found["weakest"]["name"] == "code"                          # not verse, none of whose 49 targets is agreed
+    assert found["weakest"]["name"] == "code"  # not verse, none of whose 49 targets is agreed
     assert "weakest" not in Agreement(slices=0)(examine(rows, tables={"student": one}))
 
 
 def test_a_slice_below_one_percent_is_not_shown(examine):
     rows = [Row("0", {}, tag="many"), Row("1", {}, tag="few")]
-    shown = {num: [x["name"] for x in Agreement()(examine(rows, tables={"student": table([1] * (6000 + num), [0] * 6000 + [1] * num)}))["slices"]]
-             for num in (60, 61)}
+    shown = {
+        num: [x["name"] for x in Agreement()(examine(rows, tables={"student": table([1] * (6000 + num), [0] * 6000 + [1] * num)}))["slices"]]
+        for num in (60, 61)
+    }
     assert shown == {60: ["many"], 61: ["many", "few"]}
 
 
@@ -76,8 +97,10 @@ def test_the_most_frequent_slices_are_shown(examine):
 
 
 def test_without_tags_the_kind_of_text_is_found(examine, speaker):
-    rows = [Row("0", {"text": "It was the best of times, it was the worst of times, it was the age of wisdom."}),
-            Row("1", {"text": "def f(x):\n    return x ** 2\n\nprint(f(3))\nfor i in y:\n    print(i)"})]
+    rows = [
+        Row("0", {"text": "It was the best of times, it was the worst of times, it was the age of wisdom."}),
+        Row("1", {"text": "def f(x):\n    return x ** 2\n\nprint(f(3))\nfor i in y:\n    print(i)"}),
+    ]
     found = Agreement()(examine(rows, {"teacher": speaker(0), "student": speaker(1)}))
     assert [x["name"] for x in found["slices"]] == ["prose", "code"]
 
@@ -94,9 +117,9 @@ def test_the_worst_tokens_are_shown_in_their_text(examine, speaker, rows):
     found, one = Agreement(worst=5)(exam)["worst_tokens"], exam.table("student")
     assert [x["kl"] for x in found] == sorted(one.kl.tolist(), reverse=True)[:5]
     i = int(one.kl.argmax())
-    row, pos = rows[int(one.row[i])].content["text"], int(one.pos[i]) - 1              # one begin mark in front
+    row, pos = rows[int(one.row[i])].content["text"], int(one.pos[i]) - 1  # one begin mark in front
     decode = roles["teacher"].tokenizer.decode
-    before = ("<s>" if pos < 40 else "") + row[max(pos - 40, 0):pos]
+    before = ("<s>" if pos < 40 else "") + row[max(pos - 40, 0) : pos]
     teacher, student = decode([int(one.teacher_best[i])]), decode([int(one.best[i])])
     assert found[0] == {"before": before, "token": row[pos], "teacher": teacher, "student": student, "kl": float(one.kl[i])}
 

@@ -23,8 +23,11 @@ def test_the_error_is_the_one_worked_out_by_hand(examine):
     teacher = table(torch.tensor([0.2]), torch.tensor([0]))
     found = Calibration()(examine(ROWS, tables={"teacher": teacher, "student": student}))
     assert found["student"]["calibration_error"] == pytest.approx(0.5 * 0.14 + 0.5 * 0.05, abs=1e-6)
-    assert found["calibration"] == [{"stated": 0.25, "teacher": pytest.approx(-0.2)}, {"stated": 0.65, "student": pytest.approx(-0.14, abs=1e-6)},
-                                    {"stated": 0.95, "student": pytest.approx(0.05, abs=1e-6)}]
+    assert found["calibration"] == [
+        {"stated": 0.25, "teacher": pytest.approx(-0.2)},
+        {"stated": 0.65, "student": pytest.approx(-0.14, abs=1e-6)},
+        {"stated": 0.95, "student": pytest.approx(0.05, abs=1e-6)},
+    ]
 
 
 def test_the_error_is_that_of_a_plain_loop(examine):

@@ -12,8 +12,10 @@ from limbeck.evaluate.base import Evaluator
 from limbeck.signals import Row
 
 SUBJECTS = ("teacher", "start", "student", "text_only")
-SHORT: dict[str, dict[str, Any]] = {"speed": {"repeats": 2, "new_tokens": 2, "prompt_tokens": 4, "contexts": (8,)},
-                                    "tasks": {"questions": 4, "passage_bytes": 40}}
+SHORT: dict[str, dict[str, Any]] = {
+    "speed": {"repeats": 2, "new_tokens": 2, "prompt_tokens": 4, "contexts": (8,)},
+    "tasks": {"questions": 4, "passage_bytes": 40},
+}
 """Settings that make an evaluator quick; none but these."""
 
 
@@ -38,8 +40,11 @@ def test_its_example_runs(evaluator):
 def numbers(found: Any) -> list[tuple[str, float]]:
     """Name and value of every number in what was found, by the last name above it."""
     if isinstance(found, dict):
-        return [(name if isinstance(value, (int, float)) else inner, x) for name, value in found.items()
-                for inner, x in ([(name, value)] if isinstance(value, (int, float)) else numbers(value))]
+        return [
+            (name if isinstance(value, (int, float)) else inner, x)
+            for name, value in found.items()
+            for inner, x in ([(name, value)] if isinstance(value, (int, float)) else numbers(value))
+        ]
     return [(name, x) for value in found for name, x in numbers(value)] if isinstance(found, list) and all(isinstance(v, dict) for v in found) else []
 
 

@@ -14,8 +14,14 @@ from limbeck.signals import Row
 
 def table(log_probs: list[float], row: list[int], num_bytes: list[int] | None) -> Table:
     num = len(row)
-    return Table(row=torch.tensor(row), best=torch.zeros(num, dtype=torch.long), best_prob=torch.ones(num), label=torch.zeros(num, dtype=torch.long),
-                 label_logprob=torch.tensor(log_probs), num_bytes=None if num_bytes is None else torch.tensor(num_bytes))
+    return Table(
+        row=torch.tensor(row),
+        best=torch.zeros(num, dtype=torch.long),
+        best_prob=torch.ones(num),
+        label=torch.zeros(num, dtype=torch.long),
+        label_logprob=torch.tensor(log_probs),
+        num_bytes=None if num_bytes is None else torch.tensor(num_bytes),
+    )
 
 
 def test_figures_are_those_worked_out_by_hand(examine):
@@ -32,7 +38,7 @@ def test_figures_are_those_worked_out_by_hand(examine):
 
 def test_a_model_that_knows_nothing_needs_eight_bits_and_a_bit(examine, speaker):
     role = speaker(0)
-    nn.init.zeros_(role.module.lm_head.weight)                         # the same probability for all 258 ids
+    nn.init.zeros_(role.module.lm_head.weight)  # the same probability for all 258 ids
     found = Perplexity()(examine([Row("0", {"text": "Straße"}), Row("1", {"text": "so"})], {"student": role}))["student"]
     assert found["perplexity"] == pytest.approx(258, rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(math.log2(258), rel=1e-5)
@@ -41,7 +47,7 @@ def test_a_model_that_knows_nothing_needs_eight_bits_and_a_bit(examine, speaker)
 def test_the_end_of_a_text_costs_bits_and_is_no_text(examine, speaker):
     role = speaker(0)
     nn.init.zeros_(role.module.lm_head.weight)
-    rows = [Row("0", {"prompt": "a question", "answer": "abc"})]       # three bytes and an end mark are predicted, the prompt is not
+    rows = [Row("0", {"prompt": "a question", "answer": "abc"})]  # three bytes and an end mark are predicted, the prompt is not
     assert Perplexity()(examine(rows, {"student": role}))["student"]["bits_per_byte"] == pytest.approx(4 / 3 * math.log2(258), rel=1e-5)
 
 

@@ -45,7 +45,7 @@ def test_the_table_does_not_depend_on_how_rows_are_run(speaker, rows, layout, ro
 
 def test_the_rows_of_targets_are_counted_on_from_one_forward_pass_to_the_next(speaker, rows):
     table = score(speaker(0), rows, None, rows_at_once=2)
-    assert table.row.bincount().tolist() == [len(row.content["text"]) for row in rows]       # each byte, after the begin mark
+    assert table.row.bincount().tolist() == [len(row.content["text"]) for row in rows]  # each byte, after the begin mark
     assert bytes(table.label[table.row == 2].tolist()).decode() == rows[2].content["text"]
     assert table.pos[table.row == 2].tolist() == list(range(1, len(rows[2].content["text"]) + 1))
 
@@ -55,7 +55,7 @@ def test_log_probabilities_are_those_of_the_models_own_loss(speaker, rows):
     table = score(role, rows, None)
     for i, row in enumerate(rows):
         ids = torch.tensor([role.tokenizer.encode(row.content["text"])])
-        loss = role.module(input_ids=ids, labels=ids).loss                  # transformers' own shift and mean
+        loss = role.module(input_ids=ids, labels=ids).loss  # transformers' own shift and mean
         torch.testing.assert_close(-table.label_logprob[table.row == i].mean(), loss.detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -228,8 +228,8 @@ def test_the_error_agrees_with_a_bootstrap_over_documents():
     draws = torch.randint(200, (4000, 200), generator=generator)
     spread = float((total[draws].sum(1) / size[draws].sum(1)).std())
     error = clustered(values, torch.ones(len(values)), document)[1]
-    assert error == pytest.approx(spread, rel=0.05)                 # the bootstrap's own error is 1.1 %
-    assert error > 2 * float(values.std()) / math.sqrt(len(values))     # and that of independent targets would be far too small
+    assert error == pytest.approx(spread, rel=0.05)  # the bootstrap's own error is 1.1 %
+    assert error > 2 * float(values.std()) / math.sqrt(len(values))  # and that of independent targets would be far too small
 
 
 def test_of_one_document_there_is_no_error():

@@ -40,8 +40,11 @@ class Echo(Role):
 
     def view(self, rows: Sequence[Row]):
         encoded = [encode(row, self.tokenizer) for row in rows]
-        return View({"ids": torch.tensor([i for ids, _ in encoded for i in ids])}, torch.tensor([len(ids) for ids, _ in encoded]),
-                    torch.tensor([asked for _, each in encoded for asked in each]))
+        return View(
+            {"ids": torch.tensor([i for ids, _ in encoded for i in ids])},
+            torch.tensor([len(ids) for ids, _ in encoded]),
+            torch.tensor([asked for _, each in encoded for asked in each]),
+        )
 
     def says(self, view, names, inject):
         ids, targets = view.inputs["ids"], view.targets
@@ -66,7 +69,7 @@ def test_each_question_has_the_true_continuation_first_and_three_of_other_docume
 def test_a_passage_is_cut_where_a_word_ends_and_never_within_a_character():
     assert passage("one two three four five", 9) == ("one two", " three fo")
     assert passage("日本語日本語日本語日本語", 10) == ("日本語", "日本語")
-    assert passage("one two three four five", 16) is None                  # after `one two three` there are 10 bytes, not 16
+    assert passage("one two three four five", 16) is None  # after `one two three` there are 10 bytes, not 16
     assert passage("one two three four five", 10) == ("one two", " three fou") and passage("one two three fou", 10) == ("one two", " three fou")
     assert passage("one two three fo", 10) is None
     assert passage("", 8) is None and passage(" " * 40, 8) is None
@@ -96,7 +99,7 @@ def test_the_error_is_that_of_the_share(speaker):
     questions = topic_choice(letters(), 10, 40, seed=0)
     found = accuracy(speaker(5), questions)
     value, num = found["value"], len(questions)
-    assert value in [i / num for i in range(1, num)]                    # some right, some wrong
+    assert value in [i / num for i in range(1, num)]  # some right, some wrong
     assert found["error"] == pytest.approx((value * (1 - value) / (num - 1)) ** 0.5)
 
 
@@ -134,11 +137,22 @@ def test_names_of_no_task_are_refused(name):
 
 
 def test_every_metric_of_the_harness_is_told_with_its_error():
-    found = {"results": {"sums": {"alias": "sums", "exact_match,strict": 0.5, "exact_match_stderr,strict": 0.1, "exact_match,none": 1.0,
-                                  "exact_match_stderr,none": "N/A"},
-                         "a": {"acc,none": 0.25, "acc_stderr,none": 0.01}, "b": {"acc,none": 0.75, "acc_stderr,none": 0.02},
-                         "all": {"alias": "all"}},
-             "groups": {"mean": {"acc,none": 0.5, "acc_stderr,none": 0.0}}, "group_subtasks": {"all": ["a", "b"], "mean": ["a", "b"]}}
+    found = {
+        "results": {
+            "sums": {
+                "alias": "sums",
+                "exact_match,strict": 0.5,
+                "exact_match_stderr,strict": 0.1,
+                "exact_match,none": 1.0,
+                "exact_match_stderr,none": "N/A",
+            },
+            "a": {"acc,none": 0.25, "acc_stderr,none": 0.01},
+            "b": {"acc,none": 0.75, "acc_stderr,none": 0.02},
+            "all": {"alias": "all"},
+        },
+        "groups": {"mean": {"acc,none": 0.5, "acc_stderr,none": 0.0}},
+        "group_subtasks": {"all": ["a", "b"], "mean": ["a", "b"]},
+    }
     assert readable(found, ["sums"]) == {"sums exact_match (strict)": {"value": 0.5, "error": 0.1}, "sums exact_match": {"value": 1.0, "error": None}}
     assert readable(found, ["mean"]) == {"mean acc": {"value": 0.5, "error": 0.0}}
     assert readable(found, ["all"]) == {"a acc": {"value": 0.25, "error": 0.01}, "b acc": {"value": 0.75, "error": 0.02}}
@@ -171,10 +185,21 @@ def offline(monkeypatch, tmp_path):
 def test_a_task_of_lm_eval_agrees_with_our_own_scores(examine, speaker, offline):
     lines = [{"question": f"cat {i} sat on the", "choices": ["mat", "dog", "sun"], "answer": i % 3} for i in range(12)]
     (offline / "cats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (offline / "cats.yaml").write_text(json.dumps({
-        "task": "cats", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(offline / "cats.jsonl")}}, "test_split": "test",
-        "output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}", "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}))
+    (offline / "cats.yaml").write_text(
+        json.dumps(
+            {
+                "task": "cats",
+                "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"test": str(offline / "cats.jsonl")}},
+                "test_split": "test",
+                "output_type": "multiple_choice",
+                "doc_to_text": "{{question}}",
+                "doc_to_choice": "{{choices}}",
+                "doc_to_target": "answer",
+                "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            }
+        )
+    )
     role = spelling(speaker)
     found = Tasks(names=("lm_eval:cats",))(examine(letters(), {"student": role}, lm_eval_tasks=str(offline)))["student"]["tasks"]
     rows = [Row(f"{i}.{c}", {"prompt": line["question"], "answer": " " + c, "open": True}) for i, line in enumerate(lines) for c in line["choices"]]
@@ -183,7 +208,7 @@ def test_a_task_of_lm_eval_agrees_with_our_own_scores(examine, speaker, offline)
     right = (total.argmax(-1) == torch.arange(12) % 3).double()
     assert found == {"cats acc": {"value": pytest.approx(float(right.mean())), "error": pytest.approx(float(right.std()) / 12**0.5)}}
     assert 0 < float(right.mean()) < 1
-    assert role.tokenizer.pad_token is None                             # the harness was given a tokenizer of its own
+    assert role.tokenizer.pad_token is None  # the harness was given a tokenizer of its own
 
 
 @pytest.mark.slow

@@ -58,12 +58,12 @@ def test_the_ids_of_a_text_stand_for_all_its_bytes(make):
 
 def test_what_is_never_predicted_is_not_counted():
     assert bytes_of(ByteTokenizer(), "Straße", first=1) == 6
-    assert bytes_of(byte_level(), "llo world", first=1) == 6            # the first id is `llo`
+    assert bytes_of(byte_level(), "llo world", first=1) == 6  # the first id is `llo`
 
 
 def test_marks_stand_for_nothing_and_added_words_for_themselves():
     assert bytes_of(byte_level(), "a<|end|>日記") == 1 + 0 + 6
-    assert bytes_of(byte_level(), "<|turn|>a") == 1                     # a mark that no role of the tokenizer names
+    assert bytes_of(byte_level(), "<|turn|>a") == 1  # a mark that no role of the tokenizer names
     assert token_bytes(ByteTokenizer()).sizes[254:].tolist() == [1, 1, 0, 0]
 
 

@@ -215,7 +215,7 @@ def test_the_file_asks_for_nothing():
 def test_each_plot_says_what_it_is_has_its_numbers_below_and_readable_labels():
     text = whole()
     page = Page(text)
-    assert len(page.named("svg")) == 13                      # strip, 2, 2, 3, 1, and four curves of training
+    assert len(page.named("svg")) == 13  # strip, 2, 2, 3, 1, and four curves of training
     for svg in page.named("svg"):
         assert svg["role"] == "img" and (svg["viewbox"] or "").startswith("0 0 360 ")
     for figure in re.findall(r"<figure>.*?</figure>", text, re.S):
@@ -384,7 +384,7 @@ def test_a_model_without_agreement_is_judged_by_its_first_metric():
 
 def test_two_figures_are_told_apart_beyond_two_standard_errors_of_their_difference():
     student = {"top1": 0.5, "top1_error": 0.03, "kl": None}
-    for gap, expected in ((0.0999, "The teacher did not help"), (0.1001, "The student keeps 50 %")):       # 2 x hypot(0.03, 0.04) = 0.1
+    for gap, expected in ((0.0999, "The teacher did not help"), (0.1001, "The student keeps 50 %")):  # 2 x hypot(0.03, 0.04) = 0.1
         summary = changed(student=student, baseline={"top1": 0.5 - gap, "top1_error": 0.04}, start={"top1": 0.1})
         assert verdict(summary).startswith(expected)
 
@@ -427,8 +427,8 @@ def test_the_table_is_that_of_the_terminal():
     ]
     bare = table(changed(baseline=None, student={"kl": None, "bits_per_byte": None, "perplexity": 24.1}))
     assert bare[1][:5] == ("KL to teacher, nats/token", "0", "4.12", "", "?") and "baseline" not in header(changed(baseline=None))
-    assert [row.name for row in bare if "held-out" in row.name] == ["Bits per byte, held-out"]          # the start has it
-    assert table(changed(teacher={"kl": None, "top1": None}))[:2] == rows[:2]                           # by definition, measured or not
+    assert [row.name for row in bare if "held-out" in row.name] == ["Bits per byte, held-out"]  # the start has it
+    assert table(changed(teacher={"kl": None, "top1": None}))[:2] == rows[:2]  # by definition, measured or not
     assert table({"student": {"perplexity": 24.1}})[0][:5] == ("Perplexity, held-out", "?", "", "", "24.1")
 
 
@@ -592,7 +592,7 @@ def test_each_line_is_named_at_its_end_and_told_apart_by_more_than_its_colour():
             path = re.findall(rf'class="ln {ink[0]}" d="M(.*?)"', svg)[0]
             x, y = (float(pixel) for pixel in path.split("L")[-1].split())
             assert float(labels[ink][0][0]) > x and abs(float(labels[ink][0][1]) - y) < 60
-        assert ("<rect class=\"b\"" in svg) == ("bt" in inks) and "<circle class=\"s\"" in svg
+        assert ('<rect class="b"' in svg) == ("bt" in inks) and '<circle class="s"' in svg
     assert re.search(r"\.ln\.b \{ stroke-dasharray: \d", whole())
 
 
@@ -612,7 +612,7 @@ def test_text_has_a_contrast_of_five_and_a_half_in_both_palettes():
     for palette in palettes:
         for name in ("ink", "dim", "student", "baseline", "teacher", "doubt"):
             low, high = sorted((luminance(palette[name]), luminance(palette["paper"])))
-            assert (high + 0.05) / (low + 0.05) >= 5.5, name                    # WCAG 2.2, relative luminance
+            assert (high + 0.05) / (low + 0.05) >= 5.5, name  # WCAG 2.2, relative luminance
         low, high = sorted((luminance(palette["ink"]), luminance(palette["mark"])))
         assert (high + 0.05) / (low + 0.05) >= 5.5
 

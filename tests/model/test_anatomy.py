@@ -12,8 +12,18 @@ from limbeck.model import anatomy as module_under_test
 from limbeck.model.anatomy import Anatomy, anatomy, describe, family_files, read_family
 from limbeck.model.reference import known
 
-SMALL: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-                         "num_key_value_heads": 2, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALL: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 CONFIGS: dict[str, Any] = {
     "llama": lambda: transformers.LlamaConfig(**SMALL, tie_word_embeddings=False),
     "qwen2": lambda: transformers.Qwen2Config(**SMALL, tie_word_embeddings=False),
@@ -58,7 +68,7 @@ def test_every_parameter_belongs_to_one_part_or_is_listed_as_other(family: str, 
         assert len(places) == 1 or not found and key.removeprefix(f"{parts.places.body}.").startswith(parts.family.other), key
         assert not found or key.startswith(places.pop() + ".")
     held = {part for found, _ in owners.values() for part in found}
-    assert held == set(parts.parts) - {"body", "blocks", "block", "mixer", "mlp"}       # those hold other parts; each part holds something
+    assert held == set(parts.parts) - {"body", "blocks", "block", "mixer", "mlp"}  # those hold other parts; each part holds something
     assert {layer for _, layer in owners.values()} == {None, 0, 1}
 
 
@@ -74,9 +84,17 @@ def test_sizes_are_those_of_the_built_layers(family: str):
     model = build(family, next(iter(read_family(family_files()[family]).classes)))
     parts, config = anatomy(model), model.config
     size = {name: parts.size(config, name) for name in module_under_test.SIZES}
-    kv_heads, mlp_width = (2, 24) if family not in ("gpt2", "bert") else (4, 64 if family == "gpt2" else 24)       # GPT-2: four widths
-    assert size == {"layers": 2, "width": 16, "heads": 4, "kv_heads": kv_heads, "head_dim": HEAD_DIM[family], "mlp_width": mlp_width, "vocab": 40,
-                    "context": 32}
+    kv_heads, mlp_width = (2, 24) if family not in ("gpt2", "bert") else (4, 64 if family == "gpt2" else 24)  # GPT-2: four widths
+    assert size == {
+        "layers": 2,
+        "width": 16,
+        "heads": 4,
+        "kv_heads": kv_heads,
+        "head_dim": HEAD_DIM[family],
+        "mlp_width": mlp_width,
+        "vocab": 40,
+        "context": 32,
+    }
     assert parts.weight(model, "query", 1).shape == (size["heads"] * size["head_dim"], size["width"])
     assert parts.weight(model, "key", 1).shape == (size["kv_heads"] * size["head_dim"], size["width"])
     assert parts.weight(model, "value", 0).shape == (size["kv_heads"] * size["head_dim"], size["width"])
@@ -94,7 +112,7 @@ def test_a_family_sees_what_its_causal_flag_says(family: str):
     parts = anatomy(model)
     ids = torch.tensor([[3, 4, 5, 6, 7, 8]])
     changed = ids.clone()
-    changed[0, -1] = 9                                          # only the last token differs
+    changed[0, -1] = 9  # only the last token differs
     with torch.no_grad():
         body = model.get_submodule(parts.path("body"))
         first = (body(ids).last_hidden_state - body(changed).last_hidden_state)[0, 0].abs().max()
@@ -108,7 +126,8 @@ def test_query_key_value_of_the_anatomy_are_what_the_layer_computes(family: str)
     heard: dict[str, torch.Tensor] = {}
     for part in ("query", "key", "value"):
         model.get_submodule(parts.path(part, 1)).register_forward_hook(
-            lambda _, args, out, part=part: heard.update({part: out, part + "_input": args[0]}))
+            lambda _, args, out, part=part: heard.update({part: out, part + "_input": args[0]})
+        )
     with torch.no_grad():
         model(torch.tensor([[3, 4, 5]]))
         for part in ("query", "key", "value"):
@@ -123,7 +142,7 @@ def test_a_slice_of_gpt2_is_a_view_and_the_three_are_in_order():
     parts = anatomy(model)
     assert [parts.part(part) for part in ("query", "key", "value", "output")] == [(0, 3), (1, 3), (2, 3), None]
     parts.weight(model, "key", 0).fill_(7.0)
-    weight = model.get_submodule("transformer.h.0.attn.c_attn").weight         # Conv1D: [in, out], key in the middle third
+    weight = model.get_submodule("transformer.h.0.attn.c_attn").weight  # Conv1D: [in, out], key in the middle third
     assert isinstance(weight, torch.Tensor)
     assert (weight[:, 16:32] == 7).all() and not (weight[:, :16] == 7).any() and not (weight[:, 32:] == 7).any()
     bias = parts.bias(model, "key", 0)
@@ -152,8 +171,12 @@ def test_a_subclass_and_another_head_keep_the_anatomy_of_the_body():
 
 def test_a_part_that_is_not_there_and_a_missing_layer_are_refused():
     parts = anatomy("bert")
-    for call, told in ((lambda: parts.path("head"), "a part of this class"), (lambda: parts.path("block"), "the number of a block"),
-                       (lambda: parts.path("embedding", 1), "no number"), (lambda: anatomy("llama").path("wheel"), "wheel")):
+    for call, told in (
+        (lambda: parts.path("head"), "a part of this class"),
+        (lambda: parts.path("block"), "the number of a block"),
+        (lambda: parts.path("embedding", 1), "no number"),
+        (lambda: anatomy("llama").path("wheel"), "wheel"),
+    ):
         with pytest.raises(Refused, match=told):
             call()
 
@@ -185,8 +208,16 @@ def test_a_family_of_ones_own_is_a_json_file_in_the_home_folder(tmp_path: Path, 
     assert isinstance(anatomy(model), Anatomy) and anatomy(model).path("down", 1) == "model.layers.1.mlp.down_proj"
 
 
-@pytest.mark.parametrize(("change", "told"), [({"causl": True}, "causl"), ({"family": "other"}, "family: mine"), ({"parts": {"wheel": "w"}}, "wheel"),
-                                              ({"classes": {}}, "at least one class"), ({"parts": {"query": {"path": "q", "part": 0}}}, "of")])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"causl": True}, "causl"),
+        ({"family": "other"}, "family: mine"),
+        ({"parts": {"wheel": "w"}}, "wheel"),
+        ({"classes": {}}, "at least one class"),
+        ({"parts": {"query": {"path": "q", "part": 0}}}, "of"),
+    ],
+)
 def test_a_family_file_with_a_mistake_is_refused_with_the_mistake(tmp_path: Path, change: dict[str, Any], told: str):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(json.loads(family_files()["llama"].read_text()) | {"family": "mine"} | change))

@@ -78,8 +78,15 @@ ROWS = [Row("a", {}, tag="x", group="g"), Row("b", {}, group="h"), Row("c", {}, 
 
 def test_a_batch_has_the_students_view_first_and_another_for_each_way_of_reading() -> None:
     one, other = object(), object()
-    models = Models({"critic": Reader(other, 3), "twin": Reader(other, 4), "teacher": Reader(one, 2), "student": Reader(one, 1),
-                     "masked": Reader(one, 5, shift=0)})
+    models = Models(
+        {
+            "critic": Reader(other, 3),
+            "twin": Reader(other, 4),
+            "teacher": Reader(one, 2),
+            "student": Reader(one, 1),
+            "masked": Reader(one, 5, shift=0),
+        }
+    )
     batch = models.batch(ROWS)
     assert {role: view.inputs["ids"][0].item() for role, view in batch.views.items()} == {"student": 1, "critic": 3, "masked": 5}
     assert batch.view("teacher") is batch.view("student") and batch.view("masked").shift == 0

@@ -54,10 +54,10 @@ def damaged(data: bytes, num: int) -> list[bytes]:
             out.append(data[: draw.randrange(len(data))])
         elif i % 3 == 1:
             at = draw.randrange(len(data))
-            out.append(data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1:])
+            out.append(data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :])
         else:
             at = draw.randrange(len(data) - 8)
-            out.append(data[:at] + draw.randbytes(8) + data[at + 8:])
+            out.append(data[:at] + draw.randbytes(8) + data[at + 8 :])
     return out
 
 
@@ -90,7 +90,7 @@ def test_200_damaged_safetensors_files_end_in_our_error_or_are_still_valid(tiny_
     for data in damaged(tiny_safetensors.read_bytes(), 200):
         passed = survives(check_safetensors, tmp_path / "bad.safetensors", data)
         kinds[passed] += 1
-        if passed:                                              # then the reference implementation takes it too
+        if passed:  # then the reference implementation takes it too
             with safetensors.safe_open(tmp_path / "bad.safetensors", "np") as file:
                 assert len(list(file.keys())) == 3
     assert kinds[False] > 100 and kinds[True] > 0
@@ -108,29 +108,36 @@ def test_200_damaged_gguf_files_end_in_our_error_or_are_still_valid(tiny_gguf: P
 
 def test_every_cut_of_a_gguf_file_is_noticed(tiny_gguf: Path, tmp_path: Path):
     data = tiny_gguf.read_bytes()
-    padding = -36 % 32                                          # the last tensor has two rows of 18 bytes, then comes padding
+    padding = -36 % 32  # the last tensor has two rows of 18 bytes, then comes padding
     for length in [*range(0, len(data) - padding, 17), len(data) - padding - 1]:
         assert not survives(check_gguf, tmp_path / "bad.gguf", data[:length])
 
 
-@pytest.mark.parametrize(("name", "header", "told"), [
-    ("longer than the file", None, "a header that fits"),
-    ("no JSON", b"{", "JSON"),
-    ("a list", b"[]", "a JSON object"),
-    ("a key twice", b'{"a":1,"a":1}', "a key stands twice"),
-    ("NaN", b'{"a":NaN}', "the word NaN"),
-    ("deep", b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "JSON"),
-    ("unknown dtype", b'{"a":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}', "F33"),
-    ("negative", b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', "-1"),
-    ("a float as shape", b'{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}', "1.0"),
-    ("true as shape", b'{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', "True"),
-    ("huge shape", b'{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,4]}}', "4611686018427387904"),
-    ("size is not the product", b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "8 bytes"),
-    ("outside", b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "one behind the other"),
-    ("too many bytes", b'{}', "bytes of weights"),
-    ("overlap", b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}', "one behind the other"),
-    ("extra field", b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":1}}', "dtype, shape"),
-])
+@pytest.mark.parametrize(
+    ("name", "header", "told"),
+    [
+        ("longer than the file", None, "a header that fits"),
+        ("no JSON", b"{", "JSON"),
+        ("a list", b"[]", "a JSON object"),
+        ("a key twice", b'{"a":1,"a":1}', "a key stands twice"),
+        ("NaN", b'{"a":NaN}', "the word NaN"),
+        ("deep", b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "JSON"),
+        ("unknown dtype", b'{"a":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}', "F33"),
+        ("negative", b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', "-1"),
+        ("a float as shape", b'{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}', "1.0"),
+        ("true as shape", b'{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', "True"),
+        ("huge shape", b'{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,4]}}', "4611686018427387904"),
+        ("size is not the product", b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "8 bytes"),
+        ("outside", b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "one behind the other"),
+        ("too many bytes", b"{}", "bytes of weights"),
+        (
+            "overlap",
+            b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
+            "one behind the other",
+        ),
+        ("extra field", b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":1}}', "dtype, shape"),
+    ],
+)
 def test_a_safetensors_header_that_lies_is_noticed(tmp_path: Path, name: str, header: bytes | None, told: str):
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", 1 << 62 if header is None else len(header)) + (header or b"{}") + b"\0\0\0\0")
@@ -139,13 +146,20 @@ def test_a_safetensors_header_that_lies_is_noticed(tmp_path: Path, name: str, he
     assert told in str(caught.value), name
 
 
-@pytest.mark.parametrize(("at", "value", "told"), [
-    (0, b"GGML", "begins with"), (4, struct.pack("<I", 4), "version 4"), (4, struct.pack(">I", 3), "version 50,331,648"),
-    (8, struct.pack("<Q", 1 << 40), "tensors"), (16, struct.pack("<Q", 1 << 40), "keys"), (24, struct.pack("<Q", 1 << 63), "bytes of a key"),
-])
+@pytest.mark.parametrize(
+    ("at", "value", "told"),
+    [
+        (0, b"GGML", "begins with"),
+        (4, struct.pack("<I", 4), "version 4"),
+        (4, struct.pack(">I", 3), "version 50,331,648"),
+        (8, struct.pack("<Q", 1 << 40), "tensors"),
+        (16, struct.pack("<Q", 1 << 40), "keys"),
+        (24, struct.pack("<Q", 1 << 63), "bytes of a key"),
+    ],
+)
 def test_a_gguf_file_that_lies_about_its_counts_is_noticed(tiny_gguf: Path, at: int, value: bytes, told: str):
     data = tiny_gguf.read_bytes()
-    tiny_gguf.write_bytes(data[:at] + value + data[at + len(value):])
+    tiny_gguf.write_bytes(data[:at] + value + data[at + len(value) :])
     with pytest.raises(Failed, match=told):
         check_gguf(tiny_gguf)
 
@@ -158,15 +172,15 @@ def test_a_gguf_file_that_ends_in_a_longer_array_than_it_holds_is_noticed(tmp_pa
         architecture = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
         return b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + architecture + text(b"a") + struct.pack("<IIQ", 9, 4, num) + bytes(12)
 
-    assert survives(check_gguf, tmp_path / "x.gguf", file(3))           # three numbers of four bytes
+    assert survives(check_gguf, tmp_path / "x.gguf", file(3))  # three numbers of four bytes
     assert not survives(check_gguf, tmp_path / "x.gguf", file(4))
 
 
 def test_a_gguf_tensor_of_an_unknown_type_is_noticed(tiny_gguf: Path):
     data = tiny_gguf.read_bytes()
     place = data.index(b"packed") + len(b"packed") + 4 + 16
-    assert struct.unpack_from("<I", data, place) == (2,)                # Q4_0
-    tiny_gguf.write_bytes(data[:place] + struct.pack("<I", 999) + data[place + 4:])
+    assert struct.unpack_from("<I", data, place) == (2,)  # Q4_0
+    tiny_gguf.write_bytes(data[:place] + struct.pack("<I", 999) + data[place + 4 :])
     with pytest.raises(Failed, match="type 999"):
         check_gguf(tiny_gguf)
 
@@ -179,17 +193,17 @@ def test_a_gguf_header_tells_architecture_metadata_and_shapes(tiny_gguf: Path):
     header = check_gguf(tiny_gguf)
     assert header.architecture == "llama"
     assert header.metadata["general.license"] == "apache-2.0" and header.metadata["llama.block_count"] == 1 and header.metadata["llama.flag"] is True
-    assert header.metadata["tokenizer.chat_template"] is None                   # longer than is kept
+    assert header.metadata["tokenizer.chat_template"] is None  # longer than is kept
     assert header.arrays["tokenizer.ggml.tokens"] == 3 and header.arrays["tokenizer.ggml.scores"] == 3
     assert header.shapes == {"token_embd.weight": (3, 8), "packed": (2, 32)}
 
 
 def test_a_gguf_tensor_outside_the_file_or_on_another_is_noticed(tiny_gguf: Path):
     data = tiny_gguf.read_bytes()
-    place = data.index(b"packed") + len(b"packed") + 4 + 16 + 4                 # name, axes, two lengths, type
-    assert struct.unpack_from("<Q", data, place) == (96,)                       # behind the 24 floats
+    place = data.index(b"packed") + len(b"packed") + 4 + 16 + 4  # name, axes, two lengths, type
+    assert struct.unpack_from("<Q", data, place) == (96,)  # behind the 24 floats
     for offset, told in ((1 << 50, "a file of"), (32, "overlap")):
-        tiny_gguf.write_bytes(data[:place] + struct.pack("<Q", offset) + data[place + 8:])
+        tiny_gguf.write_bytes(data[:place] + struct.pack("<Q", offset) + data[place + 8 :])
         with pytest.raises(Failed, match=told):
             check_gguf(tiny_gguf)
 

@@ -22,8 +22,18 @@ from limbeck.model.reference import known
 from limbeck.store import Cache
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 
-SMALL: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-                         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 IDS = torch.tensor([[3, 40, 5, 260, 7]])
 
 
@@ -78,8 +88,9 @@ def test_a_folder_opens_with_the_weights_it_was_saved_with(folder: Path):
     assert opened.provenance["licence"] == "mit" and len(opened.provenance["sha256"]) == 64
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16),
-                                                 ("auto", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16), ("auto", torch.bfloat16)]
+)
 def test_weights_come_in_the_dtype_that_was_asked_for(tmp_path: Path, dtype: str, expected: torch.dtype):
     llama().to(torch.bfloat16).save_pretrained(tmp_path / "model")
     assert open_pretrained(f"path:{tmp_path}/model", dtype=dtype).module.dtype == expected
@@ -120,11 +131,18 @@ def test_a_weight_that_is_missing_or_of_another_shape_is_not_left_to_chance(fold
     refuses("corrupt", lambda: open_pretrained(f"path:{folder}"))
 
 
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"hidden_size": 1 << 20}, "weights, as the config says"), ({"num_hidden_layers": 1 << 30}, "sizes that a model can have"),
-    ({"vocab_size": 1 << 50}, "sizes that a model can have"), ({"hidden_size": "wide"}, ""), ({"hidden_act": "__import__"}, ""),
-    ({"num_attention_heads": 0}, ""), ({"num_hidden_layers": 3}, "weights, as the config says"),
-])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"hidden_size": 1 << 20}, "weights, as the config says"),
+        ({"num_hidden_layers": 1 << 30}, "sizes that a model can have"),
+        ({"vocab_size": 1 << 50}, "sizes that a model can have"),
+        ({"hidden_size": "wide"}, ""),
+        ({"hidden_act": "__import__"}, ""),
+        ({"num_attention_heads": 0}, ""),
+        ({"num_hidden_layers": 3}, "weights, as the config says"),
+    ],
+)
 def test_a_config_that_asks_for_more_than_the_file_holds_is_refused_before_it_is_allocated(folder: Path, changes: dict[str, Any], told: str):
     change_config(folder, **changes)
     refuses("corrupt", lambda: open_pretrained(f"path:{folder}"), told)
@@ -142,8 +160,13 @@ def test_a_damaged_file_ends_in_our_error(folder: Path):
 
 
 def test_a_config_cannot_name_kernels_or_weights_elsewhere(folder: Path):
-    change_config(folder, attn_implementation="someone/kernel", _attn_implementation_internal="someone/kernel",
-                  transformers_weights="adapter_model.bin", name_or_path="org/elsewhere")
+    change_config(
+        folder,
+        attn_implementation="someone/kernel",
+        _attn_implementation_internal="someone/kernel",
+        transformers_weights="adapter_model.bin",
+        name_or_path="org/elsewhere",
+    )
     opened = open_pretrained(f"path:{folder}")
     assert opened.config._attn_implementation in ("sdpa", "eager") and not hasattr(opened.config, "transformers_weights")
     torch.testing.assert_close(logits(opened.module), logits(llama()), rtol=0, atol=0)
@@ -166,8 +189,10 @@ def test_pickles_are_read_only_where_they_are_allowed_and_never_run(folder: Path
     (folder / "pytorch_model.bin").unlink()
     torch.save({"state_dict": llama().state_dict()}, folder / "last.ckpt")
     torch.testing.assert_close(logits(open_pretrained(f"path:{folder}", allow_pickle=True).module), logits(llama()), rtol=0, atol=0)
-    for write in (lambda: torch.save({"a": Bomb(tmp_path / "ran")}, folder / "last.ckpt"),
-                  lambda: (folder / "last.ckpt").write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), 2))):
+    for write in (
+        lambda: torch.save({"a": Bomb(tmp_path / "ran")}, folder / "last.ckpt"),
+        lambda: (folder / "last.ckpt").write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), 2)),
+    ):
         write()
         refuses("pickle", lambda: open_pretrained(f"path:{folder}"))
         refuses("corrupt", lambda: open_pretrained(f"path:{folder}", allow_pickle=True))
@@ -189,8 +214,12 @@ def odd_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "odd"
     llama().save_pretrained(folder)
     (folder / "odd.py").write_text(CODE.replace("{mark!r}", repr(str(tmp_path / "ran"))))
-    change_config(folder, model_type="oddformer", architectures=["OddForCausalLM"],
-                  auto_map={"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddForCausalLM"})
+    change_config(
+        folder,
+        model_type="oddformer",
+        architectures=["OddForCausalLM"],
+        auto_map={"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddForCausalLM"},
+    )
     return folder
 
 
@@ -207,7 +236,7 @@ def test_code_in_a_folder_runs_only_with_its_own_hash(tmp_path: Path, monkeypatc
     refuses("code", lambda: open_pretrained(f"path:{folder}", trust_code="0" * 64), code)
     (folder / "sub").mkdir()
     (folder / "sub" / "more.py").write_text("")
-    refuses("code", lambda: open_pretrained(f"path:{folder}", trust_code=code))             # one file more: another hash
+    refuses("code", lambda: open_pretrained(f"path:{folder}", trust_code=code))  # one file more: another hash
     (folder / "sub" / "more.py").unlink()
     assert not (tmp_path / "ran").exists()
     opened = open_pretrained(f"path:{folder}", trust_code=code)
@@ -232,8 +261,10 @@ def test_a_folder_with_code_that_transformers_does_not_need_opens_without_runnin
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(("names", "expected"), [(["BertForMaskedLM"], "BertForMaskedLM"), (None, "BertModel"),
-                                                 (["Trainer", "os", "__doc__"], "BertModel"), (["LlamaForCausalLM"], "BertModel")])
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(["BertForMaskedLM"], "BertForMaskedLM"), (None, "BertModel"), (["Trainer", "os", "__doc__"], "BertModel"), (["LlamaForCausalLM"], "BertModel")],
+)
 def test_the_class_is_the_one_the_config_names_if_it_is_a_model_of_that_config(tmp_path: Path, names: list[str] | None, expected: str):
     config = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
     transformers.BertForMaskedLM(transformers.BertConfig(**config)).save_pretrained(tmp_path / "bert")
@@ -273,9 +304,17 @@ def write_gguf(path: Path, model: transformers.LlamaForCausalLM, architecture: s
     writer.add_token_merges(merges)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-             "post_attention_layernorm": "ffn_norm"}
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
     for name, value in model.state_dict().items():
         array = value.numpy().astype(np.float32)
         _, _, rest = name.partition("layers.")
@@ -301,12 +340,12 @@ def test_a_gguf_file_opens_as_the_model_it_was_written_from_and_is_converted_onc
     for opened in (first, again, plain):
         torch.testing.assert_close(logits(opened.module), logits(llama()), rtol=1e-5, atol=1e-5)
         assert opened.provenance["licence"] == "apache-2.0" and opened.config._name_or_path == f"gguf:{file}"
-        assert opened.tokenizer.model_max_length == 64          # not the 1e30 that means "none"
+        assert opened.tokenizer.model_max_length == 64  # not the 1e30 that means "none"
         assert opened.tokenizer.decode(opened.tokenizer("hello h\u00e9")["input_ids"]) == "hello h\u00e9"
     tokens, _ = byte_tokens()
     assert [tokens[i] for i in first.tokenizer("hello")["input_ids"]] == ["hel", "l", "o"]
     assert first.tokenizer("hello")["input_ids"] == plain.tokenizer("hello")["input_ids"]
-    first.module.save_pretrained(tmp_path / "saved")           # no mark of a quantised model is left
+    first.module.save_pretrained(tmp_path / "saved")  # no mark of a quantised model is left
     plain.module.half().save_pretrained(tmp_path / "saved")
     assert not hasattr(plain.module.config, "quantization_config")
 
@@ -333,8 +372,8 @@ def test_a_gguf_file_of_an_unknown_architecture_is_refused_and_a_damaged_one_fai
     refuses("corrupt", lambda: open_pretrained(f"gguf:{tmp_path}/tiny.gguf", cache=Shelf(tmp_path / "store")))
     small, large = (48).to_bytes(4, "little"), (1 << 30).to_bytes(4, "little")
     at = good.index(b"llama.feed_forward_length") + len(b"llama.feed_forward_length") + 4
-    assert good[at:at + 4] == small
-    (tmp_path / "tiny.gguf").write_bytes(good[:at] + large + good[at + 4:])
+    assert good[at : at + 4] == small
+    (tmp_path / "tiny.gguf").write_bytes(good[:at] + large + good[at + 4 :])
     refuses("corrupt", lambda: open_pretrained(f"gguf:{tmp_path}/tiny.gguf"), "weights, as the config says")
 
 
@@ -364,10 +403,19 @@ def test_a_config_gives_the_same_random_weights_each_time_and_others_for_another
     assert all(torch.equal(state[name], same[name]) for name in state)
     assert not torch.equal(state["model.embed_tokens.weight"], different["model.embed_tokens.weight"])
     assert isinstance(first.tokenizer, ByteTokenizer) and first.config.vocab_size == 258 and first.config.eos_token_id == 257
-    assert first.module.get_input_embeddings().padding_idx is None      # padding with the end must not keep the end from being learnt
+    assert first.module.get_input_embeddings().padding_idx is None  # padding with the end must not keep the end from being learnt
     assert first.tokenizer.model_max_length == 64 or first.tokenizer.model_max_length == ByteTokenizer.model_max_length
-    json_text = json.dumps({"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-                            "max_position_embeddings": 64, "seed": 3})
+    json_text = json.dumps(
+        {
+            "model_type": "llama",
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+            "seed": 3,
+        }
+    )
     third = open_pretrained(config(tmp_path, json_text, "d.json")).module.state_dict()
     assert all(torch.equal(state[name], third[name]) for name in state)
 
@@ -380,14 +428,24 @@ def test_a_model_from_a_config_keeps_its_byte_tokenizer_when_it_is_saved(tmp_pat
     assert open_pretrained(config(tmp_path, TINY + "tokenizer: null\nvocab_size: 10", "b.yaml")).tokenizer is None
 
 
-@pytest.mark.parametrize(("text", "slug", "told"), [
-    (TINY + "hiden_act: silu", "key", "write hidden_act"), ("model_type: lama", "key", "a model type"), ("- 1", "key", "list"),
-    ("hidden_size: 4", "key", "model_type"),
-    (TINY + "seed: -1", "value", "seed"), (TINY + "seed: 1.5", "value", "seed"), (TINY + "tokenizer: words", "value", "bytes"),
-    (TINY + "vocab_size: 100", "value", "258"), (TINY + "a: &x 1", "yaml", "anchor"), (TINY + "attn_implementation: someone/kernel", "key", "remove"),
-    ("model_type: llama\nhidden_size: 17\nnum_attention_heads: 4", "value", "correct the sizes"), (TINY + "num_hidden_layers: 5", "yaml", "again"),
-    ("model_type: llama\nnum_hidden_layers: 100000", "value", "sizes"),
-])
+@pytest.mark.parametrize(
+    ("text", "slug", "told"),
+    [
+        (TINY + "hiden_act: silu", "key", "write hidden_act"),
+        ("model_type: lama", "key", "a model type"),
+        ("- 1", "key", "list"),
+        ("hidden_size: 4", "key", "model_type"),
+        (TINY + "seed: -1", "value", "seed"),
+        (TINY + "seed: 1.5", "value", "seed"),
+        (TINY + "tokenizer: words", "value", "bytes"),
+        (TINY + "vocab_size: 100", "value", "258"),
+        (TINY + "a: &x 1", "yaml", "anchor"),
+        (TINY + "attn_implementation: someone/kernel", "key", "remove"),
+        ("model_type: llama\nhidden_size: 17\nnum_attention_heads: 4", "value", "correct the sizes"),
+        (TINY + "num_hidden_layers: 5", "yaml", "again"),
+        ("model_type: llama\nnum_hidden_layers: 100000", "value", "sizes"),
+    ],
+)
 def test_a_mistake_in_a_config_is_refused_with_its_place(tmp_path: Path, text: str, slug: str, told: str):
     refuses(slug, lambda: open_pretrained(config(tmp_path, text)), told)
     refuses(slug, lambda: open_meta(config(tmp_path, text)), told)

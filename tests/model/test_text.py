@@ -42,7 +42,7 @@ def test_logits_are_those_of_the_model_at_the_positions_that_predict(family: str
         theirs = [role.module(ids).logits[0] for ids in rows_of(view)]
     shifted = torch.cat([x[:-1] if role.shift else x for x in theirs])
     torch.testing.assert_close(dense(said["logits"]), shifted, **CLOSE)
-    label = torch.cat([ids[0, role.shift:] for ids in rows_of(view)])
+    label = torch.cat([ids[0, role.shift :] for ids in rows_of(view)])
     assert torch.equal(said["label"], label)
     torch.testing.assert_close(said["target_logprob"], log_probs(shifted).gather(-1, label[:, None])[:, 0], **CLOSE)
 
@@ -58,7 +58,7 @@ def test_cross_entropy_equals_the_models_own_loss_with_prompts_left_out(family: 
         theirs = torch.zeros((), dtype=torch.float64)
         for ids, asked in zip(rows_of(view), view.asked.split(view.ragged.tolist()), strict=True):
             labels = ids.masked_fill(~asked, -100)
-            num = int((labels[0, role.shift:] != -100).sum())
+            num = int((labels[0, role.shift :] != -100).sum())
             theirs += role.module(ids, labels=labels).loss.double() * num
     assert len(said["label"]) == (6 + 3 + 1 if role.shift else 6 + 4 + 1)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -70,7 +70,7 @@ def test_packed_padded_and_auto_agree_in_value_and_gradient(family: str, lengths
     found = []
     for layout in ("padded", "packed", "auto"):
         role = small(family)
-        role.layout = layout                                # type: ignore[assignment]
+        role.layout = layout  # type: ignore[assignment]
         view = view_of(lengths, shift=role.shift)
         said = role.says(view, ("logits", "label", "hidden.1"), {})
         value = torch.nn.functional.cross_entropy(dense(said["logits"]), said["label"], reduction="sum") + said["hidden.1"].square().sum()
@@ -96,8 +96,10 @@ def test_layers_are_those_that_the_model_lists_and_the_last_one_stands_before_th
     view = view_of((9, 17), shift=role.shift)
     with torch.no_grad():
         said = role.says(view, tuple(f"hidden.{i}" for i in range(4)) + ("input.1", "input.3", "hidden.-1"), {})
-        theirs = [torch.cat(layer, 1)[0] for layer in zip(*(role.module(ids, output_hidden_states=True).hidden_states for ids in rows_of(view)),
-                                                          strict=True)]
+        theirs = [
+            torch.cat(layer, 1)[0]
+            for layer in zip(*(role.module(ids, output_hidden_states=True).hidden_states for ids in rows_of(view)), strict=True)
+        ]
         for i in range(role.num_layers):
             torch.testing.assert_close(said[f"hidden.{i}"], theirs[i], **CLOSE)
         last = said["hidden.3"]
@@ -113,8 +115,8 @@ def test_queries_keys_and_values_of_gpt2_are_the_three_parts_of_one_layer(small:
     view = view_of((5, 8))
     with torch.no_grad():
         said = role.says(view, ("input.2", "query.2", "key.2", "value.2"), {})
-        block = role.module.transformer.h[1]                # type: ignore[index, union-attr]
-        whole = block.attn.c_attn(block.ln_1(said["input.2"]))              # type: ignore[operator, union-attr]
+        block = role.module.transformer.h[1]  # type: ignore[index, union-attr]
+        whole = block.attn.c_attn(block.ln_1(said["input.2"]))  # type: ignore[operator, union-attr]
     for name, piece in zip(("query.2", "key.2", "value.2"), whole.split(32, -1), strict=True):
         torch.testing.assert_close(said[name], piece, **CLOSE)
 
@@ -152,14 +154,19 @@ def test_no_rows_say_nothing_with_the_usual_axes(family: str, small: Small) -> N
     for lengths in ((), (0, 0)):
         said = role.says(view_of(lengths, shift=role.shift), names, {})
         assert {name: tuple(dense(said[name]).shape) for name in names} == {
-            "logits": (0, 264), "label": (0,), "hidden.2": (0, 32), "query.1": (0, 32), "target_logprob": (0,)}
+            "logits": (0, 264),
+            "label": (0,),
+            "hidden.2": (0, 32),
+            "query.1": (0, 32),
+            "target_logprob": (0,),
+        }
 
 
 def test_a_row_of_no_length_among_others_changes_nothing(small: Small) -> None:
     role = small("llama")
     both, without = view_of((9, 0, 4)), view_of((9, 4))
     for layout in ("padded", "packed"):
-        role.layout = layout                                # type: ignore[assignment]
+        role.layout = layout  # type: ignore[assignment]
         with torch.no_grad():
             a, b = (dense(role.says(view, ("logits",), {})["logits"]) for view in (both, without))
         torch.testing.assert_close(a, b, **CLOSE)
@@ -197,7 +204,7 @@ def test_a_row_longer_than_the_models_context_is_refused_in_four_lines(small: Sm
 def test_a_view_made_for_a_role_of_longer_context_is_refused_by_a_shorter_one(small: Small) -> None:
     for layout in ("padded", "packed"):
         role = small("gpt2")
-        role.layout = layout                                # type: ignore[assignment]
+        role.layout = layout  # type: ignore[assignment]
         with pytest.raises(Refused, match="at most 64 tokens"):
             role.says(view_of((3, 65)), ("logits",), {})
 

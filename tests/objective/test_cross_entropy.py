@@ -32,8 +32,14 @@ def test_value_and_gradient_equal_torchs(soft: bool, chunk: int, say: Say) -> No
 def test_a_soft_label_that_is_sure_equals_the_hard_one(say: Say) -> None:
     hard = torch.tensor([0, 6, 3, 3, 1])
     soft = torch.nn.functional.one_hot(hard, 7).double()
-    assert all(abs(CrossEntropy()({"student": say({"logits": logits(5, 7), "label": label})}).total.item()
-                   - torch.nn.functional.cross_entropy(logits(5, 7), hard, reduction="sum").item()) < 1e-12 for label in (hard, soft))
+    assert all(
+        abs(
+            CrossEntropy()({"student": say({"logits": logits(5, 7), "label": label})}).total.item()
+            - torch.nn.functional.cross_entropy(logits(5, 7), hard, reduction="sum").item()
+        )
+        < 1e-12
+        for label in (hard, soft)
+    )
 
 
 def test_mean_over_a_row(say: Say) -> None:

@@ -33,7 +33,7 @@ def test_the_teacher_is_p_and_the_student_q(solve: Callable[..., Any]) -> None:
 
 def test_temperature_softens_both_and_is_squared_back(solve: Callable[..., Any]) -> None:
     def soft(x: list[float]) -> list[float]:
-        powers = [v ** (1 / 3) for v in x]                  # the softmax of log(x) / 3
+        powers = [v ** (1 / 3) for v in x]  # the softmax of log(x) / 3
         return [v / sum(powers) for v in powers]
 
     value, gradient = solve(ForwardKL(temperature=3.0), P, Q)
@@ -66,7 +66,9 @@ def test_chunks_of_lazy_logits_change_neither_value_nor_gradient(say: Say) -> No
 def test_mean_over_a_row_weighs_rows_alike_and_an_empty_row_is_a_connected_zero(say: Say) -> None:
     student, teacher = random(4, 6).requires_grad_(), random(4, 6, seed=1)
     said = {"student": say({"logits": student}, target=(1, 0, 3)), "teacher": say({"logits": teacher}, target=(1, 0, 3))}
-    each = [ForwardKL()({"student": say({"logits": student[i:i + 1]}), "teacher": say({"logits": teacher[i:i + 1]})}).total.item() for i in range(4)]
+    each = [
+        ForwardKL()({"student": say({"logits": student[i : i + 1]}), "teacher": say({"logits": teacher[i : i + 1]})}).total.item() for i in range(4)
+    ]
     loss = ForwardKL(per="row")(said)
     assert loss.count == 3 and loss.total.item() == pytest.approx(each[0] + sum(each[1:]) / 3) and loss.total.requires_grad
     assert ForwardKL()(said).count == 4 and ForwardKL()(said).total.item() == pytest.approx(sum(each))
@@ -74,7 +76,9 @@ def test_mean_over_a_row_weighs_rows_alike_and_an_empty_row_is_a_connected_zero(
 
 def test_a_tag_selects_rows_and_weights_are_factors_that_leave_the_count(say: Say) -> None:
     student, teacher = random(4, 6), random(4, 6, seed=1)
-    each = [ForwardKL()({"student": say({"logits": student[i:i + 1]}), "teacher": say({"logits": teacher[i:i + 1]})}).total.item() for i in range(4)]
+    each = [
+        ForwardKL()({"student": say({"logits": student[i : i + 1]}), "teacher": say({"logits": teacher[i : i + 1]})}).total.item() for i in range(4)
+    ]
     shape = {"target": (1, 2, 1), "tags": ("a", "b", "a"), "weights": (2.0, 1.0, 0.5)}
     said = {"student": say({"logits": student}, **shape), "teacher": say({"logits": teacher}, **shape)}
     loss = ForwardKL(tag="a")(said)
@@ -83,8 +87,10 @@ def test_a_tag_selects_rows_and_weights_are_factors_that_leave_the_count(say: Sa
 
 
 def test_seats_say_who_sits_where(say: Say) -> None:
-    said = {"peer": say({"logits": torch.tensor([Q], dtype=torch.float64).log()}),
-            "student": say({"logits": torch.tensor([P], dtype=torch.float64).log()})}
+    said = {
+        "peer": say({"logits": torch.tensor([Q], dtype=torch.float64).log()}),
+        "student": say({"logits": torch.tensor([P], dtype=torch.float64).log()}),
+    }
     loss = ForwardKL(seats={"student": "peer", "teacher": "student"})(said)
     assert loss.total.item() == pytest.approx(sum(p * math.log(p / q) for p, q in zip(P, Q, strict=True)))
 
@@ -97,8 +103,9 @@ def test_a_truncated_teacher_is_the_kl_of_coarse_events(say: Say) -> None:
     for t in range(5):
         p, q = teacher[t].softmax(-1).tolist(), student[t].softmax(-1).tolist()
         kept = ids[t].tolist()
-        events = [(p[i], q[i]) for i in kept] + [(math.fsum(p[i] for i in range(30) if i not in kept),
-                                                  math.fsum(q[i] for i in range(30) if i not in kept))]
+        events = [(p[i], q[i]) for i in kept] + [
+            (math.fsum(p[i] for i in range(30) if i not in kept), math.fsum(q[i] for i in range(30) if i not in kept))
+        ]
         by_hand += math.fsum(a * math.log(a / b) for a, b in events)
     assert loss.total.item() == pytest.approx(by_hand, rel=1e-10) and loss.count == 5
 

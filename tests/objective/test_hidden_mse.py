@@ -32,7 +32,7 @@ def test_equal_widths_need_no_map_and_unequal_ones_get_one_into_the_teachers(say
     with torch.no_grad():
         next(learned.parameters()).copy_(torch.tensor([[1.0, 0], [0, 1], [1, 1]]))
     loss = HiddenMSE(layers=(1, 2))({"student": same, "teacher": wide}, learned.double())
-    assert loss.total.item() == pytest.approx(0.0)                                          # (1, 2, 1 + 2) is what the teacher says
+    assert loss.total.item() == pytest.approx(0.0)  # (1, 2, 1 + 2) is what the teacher says
     loss.total.backward()
     assert next(learned.parameters()).grad is not None
 

@@ -18,8 +18,9 @@ Solve = Callable[..., Any]
 
 def by_hand(s: float) -> float:
     m = [s * p + (1 - s) * q for p, q in zip(P, Q, strict=True)]
-    return (s * sum(p * math.log(p / x) for p, x in zip(P, m, strict=True))
-            + (1 - s) * sum(q * math.log(q / x) for q, x in zip(Q, m, strict=True))) / (s * (1 - s))
+    return (
+        s * sum(p * math.log(p / x) for p, x in zip(P, m, strict=True)) + (1 - s) * sum(q * math.log(q / x) for q, x in zip(Q, m, strict=True))
+    ) / (s * (1 - s))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.7])
@@ -29,7 +30,7 @@ def test_the_value_by_hand(share: float, solve: Solve) -> None:
 
 def test_the_middle_is_four_times_scipys(solve: Solve) -> None:
     value, _ = solve(JSD(share=0.5), P, Q)
-    assert value == pytest.approx(4 * jensenshannon(P, Q) ** 2, rel=1e-12)               # scipy gives the root
+    assert value == pytest.approx(4 * jensenshannon(P, Q) ** 2, rel=1e-12)  # scipy gives the root
     assert value == pytest.approx(solve(JSD(share=0.5), Q, P)[0], rel=1e-12)
 
 

@@ -19,17 +19,20 @@ def parts(widths: tuple[int, int, int] = (12, 12, 12), num: int = 7, seed: int =
     return {name: torch.randn(num, width, generator=g, dtype=torch.float64) for name, width in zip(NAMES, widths, strict=True)}
 
 
-def each(objective: Relations, say: Say, student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor],
-         pos: tuple[int, ...] = (3, 4)) -> torch.Tensor:
+def each(
+    objective: Relations, say: Say, student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], pos: tuple[int, ...] = (3, 4)
+) -> torch.Tensor:
     return objective.values(say(student, pos=pos), say(teacher, pos=pos))
 
 
-def by_loop(student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], heads: int, causal: bool,
-            pos: tuple[int, ...] = (3, 4)) -> list[float]:
+def by_loop(
+    student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor], heads: int, causal: bool, pos: tuple[int, ...] = (3, 4)
+) -> list[float]:
     """The definition, with plain numbers: one row, head and position after the other."""
+
     def relation(x: torch.Tensor, head: int, i: int, start: int, end: int) -> list[float]:
         width = x.shape[1] // heads
-        vectors = x[:, head * width:(head + 1) * width].tolist()
+        vectors = x[:, head * width : (head + 1) * width].tolist()
         others = range(start, i + 1 if causal else end)
         scores = [math.exp(sum(a * b for a, b in zip(vectors[i], vectors[j], strict=True)) / math.sqrt(width)) for j in others]
         return [s / sum(scores) for s in scores]
@@ -78,11 +81,11 @@ def test_a_rotation_inside_each_head_changes_nothing(say: Say) -> None:
 
 def test_a_permutation_across_heads_changes_it(say: Say) -> None:
     teacher = parts(seed=1)
-    swapped = {name: x.roll(4, -1) for name, x in teacher.items()}                          # heads 4 wide, moved on by one
+    swapped = {name: x.roll(4, -1) for name, x in teacher.items()}  # heads 4 wide, moved on by one
     inside = {name: x.unflatten(-1, (3, 4)).flip(-1).flatten(-2) for name, x in teacher.items()}
     assert each(Relations(heads=3), say, swapped, teacher).max() > 0.05
     assert each(Relations(heads=3), say, inside, teacher).abs().max() < 1e-12
-    assert each(Relations(heads=1), say, swapped, teacher).abs().max() < 1e-12              # one head: an order of channels means nothing
+    assert each(Relations(heads=1), say, swapped, teacher).abs().max() < 1e-12  # one head: an order of channels means nothing
 
 
 def test_a_position_relates_to_no_later_one_unless_asked(say: Say) -> None:
@@ -101,9 +104,10 @@ def test_the_first_position_of_a_row_relates_to_itself_alone_and_costs_nothing(s
 def test_rows_beside_each_other_do_not_meet(say: Say) -> None:
     student, teacher = parts(), parts(seed=1)
     together = each(Relations(heads=3, causal=False), say, student, teacher)
-    alone = [each(Relations(heads=3, causal=False), say, {n: x[rows] for n, x in student.items()}, {n: x[rows] for n, x in teacher.items()},
-                  pos=(num,))
-             for rows, num in ((slice(0, 3), 3), (slice(3, 7), 4))]
+    alone = [
+        each(Relations(heads=3, causal=False), say, {n: x[rows] for n, x in student.items()}, {n: x[rows] for n, x in teacher.items()}, pos=(num,))
+        for rows, num in ((slice(0, 3), 3), (slice(3, 7), 4))
+    ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-14)
 
 

@@ -20,7 +20,7 @@ def test_value_and_gradient_by_hand(solve: Callable[..., Any]) -> None:
 
 
 def test_temperature_is_squared_back(solve: Callable[..., Any]) -> None:
-    flat, _ = solve(ReverseKL(temperature=2.0), [4 / 5, 1 / 5], [1 / 2, 1 / 2])             # softened: 2/3, 1/3
+    flat, _ = solve(ReverseKL(temperature=2.0), [4 / 5, 1 / 5], [1 / 2, 1 / 2])  # softened: 2/3, 1/3
     assert flat == pytest.approx(4 * (0.5 * math.log(3 / 4) + 0.5 * math.log(3 / 2)), rel=1e-12)
 
 

@@ -19,7 +19,7 @@ def test_value_and_gradient_by_hand(alpha: float, solve: Solve) -> None:
     m = [alpha * p + (1 - alpha) * q for p, q in zip(P, Q, strict=True)]
     value, gradient = solve(SkewKL(alpha=alpha), P, Q)
     assert value == pytest.approx(sum(p * math.log(p / x) for p, x in zip(P, m, strict=True)), rel=1e-12)
-    slope = [-(1 - alpha) * p / x for p, x in zip(P, m, strict=True)]                          # with respect to q
+    slope = [-(1 - alpha) * p / x for p, x in zip(P, m, strict=True)]  # with respect to q
     mean = sum(q * d for q, d in zip(Q, slope, strict=True))
     assert gradient.tolist() == pytest.approx([q * (d - mean) for q, d in zip(Q, slope, strict=True)], abs=1e-12)
 

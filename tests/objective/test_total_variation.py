@@ -13,7 +13,7 @@ Solve = Callable[..., Any]
 
 def test_value_and_gradient_by_hand(solve: Solve) -> None:
     value, gradient = solve(TotalVariation(), P, Q)
-    assert value == pytest.approx(0.4, rel=1e-12)                                           # (0.4 + 0.3 + 0.1) / 2
+    assert value == pytest.approx(0.4, rel=1e-12)  # (0.4 + 0.3 + 0.1) / 2
     slope = [-0.5, 0.5, 0.5]
     mean = sum(q * d for q, d in zip(Q, slope, strict=True))
     assert gradient.tolist() == pytest.approx([q * (d - mean) for q, d in zip(Q, slope, strict=True)], abs=1e-12)

@@ -10,8 +10,8 @@ from limbeck import planning
 from limbeck.errors import Refused
 from limbeck.model.opening import open_pretrained
 from limbeck.model.role import as_role
-from limbeck.planning import probe as machines
 from limbeck.planning import plan
+from limbeck.planning import probe as machines
 from limbeck.planning.cost import cost
 from limbeck.planning.steps import BACKWARD, FEWEST, affordable
 from limbeck.student.drop_blocks import DropBlocks
@@ -25,9 +25,12 @@ def own_home(tmp_path, monkeypatch):
 
 
 def recipe(**changes):
-    base = {"data": [{"kind": "text", "path": str(Path(__file__)), "split": 0.0}, {"kind": "pack", "length": 32, "shortest": 8}],
-            "teacher": MODEL, "student": {"start": "teacher", "surgery": [{"kind": "drop_blocks", "keep": [0, 3]}]},
-            "train": [{"steps": 5, "batch": 4, "objective": ["forward_kl"]}]}
+    base = {
+        "data": [{"kind": "text", "path": str(Path(__file__)), "split": 0.0}, {"kind": "pack", "length": 32, "shortest": 8}],
+        "teacher": MODEL,
+        "student": {"start": "teacher", "surgery": [{"kind": "drop_blocks", "keep": [0, 3]}]},
+        "train": [{"steps": 5, "batch": 4, "objective": ["forward_kl"]}],
+    }
     return {**base, **changes}
 
 
@@ -45,7 +48,7 @@ def test_the_multiplications_of_a_forward_pass_are_those_that_torch_counts():
 
     role = as_role(open_pretrained(MODEL))
     length = 64
-    role.module.set_attn_implementation("eager")            # torch does not count its fused attention on the CPU
+    role.module.set_attn_implementation("eager")  # torch does not count its fused attention on the CPU
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         role.module(input_ids=torch.zeros(1, length, dtype=torch.long), use_cache=False, attention_mask=None)
     counted = counter.get_total_flops() / length
@@ -72,7 +75,10 @@ def test_what_is_approximate_is_named():
 def test_what_cannot_work_is_refused_before_a_weight_is_read(monkeypatch):
     monkeypatch.setattr("limbeck.model.opening.open_pretrained", lambda *a, **k: pytest.fail("a weight was read"))
     with pytest.raises(Refused) as caught:
-        plan(recipe(teacher={"kind": "cached", "model": MODEL, "keep": "top_k", "k": 8}, train=[{"steps": 5, "objective": ["reverse_kl"]}]), probe=False)
+        plan(
+            recipe(teacher={"kind": "cached", "model": MODEL, "keep": "top_k", "k": 8}, train=[{"steps": 5, "objective": ["reverse_kl"]}]),
+            probe=False,
+        )
     assert caught.value.code == 3 and "logits of teacher" in caught.value.expected and "top_logits" in caught.value.got
 
 

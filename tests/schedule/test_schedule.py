@@ -20,7 +20,7 @@ def test_a_line_by_hand(step: int, value: float) -> None:
     assert Linear(start=1.0, end=3.0, steps=4).value(step) == value
 
 
-@pytest.mark.parametrize("step, value", [(0, 1.0), (1, 0.75), (2, 0.25), (3, 0.0), (4, 0.0)])         # cos 60 and 120 degrees are 1/2 and -1/2
+@pytest.mark.parametrize("step, value", [(0, 1.0), (1, 0.75), (2, 0.25), (3, 0.0), (4, 0.0)])  # cos 60 and 120 degrees are 1/2 and -1/2
 def test_half_a_cosine_by_hand(step: int, value: float) -> None:
     assert Cosine(start=1.0, end=0.0, steps=3).value(step) == pytest.approx(value, abs=1e-15)
 
@@ -34,7 +34,7 @@ def test_half_a_cosine_is_slow_at_both_ends_and_fast_in_the_middle() -> None:
 @pytest.mark.parametrize("kind", [Linear, Cosine])
 def test_its_ends_bound_every_value(kind: type[Schedule]) -> None:
     for start, end in ((0.2, 0.9), (0.9, 0.2)):
-        schedule = kind(start=start, end=end, steps=7)      # type: ignore[call-arg]
+        schedule = kind(start=start, end=end, steps=7)  # type: ignore[call-arg]
         assert schedule.ends == (0.2, 0.9) and all(0.2 <= schedule.value(s) <= 0.9 for s in range(12))
 
 
@@ -51,7 +51,7 @@ def test_bounds_hold_for_numbers(field: str, value: object) -> None:
 
 def test_a_schedule_that_leaves_the_bounds_is_refused_at_its_step() -> None:
     leaving = SkewKL(alpha=Linear(start=0.5, end=1.5, steps=2))
-    assert leaving.at(1).alpha == 1.0                       # type: ignore[attr-defined]
+    assert leaving.at(1).alpha == 1.0  # type: ignore[attr-defined]
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         leaving.at(2)
 

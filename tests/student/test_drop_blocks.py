@@ -22,6 +22,7 @@ def removed_by(role, costs):
     def score(now):
         here = {id(block) for block in blocks(now)}
         return costs[frozenset(i for i, block in enumerate(original) if id(block) not in here)]
+
     return score
 
 
@@ -65,7 +66,7 @@ def test_influence_drops_what_costs_least_alone(tiny):
 
 def test_greedy_measures_again_after_each_removal(tiny):
     role = tiny("llama")
-    costs = sets({(0,): 3.0, (1,): 1.0, (2,): 2.0, (3,): 4.0, (0, 1): 5.0, (1, 2): 9.0, (1, 3): 6.0})       # 1 and 2 stand in for each other
+    costs = sets({(0,): 3.0, (1,): 1.0, (2,): 2.0, (3,): 4.0, (0, 1): 5.0, (1, 2): 9.0, (1, 3): 6.0})  # 1 and 2 stand in for each other
     assert DropBlocks(drop=2, choose="greedy").settle(role, removed_by(role, costs)) == DropBlocks(keep=(2, 3))
 
 
@@ -218,12 +219,19 @@ def test_a_block_that_is_not_there_and_keeping_all_are_refused(tiny, keep):
         assert error.value.slug == "layer" and error.value.code == 2
 
 
-@pytest.mark.parametrize("fields, sentence", [
-    ({"keep": (0,), "drop": 1}, "either keep, the blocks that stay, or drop, how many go; not both"),
-    ({"keep": (0,), "choose": "greedy"}, "keep without choose: greedy, since keep leaves nothing to choose"),
-    ({"choose": "given"}, "keep, the blocks that stay, where choose is given"),
-    ({"keep": ()}, "keep: at least one block"), ({"keep": (1, 1)}, "each once"), ({"keep": (2, 1)}, "ascending"), ({"keep": (-1, 2)}, "from 0"),
-    ({"drop": 0}, "greater than or equal to 1")])
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"keep": (0,), "drop": 1}, "either keep, the blocks that stay, or drop, how many go; not both"),
+        ({"keep": (0,), "choose": "greedy"}, "keep without choose: greedy, since keep leaves nothing to choose"),
+        ({"choose": "given"}, "keep, the blocks that stay, where choose is given"),
+        ({"keep": ()}, "keep: at least one block"),
+        ({"keep": (1, 1)}, "each once"),
+        ({"keep": (2, 1)}, "ascending"),
+        ({"keep": (-1, 2)}, "from 0"),
+        ({"drop": 0}, "greater than or equal to 1"),
+    ],
+)
 def test_fields_that_contradict_each_other_are_refused_in_one_sentence(fields, sentence):
     with pytest.raises(ValidationError, match=sentence):
         DropBlocks(**fields)

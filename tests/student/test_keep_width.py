@@ -90,11 +90,11 @@ def test_heads_that_differ_from_block_to_block_are_masked_alike(tiny, logits):
 
 
 def test_query_heads_stay_in_whole_groups():
-    assert grouping(12, 4, 8, None) == (4, 2)           # two of three in each group
-    assert grouping(12, 4, 6, None) == (2, 3)           # six is no multiple of four: whole groups
+    assert grouping(12, 4, 8, None) == (4, 2)  # two of three in each group
+    assert grouping(12, 4, 6, None) == (2, 3)  # six is no multiple of four: whole groups
     assert grouping(12, 4, None, 3) == (3, 3)
     assert grouping(12, 4, 6, 3) == (3, 2)
-    assert grouping(4, 4, 3, None) == (3, 1)            # a KV head for each
+    assert grouping(4, 4, 3, None) == (3, 1)  # a KV head for each
     for heads, kv_heads in ((5, None), (12, None), (7, None), (None, 4), (None, 5), (12, 4), (8, 5), (10, 4)):
         with pytest.raises(Refused, match="whole groups"):
             grouping(12, 4, heads, kv_heads)
@@ -102,8 +102,8 @@ def test_query_heads_stay_in_whole_groups():
 
 def test_the_heaviest_groups_stay_and_in_each_the_heaviest_heads():
     weights = torch.tensor([1.0, 9.0, 2.0, 4.0, 4.0, 3.0, 8.0, 0.0, 3.0])
-    assert pick(weights, 3, 3, 1) == (1, 3, 6)          # of the equal heads 3 and 4 the earlier
-    assert pick(weights, 3, 2, 3) == (0, 1, 2, 3, 4, 5)     # groups weigh 12, 11, 11: of the equal two the earlier
+    assert pick(weights, 3, 3, 1) == (1, 3, 6)  # of the equal heads 3 and 4 the earlier
+    assert pick(weights, 3, 2, 3) == (0, 1, 2, 3, 4, 5)  # groups weigh 12, 11, 11: of the equal two the earlier
     assert pick(weights, 3, 1, 2) == (1, 2)
 
 
@@ -129,7 +129,7 @@ def test_inner_channels_whose_output_is_zero_go_without_a_trace(tiny, logits, fa
             if role.anatomy.has(part):
                 zero(role, part, layer, rows=gone[layer])
     before = logits(role)
-    settled = KeepWidth().settle(role, no_score)            # three quarters, where nothing is named
+    settled = KeepWidth().settle(role, no_score)  # three quarters, where nothing is named
     assert settled.kept_mlp == tuple(tuple(rest(some, inner)) for some in gone)
     torch.testing.assert_close(logits(settled(role)), before, atol=1e-5, rtol=1e-5)
     assert role.anatomy.size(role.module.config, "mlp_width") == inner * 3 // 4
@@ -143,8 +143,14 @@ def test_inner_channels_weigh_their_largest_share_of_squared_norm(tiny):
     norm[0] = 2.0
     for part in ("gate", "up", "down"):
         weight(role, part, 0).zero_()
-    for part, row, column, size in (("gate", 0, 0, 3.0), ("gate", 1, 1, 8.0), ("up", 0, 5, 1.0), ("up", 2, 6, 3.0),
-                                    ("down", 7, 1, 2.0), ("down", 8, 2, 1.0)):
+    for part, row, column, size in (
+        ("gate", 0, 0, 3.0),
+        ("gate", 1, 1, 8.0),
+        ("up", 0, 5, 1.0),
+        ("up", 2, 6, 3.0),
+        ("down", 7, 1, 2.0),
+        ("down", 8, 2, 1.0),
+    ):
         weight(role, part, 0)[row, column] = size
     # gate (3 2)^2 : 8^2 = 36 : 64, the gain of input 0 is 2; up 1 : 9 for channels 0 and 2; down 4 : 1 for channels 1 and 2
     torch.testing.assert_close(cutting.weigh_mlp(role, role.anatomy, 0)[:4], torch.tensor([0.36, 0.8, 0.9, 0.0]))
@@ -155,8 +161,15 @@ def test_heads_weigh_their_mean_share_of_squared_norm(tiny):
     weight(role, "mixer_norm", 0).fill_(1.0)
     for part in ("query", "key", "value", "output"):
         weight(role, part, 0).zero_()
-    for part, row, column, size in (("query", 0, 0, 1.0), ("query", 20, 0, 1.0), ("key", 3, 0, 5.0), ("value", 0, 9, 1.0), ("value", 16, 9, 2.0),
-                                    ("output", 2, 63, 3.0), ("output", 2, 47, 1.0)):
+    for part, row, column, size in (
+        ("query", 0, 0, 1.0),
+        ("query", 20, 0, 1.0),
+        ("key", 3, 0, 5.0),
+        ("value", 0, 9, 1.0),
+        ("value", 16, 9, 2.0),
+        ("output", 2, 63, 3.0),
+        ("output", 2, 47, 1.0),
+    ):
         weight(role, part, 0)[row, column] = size
     # query 1/2 1/2 0 0; key 1 0 by KV head, half for each query head; value 1/5 4/5 likewise; output 0 0 1/10 9/10 by columns
     expected = torch.tensor([0.5 + 0.5 + 0.1 + 0.0, 0.5 + 0.5 + 0.1 + 0.0, 0.4 + 0.1, 0.4 + 0.9]) / 4
@@ -180,7 +193,7 @@ def test_a_factor_weighs_the_same_in_a_norm_and_in_what_reads_behind_it(tiny, fa
 
 
 def test_a_share_of_the_inner_channels_is_rounded(tiny):
-    assert len(KeepWidth(mlp=0.3).settle(tiny("llama"), no_score).kept_mlp[0]) == 29        # 28.8 of 96
+    assert len(KeepWidth(mlp=0.3).settle(tiny("llama"), no_score).kept_mlp[0]) == 29  # 28.8 of 96
 
 
 # ---- the residual stream -------------------------------------------------------------------------------------------------------
@@ -207,7 +220,7 @@ def test_channels_that_are_zero_everywhere_go_without_a_trace(tiny, logits, fami
     role = tiny(family, tie_word_embeddings=tied, **({"attention_bias": True, "mlp_bias": True} if family == "llama" else {}))
     gone = [(11 * i + 3) % 64 for i in range(24)]
     with torch.no_grad():
-        weight(role, "embedding").mul_(4.0 if tied else 8.0)            # far from the norms' epsilon
+        weight(role, "embedding").mul_(4.0 if tied else 8.0)  # far from the norms' epsilon
     without_channels(role, gone)
     before, norm = logits(role), role.module.get_submodule(role.anatomy.path("mixer_norm", 0)).weight.detach().clone()
     settled = KeepWidth(width=40).settle(role, no_score)
@@ -242,7 +255,7 @@ def test_the_same_channels_stay_in_everything_that_reads_or_writes_the_stream(ti
     role, before = tiny(family, tie_word_embeddings=False), tiny(family, tie_word_embeddings=False)
     kept = tuple(range(1, 64, 2))
     KeepWidth(kept_width=kept)(role)
-    scale = math.sqrt(64 / 32) if family == "gemma3_text" else 1.0          # its embeddings are multiplied by sqrt(width) when they are read
+    scale = math.sqrt(64 / 32) if family == "gemma3_text" else 1.0  # its embeddings are multiplied by sqrt(width) when they are read
     assert torch.equal(weight(role, "head"), weight(before, "head")[:, kept])
     torch.testing.assert_close(weight(role, "embedding"), weight(before, "embedding")[:, kept] * scale)
     for layer in range(4):
@@ -256,9 +269,9 @@ def test_the_same_channels_stay_in_everything_that_reads_or_writes_the_stream(ti
 
 
 def test_a_share_of_the_width_is_a_multiple_of_the_heads(tiny):
-    assert len(KeepWidth(width=0.7).settle(tiny("llama"), no_score).kept_width) == 44         # 44.8 of 64, over 4 heads
+    assert len(KeepWidth(width=0.7).settle(tiny("llama"), no_score).kept_width) == 44  # 44.8 of 64, over 4 heads
     settled = KeepWidth(width=0.7, heads=2).settle(tiny("llama"), no_score)
-    assert len(settled.kept_width) == 44 and len(settled.kept_heads[0]) == 2                # and over 2
+    assert len(settled.kept_width) == 44 and len(settled.kept_heads[0]) == 2  # and over 2
 
 
 def test_gains_of_norms_count_in_what_a_channel_weighs(tiny):
@@ -322,7 +335,7 @@ def test_a_teacher_that_shares_the_config_keeps_its_sizes(tiny, logits):
 
 
 def test_a_moved_model_whose_tie_is_broken_is_cut_as_well(tiny):
-    role = KeepWidth(**ALL)(tiny("gemma3_text").to("meta"))         # moving to meta parts what is tied
+    role = KeepWidth(**ALL)(tiny("gemma3_text").to("meta"))  # moving to meta parts what is tied
     assert weight(role, "embedding").shape == weight(role, "head").shape == (258, 32)
 
 
@@ -351,7 +364,7 @@ def test_the_planned_form_gives_the_shapes_without_weights(tiny, family, choose)
 def test_heads_that_are_not_needed_are_found_though_their_weights_are_large(tiny, against, logits):
     role = tiny("qwen3")
     with torch.no_grad():
-        for layer in range(4):          # KV head 0 has no values, and all else that its two query heads have is large
+        for layer in range(4):  # KV head 0 has no values, and all else that its two query heads have is large
             zero(role, "value", layer, rows=rows_of([0]))
             weight(role, "key", layer)[rows_of([0])] *= 30.0
             weight(role, "query", layer)[rows_of([0, 1])] *= 30.0
@@ -365,7 +378,7 @@ def test_heads_that_are_not_needed_are_found_though_their_weights_are_large(tiny
 
 
 def test_inner_channels_that_are_not_needed_are_found_though_their_weights_are_large(tiny, against, logits):
-    role, gone = tiny("llama"), list(range(5, 29))          # 24 of 96: 4 of the 16 groups
+    role, gone = tiny("llama"), list(range(5, 29))  # 24 of 96: 4 of the 16 groups
     with torch.no_grad():
         for layer in range(4):
             zero(role, "up", layer, rows=gone)
@@ -382,14 +395,14 @@ def test_measuring_silences_one_head_at_a_time_and_leaves_no_trace(tiny, ids, lo
     KeepWidth(heads=2, choose="influence").settle(role, lambda now: seen.append(logits(now)) or math.nan)
     assert len(seen) == 16
     zero(teacher, "output", 1, columns=rows_of([2]))
-    torch.testing.assert_close(seen[6], logits(teacher))            # block 1, head 2
+    torch.testing.assert_close(seen[6], logits(teacher))  # block 1, head 2
     assert torch.equal(logits(role), logits(tiny("qwen3")))
 
 
 def test_a_head_whose_loss_gives_nan_is_needed_most(tiny):
     scores = iter([math.nan, 1.0, 1.0, math.nan, 1.0, 1.0, 1.0, math.nan, *[1.0] * 8])
     settled = KeepWidth(heads=2, choose="influence").settle(tiny("qwen3"), lambda now: next(scores))
-    assert settled.kept_heads == ((0, 3), (0, 3), (0, 2), (0, 2))           # of equals the earlier
+    assert settled.kept_heads == ((0, 3), (0, 3), (0, 2), (0, 2))  # of equals the earlier
 
 
 def test_a_measured_choice_is_settled_before_it_is_made(tiny):
@@ -420,28 +433,47 @@ def test_a_width_that_the_config_would_not_take_back_is_refused_before_anything_
     assert torch.equal(logits(role), before) and role.module.config.hidden_size == 64
 
 
-@pytest.mark.parametrize("fields, sentence", [
-    ({"heads": 3}, "heads: 2"), ({"heads": 4}, "heads: 2"), ({"kv_heads": 2}, "heads: 2"), ({"kv_heads": 3}, "fewer KV heads"),
-    ({"mlp": 96}, "fewer than the 96 there are"), ({"mlp": 200}, "fewer than the 96"),
-    ({"width": 64}, "fewer than the 64"), ({"width": 0.99}, "fewer than the 64"),
-    ({"kept_mlp": ((0, 1),) * 3}, "4 equally long lists"), ({"kept_mlp": ((0, 1), (0,), (0, 1), (0, 1))}, "equally long"),
-    ({"kept_mlp": ((0, 96),) * 4}, "0 to 95"), ({"kept_mlp": ((1, 0),) * 4}, "ascending"),
-    ({"kept_width": (-1, 2)}, "0 to 63"), ({"kept_width": ()}, "0 to 63"),
-    ({"kept_heads": ((0, 1, 2),) * 4}, "equally many query heads for each KV head"),
-    ({"kept_heads": ((0, 1), (0, 2), (0, 1), (0, 1))}, "equally many query heads for each KV head")])
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"heads": 3}, "heads: 2"),
+        ({"heads": 4}, "heads: 2"),
+        ({"kv_heads": 2}, "heads: 2"),
+        ({"kv_heads": 3}, "fewer KV heads"),
+        ({"mlp": 96}, "fewer than the 96 there are"),
+        ({"mlp": 200}, "fewer than the 96"),
+        ({"width": 64}, "fewer than the 64"),
+        ({"width": 0.99}, "fewer than the 64"),
+        ({"kept_mlp": ((0, 1),) * 3}, "4 equally long lists"),
+        ({"kept_mlp": ((0, 1), (0,), (0, 1), (0, 1))}, "equally long"),
+        ({"kept_mlp": ((0, 96),) * 4}, "0 to 95"),
+        ({"kept_mlp": ((1, 0),) * 4}, "ascending"),
+        ({"kept_width": (-1, 2)}, "0 to 63"),
+        ({"kept_width": ()}, "0 to 63"),
+        ({"kept_heads": ((0, 1, 2),) * 4}, "equally many query heads for each KV head"),
+        ({"kept_heads": ((0, 1), (0, 2), (0, 1), (0, 1))}, "equally many query heads for each KV head"),
+    ],
+)
 def test_sizes_and_lists_that_do_not_fit_the_model_are_refused(tiny, fields, sentence):
     with pytest.raises(Refused, match=sentence) as error:
         KeepWidth(**fields)(tiny("llama"))
     assert error.value.slug == "width" and error.value.code == 2
 
 
-@pytest.mark.parametrize("fields, sentence", [
-    ({"mlp": 8, "kept_mlp": ((0,),)}, "either sizes or lists of what is kept, not both: without mlp"),
-    ({"width": 0.5, "choose": "influence"}, "choose: influence where heads, kv_heads or mlp are sizes"),
-    ({"kept_width": (0,), "choose": "influence"}, "choose: influence where heads, kv_heads or mlp are sizes"),
-    ({"heads": True}, "valid integer"),
-    ({"width": 1.0}, "less than 1"), ({"mlp": 48.0}, "less than 1"),
-    ({"mlp": 0}, "greater than"), ({"mlp": -3}, "greater than"), ({"heads": 0}, "greater than or equal to 1")])
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"mlp": 8, "kept_mlp": ((0,),)}, "either sizes or lists of what is kept, not both: without mlp"),
+        ({"width": 0.5, "choose": "influence"}, "choose: influence where heads, kv_heads or mlp are sizes"),
+        ({"kept_width": (0,), "choose": "influence"}, "choose: influence where heads, kv_heads or mlp are sizes"),
+        ({"heads": True}, "valid integer"),
+        ({"width": 1.0}, "less than 1"),
+        ({"mlp": 48.0}, "less than 1"),
+        ({"mlp": 0}, "greater than"),
+        ({"mlp": -3}, "greater than"),
+        ({"heads": 0}, "greater than or equal to 1"),
+    ],
+)
 def test_fields_that_contradict_each_other_are_refused_in_one_sentence(fields, sentence):
     with pytest.raises(ValidationError, match=sentence):
         KeepWidth(**fields)

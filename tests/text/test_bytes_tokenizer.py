@@ -24,7 +24,7 @@ def test_specials_are_ids_that_no_text_has() -> None:
 
 def test_bytes_that_are_no_text_and_ids_beyond_the_vocabulary_do_not_raise() -> None:
     assert TOKENIZER.decode([0xE2, 0x82]) == "\ufffd" and TOKENIZER.decode([97, 999, 98]) == "ab" and TOKENIZER.decode([]) == ""
-    assert TOKENIZER.decode([0xE2, EOS, 0x82, 0xAC], skip_special_tokens=True) == "\ufffd\ufffd\ufffd"      # a special parts what stands around it
+    assert TOKENIZER.decode([0xE2, EOS, 0x82, 0xAC], skip_special_tokens=True) == "\ufffd\ufffd\ufffd"  # a special parts what stands around it
 
 
 def test_half_a_character_has_ids() -> None:

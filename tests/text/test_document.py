@@ -18,10 +18,31 @@ def refused(text: str) -> Refused:
     return caught.value
 
 
-@pytest.mark.parametrize("text, read", [
-    ("1e-4", 1e-4), ("1E5", 1e5), ("-.5", -0.5), ("+1.", 1.0), ("3", 3), ("-3", -3), ("+3", 3), ("0o17", 15), ("0xfF", 255), ("017", 17),
-    (".inf", math.inf), ("-.Inf", -math.inf), ("+.INF", math.inf), ("true", True), ("False", False), ("TRUE", True),
-    ("null", None), ("~", None), ("", None), ("Null", None)])
+@pytest.mark.parametrize(
+    "text, read",
+    [
+        ("1e-4", 1e-4),
+        ("1E5", 1e5),
+        ("-.5", -0.5),
+        ("+1.", 1.0),
+        ("3", 3),
+        ("-3", -3),
+        ("+3", 3),
+        ("0o17", 15),
+        ("0xfF", 255),
+        ("017", 17),
+        (".inf", math.inf),
+        ("-.Inf", -math.inf),
+        ("+.INF", math.inf),
+        ("true", True),
+        ("False", False),
+        ("TRUE", True),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("Null", None),
+    ],
+)
 def test_plain_scalars_are_read_by_the_core_rules_of_yaml_1_2(text: str, read: Any) -> None:
     found = value(text)
     assert found == read and type(found) is type(read)
@@ -31,9 +52,34 @@ def test_not_a_number_is_a_number() -> None:
     assert math.isnan(value(".nan")) and math.isnan(value(".NaN"))
 
 
-@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "Yes", "NO", "y", "n", "tRUE", "nan", "inf", "1_000", "0b11", "12:30:45", "2026-01-02",
-                                  "=", ".",
-                                  "1e", "e5", "0o8", "0x", "++1", "١٢"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "yes",
+        "no",
+        "on",
+        "off",
+        "Yes",
+        "NO",
+        "y",
+        "n",
+        "tRUE",
+        "nan",
+        "inf",
+        "1_000",
+        "0b11",
+        "12:30:45",
+        "2026-01-02",
+        "=",
+        ".",
+        "1e",
+        "e5",
+        "0o8",
+        "0x",
+        "++1",
+        "١٢",
+    ],
+)
 def test_words_stay_words(text: str) -> None:
     assert load(f"a: {text}")[0] == {"a": text}
 
@@ -47,13 +93,29 @@ def test_keys_are_words_whatever_they_look_like() -> None:
     assert load("yes: 1\n1: 2\nnull: 3\n1e-4: 4")[0] == {"yes": 1, "1": 2, "null": 3, "1e-4": 4}
 
 
-@pytest.mark.parametrize("text, line, got", [
-    ("a: 1\nb: 2\na: 3", 3, "a again"), ("x: {b: 1, b: 2}", 1, "b again"), ("a: 1\n'a': 2", 2, "a again"),
-    ("a: 1\nb: &x 2", 2, "anchor or alias x"), ("a: 1\nb: *x", 2, "anchor or alias x"), ("- &x [1]", 1, "anchor or alias x"),
-    ("a: !!python/object:os.system x", 1, "tag"), ("a: !!str 1", 1, "tag"), ("a: ! b", 1, "tag"), ("- !mine [1]", 1, "tag"),
-    ("a: !!binary aGk=", 1, "tag"),
-    ("a: 1\n<<: {b: 2}", 2, "a merge key"), ("? [a, b]\n: 1", 1, "a list or mapping"), ("a: 1\n--- \nb: 2", 2, "another document"),
-    ("a: [1", 1, ""), ("a: 'x", 1, ""), ("\tb: 1", 1, ""), ("a: b: c", 1, "")])
+@pytest.mark.parametrize(
+    "text, line, got",
+    [
+        ("a: 1\nb: 2\na: 3", 3, "a again"),
+        ("x: {b: 1, b: 2}", 1, "b again"),
+        ("a: 1\n'a': 2", 2, "a again"),
+        ("a: 1\nb: &x 2", 2, "anchor or alias x"),
+        ("a: 1\nb: *x", 2, "anchor or alias x"),
+        ("- &x [1]", 1, "anchor or alias x"),
+        ("a: !!python/object:os.system x", 1, "tag"),
+        ("a: !!str 1", 1, "tag"),
+        ("a: ! b", 1, "tag"),
+        ("- !mine [1]", 1, "tag"),
+        ("a: !!binary aGk=", 1, "tag"),
+        ("a: 1\n<<: {b: 2}", 2, "a merge key"),
+        ("? [a, b]\n: 1", 1, "a list or mapping"),
+        ("a: 1\n--- \nb: 2", 2, "another document"),
+        ("a: [1", 1, ""),
+        ("a: 'x", 1, ""),
+        ("\tb: 1", 1, ""),
+        ("a: b: c", 1, ""),
+    ],
+)
 def test_what_goes_beyond_plain_yaml_is_refused_with_its_line(text: str, line: int, got: str) -> None:
     error = refused(text)
     assert error.slug == "yaml" and error.where == f"x.yaml:{line}" and got in error.got
@@ -73,13 +135,26 @@ def test_fifty_levels_are_fine() -> None:
 
 def test_a_document_above_a_megabyte_is_refused() -> None:
     assert "1 MB" in refused("a: " + "x" * 1_000_000).expected
-    assert "1 MB" in refused("a: " + "é" * 500_000).expected            # bytes count, not characters
+    assert "1 MB" in refused("a: " + "é" * 500_000).expected  # bytes count, not characters
     assert len(load("'" + "x" * 999_998 + "'")[0]) == 999_998
 
 
-@pytest.mark.parametrize("text", ['"\\U00110000"', '"\\UFFFFFFFF"', '"\\ud800"', "%YAML " + "9" * 5000 + ".1\n--- a", "9" * 5000, "-" + "1" * 301,
-                                  "0x" + "f" * 10_000,
-                                  '{"\\udfff": 1}', "\x00", "\ud800", "a\x07b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"\\U00110000"',
+        '"\\UFFFFFFFF"',
+        '"\\ud800"',
+        "%YAML " + "9" * 5000 + ".1\n--- a",
+        "9" * 5000,
+        "-" + "1" * 301,
+        "0x" + "f" * 10_000,
+        '{"\\udfff": 1}',
+        "\x00",
+        "\ud800",
+        "a\x07b",
+    ],
+)
 def test_what_python_could_not_write_again_is_refused(text: str) -> None:
     assert refused(text).slug == "yaml"
 
@@ -98,9 +173,11 @@ def test_windows_line_ends_and_a_byte_order_mark_do_no_harm() -> None:
 
 
 WORDS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x85\u2028\u2029"), max_size=12)
-PLAIN = st.recursive(st.none() | st.booleans() | st.integers(-10**20, 10**20) | st.floats(allow_nan=False) | WORDS,
-                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS.filter(lambda key: key != "<<"), inner, max_size=4),
-                     max_leaves=12)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | WORDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS.filter(lambda key: key != "<<"), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 class Quoted(yaml.SafeDumper):

@@ -33,14 +33,14 @@ def rendered(markup: str) -> Text:
     ("text", "shown"),
     [
         ("\x1b[31mred\x1b[0m", "␛[31mred␛[0m"),
-        ("\x9b2Jgone", "\\u009b2Jgone"),                       # CSI in one character
+        ("\x9b2Jgone", "\\u009b2Jgone"),  # CSI in one character
         ("a\x00b", "a␀b"),
         ("\x7f\x08", "␡␈"),
         ("user\u202etxt.exe", "user\\u202etxt.exe"),
         ("\u2066a\u2069\u200e\u061c", "\\u2066a\\u2069\\u200e\\u061c"),
         ("zero\u200bwidth\ufeff\u00ad", "zero\\u200bwidth\\ufeff\\u00ad"),
-        ("\U000e0041", "\\U000e0041"),                           # invisible tag letters
-        ("\ud800", "\\ud800"),                                  # a lone surrogate would break the stream
+        ("\U000e0041", "\\U000e0041"),  # invisible tag letters
+        ("\ud800", "\\ud800"),  # a lone surrogate would break the stream
         ("a\u2028b", "a\\u2028b"),
         ("one\ntwo\r\n\t", "one␊two␍␊␉"),
         ("Zoë 日本 👩\u200d🔬 می\u200cخواهم", "Zoë 日本 👩\u200d🔬 می\u200cخواهم"),
@@ -98,9 +98,24 @@ def test_any_text_is_shown_within_its_limits_and_means_nothing_to_a_terminal(tex
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (204_800, "204,800"), (21_437.0, "21,400"), (4.1234, "4.12"), (0.0310, "0.031"), (0.0, "0"), (100.0, "100"), (99.96, "100"), (9.996, "10"),
-        (0.00031, "0.00031"), (0.0000312, "3.12e-5"),
-        (3.2e-7, "3.2e-7"), (-2.5, "-2.5"), (None, "?"), (math.nan, "?"), (math.inf, "?"), ("<b>", "?"), (True, "?"), (1e16, "1e16"),
+        (204_800, "204,800"),
+        (21_437.0, "21,400"),
+        (4.1234, "4.12"),
+        (0.0310, "0.031"),
+        (0.0, "0"),
+        (100.0, "100"),
+        (99.96, "100"),
+        (9.996, "10"),
+        (0.00031, "0.00031"),
+        (0.0000312, "3.12e-5"),
+        (3.2e-7, "3.2e-7"),
+        (-2.5, "-2.5"),
+        (None, "?"),
+        (math.nan, "?"),
+        (math.inf, "?"),
+        ("<b>", "?"),
+        (True, "?"),
+        (1e16, "1e16"),
     ],
 )
 def test_a_number_has_three_digits_and_comma_thousands(value: object, text: str):

@@ -15,14 +15,21 @@ from limbeck.text.bytes_tokenizer import BOS, EOS, ByteTokenizer
 from limbeck.text.spans import Memory, encode
 from limbeck.text.tokens import Tokens, fingerprint, specials, tokens
 
-CORPUS = ["the quick brown fox jumps over the lazy dog and the other dogs answer it", "what is the answer to that question? the answer is 42",
-          "how many eggs are in the basket, and what does the fox say about them"]
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
-          "{{ (m.content or '') + ((m.tool_calls | tojson) if m.tool_calls else '') + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-          "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-FORGETFUL = ("{% for m in messages %}{{ m.role + ': ' }}{% if m.role != 'assistant' or loop.last %}{{ m.content }}{% else %}...{% endif %}"
-             "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog and the other dogs answer it",
+    "what is the answer to that question? the answer is 42",
+    "how many eggs are in the basket, and what does the fox say about them",
+]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ (m.content or '') + ((m.tool_calls | tojson) if m.tool_calls else '') + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FORGETFUL = (
+    "{% for m in messages %}{{ m.role + ': ' }}{% if m.role != 'assistant' or loop.last %}{{ m.content }}{% else %}...{% endif %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 def trained(size: int = 320, template: str | None = CHATML, corpus: list[str] = CORPUS, **added) -> transformers.PreTrainedTokenizerFast:
@@ -30,11 +37,16 @@ def trained(size: int = 320, template: str | None = CHATML, corpus: list[str] = 
     core = tokenizers.Tokenizer(tokenizers.models.BPE())
     core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False,
-                                             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
     core.train_from_iterator(corpus, trainer)
-    out = transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
-                                               unk_token="<|endoftext|>", **added)
+    out = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token="<|endoftext|>", **added
+    )
     out.chat_template = template
     return out
 
@@ -85,7 +97,8 @@ def test_an_open_answer_has_no_end_and_a_prompt_alone_asks_for_nothing():
 def test_a_tokenizer_that_frames_texts_frames_prompt_and_answer_together():
     framed = trained()
     framed.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<|im_start|> $A <|endoftext|>", special_tokens=[("<|im_start|>", 1), ("<|endoftext|>", 0)])
+        single="<|im_start|> $A <|endoftext|>", special_tokens=[("<|im_start|>", 1), ("<|endoftext|>", 0)]
+    )
     assert specials(framed) == ((1,), (0,))
     ids, asked = encode(Row("a", {"prompt": "fox", "answer": "dog"}), framed)
     bare = [framed.encode(word, add_special_tokens=False) for word in ("fox", "dog")]
@@ -175,8 +188,10 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_turn_and_may
 
 
 def test_a_template_whose_generation_prompt_is_no_beginning_of_the_answer_is_refused():
-    thinking = trained(template="{% for m in messages %}{{ m.role + ':' + m.content + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}"
-                                "assistant:<think>{% endif %}")
+    thinking = trained(
+        template="{% for m in messages %}{{ m.role + ':' + m.content + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}"
+        "assistant:<think>{% endif %}"
+    )
     error = refusal(chat(("user", "a"), ("assistant", "b")), thinking)
     assert error.where == "row chat  messages.1" and error.got == "what stands before turn 1 changes with the answer"
     assert "before an answer, given or not yet" in error.expected and error.do == "use another chat template, or rows of prompt and answer"

@@ -31,7 +31,7 @@ def test_a_rate_falls_in_a_line_or_half_a_cosine_from_the_peak_towards_its_floor
 @pytest.mark.parametrize("warm_up", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 100])
 def test_a_rate_is_never_zero_before_the_end_and_never_above_the_peak(steps: int, warm_up: float, decay: str) -> None:
-    found = rates(Optimiser(lr=0.1, warm_up=warm_up, decay=decay), steps)           # type: ignore[arg-type]
+    found = rates(Optimiser(lr=0.1, warm_up=warm_up, decay=decay), steps)  # type: ignore[arg-type]
     assert all(0 < r <= 0.1 + 1e-15 for r in found) and max(found) == pytest.approx(0.1)
 
 
@@ -42,9 +42,20 @@ def test_a_schedule_is_the_rate_itself_and_takes_no_warm_up_besides() -> None:
             Optimiser.model_validate({"lr": "linear", **more})
 
 
-@pytest.mark.parametrize("fields", [{"lr": 0}, {"lr": -1}, {"warm_up": 1.5}, {"betas": [1.0, 0.9]}, {"eps": 0}, {"clip": 0}, {"weight_decay": -1},
-                                    {"decay": "fast"},
-                                    {"groups": [{"match": []}]}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lr": 0},
+        {"lr": -1},
+        {"warm_up": 1.5},
+        {"betas": [1.0, 0.9]},
+        {"eps": 0},
+        {"clip": 0},
+        {"weight_decay": -1},
+        {"decay": "fast"},
+        {"groups": [{"match": []}]},
+    ],
+)
 def test_values_that_make_no_sense_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Optimiser.model_validate(fields)
@@ -54,13 +65,14 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.fc, self.norm = nn.Embedding(5, 3), nn.Linear(3, 5), nn.LayerNorm(3)
-        self.fc.weight = self.embed.weight                  # tied
+        self.fc.weight = self.embed.weight  # tied
 
 
 def test_every_parameter_stands_in_one_group_matrices_are_decayed_and_the_first_match_counts() -> None:
     net, learned = Net(), nn.Linear(2, 2)
-    how = Optimiser(weight_decay=0.1, groups=(Group(match=("embed.*",), rate=0.5),
-                                              Group(match=("embed.weight", "norm.*"), rate=3.0, weight_decay=0.7)))
+    how = Optimiser(
+        weight_decay=0.1, groups=(Group(match=("embed.*",), rate=0.5), Group(match=("embed.weight", "norm.*"), rate=3.0, weight_decay=0.7))
+    )
     made = how.build(list(net.named_parameters()), [None, learned])
     every = [p for group in made.param_groups for p in group["params"]]
     assert len(every) == len({id(p) for p in every}) == len(list(net.parameters())) + 2
@@ -85,7 +97,7 @@ def test_a_step_by_hand() -> None:
         weight.grad = torch.tensor([[gradient]], dtype=torch.float64)
         made.param_groups[0]["lr"] = how.rate(step - 1, 2) * made.param_groups[0]["rate"]
         made.step()
-        by_hand *= 1 - 0.1 * 0.5                            # decoupled: before the step, by the rate
+        by_hand *= 1 - 0.1 * 0.5  # decoupled: before the step, by the rate
         m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
         by_hand -= 0.1 * (m / (1 - 0.9**step)) / (math.sqrt(v / (1 - 0.99**step)) + 1e-8)
         assert weight.item() == pytest.approx(by_hand, rel=1e-9)

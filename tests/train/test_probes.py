@@ -93,8 +93,18 @@ def adversarial(steps: int = 12) -> Loop:
     student = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2))
     critic = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 1), Squeeze())
     models = Models({"student": Plain(student, "sample", ("noise",)), "critic": Plain(critic, "score", ("sample",))})
-    turns = [{"trains": "critic", "forward": "probe:adversarial", "objective": ["probe:judge"], "optimiser": {"lr": 1e-2}},
-             {"trains": "student", "through": ["critic"], "every": 3, "micro": 2, "forward": "probe:adversarial", "objective": ["probe:fool"], "optimiser": {"lr": 5e-3}}]
+    turns = [
+        {"trains": "critic", "forward": "probe:adversarial", "objective": ["probe:judge"], "optimiser": {"lr": 1e-2}},
+        {
+            "trains": "student",
+            "through": ["critic"],
+            "every": 3,
+            "micro": 2,
+            "forward": "probe:adversarial",
+            "objective": ["probe:fool"],
+            "optimiser": {"lr": 5e-3},
+        },
+    ]
     stage = Stage.model_validate({"steps": steps, "turn": turns})
     return Loop(stage, World(models, steps=(Points(),), streams=Streams(3)))
 
@@ -137,7 +147,7 @@ def test_the_adversarial_probe_resumes_bit_for_bit(stop, tmp_path):
     again = []
     assert not first.run(lambda loop, new: again.extend(new), stop=lambda: first.step == stop)
     save_state(tmp_path, "state", first.state())
-    torch.manual_seed(99)                                   # another process has another global generator
+    torch.manual_seed(99)  # another process has another global generator
     second = adversarial().load(load_state(tmp_path, "state"))
     second.run(lambda loop, new: again.extend(new))
     assert equal(second.state(), whole.state())

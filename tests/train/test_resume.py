@@ -16,9 +16,24 @@ RECIPE = {
     "teacher": {"kind": "live", "model": f"config:{Path(__file__).parents[2] / 'src/limbeck/recipes/models/tiny_llama.json'}"},
     "student": {"start": "teacher", "surgery": [{"kind": "drop_blocks", "keep": [0, 3]}]},
     "train": [
-        {"name": "layers", "steps": 3, "batch": 2, "forward": "layerwise", "align": [{"kind": "layer_map", "map": "explicit", "pairs": [[1, 1], [2, 4]]}],
-         "objective": [{"kind": "hidden_mse", "layers": "all"}], "checkpoint": {"every": 1}, "optimiser": {"lr": 1e-3}},
-        {"name": "whole", "steps": 3, "batch": 2, "micro": 2, "objective": ["forward_kl", {"kind": "hidden_cosine", "weight": 0.1}], "checkpoint": {"every": 1}},
+        {
+            "name": "layers",
+            "steps": 3,
+            "batch": 2,
+            "forward": "layerwise",
+            "align": [{"kind": "layer_map", "map": "explicit", "pairs": [[1, 1], [2, 4]]}],
+            "objective": [{"kind": "hidden_mse", "layers": "all"}],
+            "checkpoint": {"every": 1},
+            "optimiser": {"lr": 1e-3},
+        },
+        {
+            "name": "whole",
+            "steps": 3,
+            "batch": 2,
+            "micro": 2,
+            "objective": ["forward_kl", {"kind": "hidden_cosine", "weight": 0.1}],
+            "checkpoint": {"every": 1},
+        },
     ],
 }
 
@@ -69,7 +84,7 @@ def uninterrupted(tmp_path_factory):
 def test_killed_at_every_crash_point_it_ends_the_same(point, uninterrupted, tmp_path):
     status = go(tmp_path, point)
     assert status in (0, -signal.SIGKILL), "the run failed by itself"
-    if point.endswith(":1") and not point.startswith("folder.aside"):           # no folder is ever replaced in this run
+    if point.endswith(":1") and not point.startswith("folder.aside"):  # no folder is ever replaced in this run
         assert status == -signal.SIGKILL, f"{point} was never passed"
     assert go(tmp_path) == 0
     states, metrics = outcome(tmp_path)

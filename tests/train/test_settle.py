@@ -29,8 +29,16 @@ TOKENIZER = ByteTokenizer()
 def llama(layers: int = 2, vocab: int = 258, tokenizer: Any = TOKENIZER, seed: int = 0) -> Text:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = transformers.LlamaConfig(vocab_size=vocab, hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2,
-                                          max_position_embeddings=64, eos_token_id=257, bos_token_id=256)
+        config = transformers.LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            eos_token_id=257,
+            bos_token_id=256,
+        )
         module = transformers.LlamaForCausalLM(config).double().eval()
     return Text(module, tokenizer, anatomy(module))
 
@@ -58,7 +66,7 @@ def test_what_each_role_must_say_is_gathered_over_all_objectives_once() -> None:
 def test_all_layers_are_written_out_by_a_settled_map() -> None:
     found = settle(turn({"kind": "hidden_mse", "layers": "all"}, align=["layer_map"]), (), models(), "train.0")
     assert found.needs == {"student": ("hidden.0", "hidden.1"), "teacher": ("hidden.0", "hidden.1")}
-    assert found.align[0].pairs == ((1, 2), (2, 4))         # type: ignore[attr-defined]
+    assert found.align[0].pairs == ((1, 2), (2, 4))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("more, where", [({"trains": "critic"}, "train.0.trains"), ({"through": ["critic"]}, "train.0.through")])
@@ -155,9 +163,10 @@ def test_a_turn_in_which_nothing_learns_is_refused(more: dict[str, Any]) -> None
 
 
 def test_heads_of_other_sizes_are_cut_to_what_they_share_and_that_is_said() -> None:
-    found = settle(turn("forward_kl", {"kind": "hidden_mse", "layers": "all"}, align=["layer_map"]), (), models(teacher=llama(4, vocab=300)),
-                   "train.0")
-    assert found.align[0] == SharedVocab(num=258) and found.align[1].kind == "layer_map"             # type: ignore[attr-defined]
+    found = settle(
+        turn("forward_kl", {"kind": "hidden_mse", "layers": "all"}, align=["layer_map"]), (), models(teacher=llama(4, vocab=300)), "train.0"
+    )
+    assert found.align[0] == SharedVocab(num=258) and found.align[1].kind == "layer_map"  # type: ignore[attr-defined]
     assert found.notes == ("train.0: logits of student (258), teacher (300) are cut to the 258 ids they share",)
 
 
@@ -210,7 +219,7 @@ def test_uncut_the_loss_would_be_another() -> None:
     batch = made.batch([Row("a", {"text": "limbeck"})])
     p, q = (dense(made.says(role, batch, ("logits",))["logits"]) for role in ("teacher", "student"))
     whole, cut = ((log_probs(x).exp() * (log_probs(x) - log_probs(y))).sum().item() for x, y in ((p, q), (p[:, :258], q[:, :258])))
-    assert abs(whole - cut) > 1e-4 * whole                  # far beyond the tolerance of the test above
+    assert abs(whole - cut) > 1e-4 * whole  # far beyond the tolerance of the test above
 
 
 def test_evaluations_cut_heads_of_other_sizes_as_training_does() -> None:

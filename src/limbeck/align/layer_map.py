@@ -78,12 +78,17 @@ class LayerMap(Align):
         depth = {role: models[role].num_layers for role in (self.student, self.teacher)}
         ours, theirs = depth[self.student], depth[self.teacher]
         pairs = self.pairs if self.map == "explicit" else MAPS[self.map](ours, theirs)
-        counts_back = self.map == "explicit"            # a map that runs out of teacher layers must not go on at the last one
+        counts_back = self.map == "explicit"  # a map that runs out of teacher layers must not go on at the last one
         for pair in pairs:
             for number, role in zip(pair, (self.student, self.teacher), strict=True):
                 if not -depth[role] * counts_back <= number <= depth[role]:
-                    raise Refused("layer", "align.layer_map", f"layers from 0 to {depth[role]} of {role}", f"the pair {pair} of map {self.map}",
-                                  "map: uniform" if self.map != "explicit" else "change the pair")
+                    raise Refused(
+                        "layer",
+                        "align.layer_map",
+                        f"layers from 0 to {depth[role]} of {role}",
+                        f"the pair {pair} of map {self.map}",
+                        "map: uniform" if self.map != "explicit" else "change the pair",
+                    )
         return LayerMap(map="explicit", pairs=pairs, student=self.student, teacher=self.teacher)
 
     def expand(self, name):

@@ -39,9 +39,13 @@ class SharedVocab(Align):
         (first, one), *others = speaking.items()
         for name, role in others:
             if not same(one.tokenizer, role.tokenizer):
-                raise Refused("tokenizer", "align.shared_vocab", f"one tokenizer for {first} and {name}",
-                              f"{len(one.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
-                              "start from a model with the same tokenizer")
+                raise Refused(
+                    "tokenizer",
+                    "align.shared_vocab",
+                    f"one tokenizer for {first} and {name}",
+                    f"{len(one.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
+                    "start from a model with the same tokenizer",
+                )
         num = min(len(one.tokenizer), *(role.vocab or len(one.tokenizer) for role in speaking.values()))
         if self.num is not None and self.num > num:
             raise Refused("vocab", "align.shared_vocab.num", f"at most {num:,}, the ids that all models have", f"{self.num:,}", "leave num out")

@@ -21,6 +21,7 @@ from limbeck.errors import Refused
 
 __all__ = ["Contract", "NotClaimed", "Outcome", "Report", "base_of", "check", "check_path", "contracts", "hold", "kinds", "locate", "render"]
 
+
 @cache
 def contracts(room: str) -> dict[str, Contract]:
     """Name -> contract, of all that a member of a room must keep. `role` is for adapters of models, which are no components."""
@@ -30,8 +31,11 @@ def contracts(room: str) -> dict[str, Contract]:
     for name in (*(("component",) if room != "role" else ()), *MODULES.get(room, (room,))):
         module = importlib.import_module(f"limbeck.check.{name}")
         shared = getattr(module, "CONTRACTS", ())
-        own = {key: value for key, value in vars(module).items() if getattr(value, "contract", None) is True
-               and (value.__module__ == module.__name__ or value in shared)}
+        own = {
+            key: value
+            for key, value in vars(module).items()
+            if getattr(value, "contract", None) is True and (value.__module__ == module.__name__ or value in shared)
+        }
         assert not own.keys() & found.keys(), f"two contracts of {room} share a name: {own.keys() & found.keys()}"
         found |= own
     return found
@@ -49,7 +53,7 @@ def hold(component: Any, name: str, run: Contract, seed: int = 0) -> Outcome:
         status, message = "failed", str(error) or "an assertion failed"
     except Exception as error:
         status, message = "failed", f"{type(error).__name__}: {error}"
-    return Outcome(name, status, message, time.perf_counter() - began)              # type: ignore[arg-type]
+    return Outcome(name, status, message, time.perf_counter() - began)  # type: ignore[arg-type]
 
 
 def check(component: Any, only: str | Sequence[str] | None = None, seed: int = 0, again: str = "") -> Report:
@@ -116,14 +120,29 @@ def locate(path: str) -> Any:
         found: Any = getattr(importlib.import_module(module_name), name) if colon else None
     except PydanticCustomError as error:
         hint, exact = error.message(), not error.message().startswith("one of")
-        raise Refused("check", path, f"a kind of {inside}: {hint}", snake(name) if colon else kind,
-                      f"limbeck check {inside}.{hint}" if exact else f"limbeck list {inside}") from None
-    except Exception as error:                          # a stranger's import may raise anything
-        raise Refused("check", path, "a module that can be imported, and a class in it", f"{type(error).__name__}: {error}",
-                      "correct the name, or run from the folder of the package") from None
+        raise Refused(
+            "check",
+            path,
+            f"a kind of {inside}: {hint}",
+            snake(name) if colon else kind,
+            f"limbeck check {inside}.{hint}" if exact else f"limbeck list {inside}",
+        ) from None
+    except Exception as error:  # a stranger's import may raise anything
+        raise Refused(
+            "check",
+            path,
+            "a module that can be imported, and a class in it",
+            f"{type(error).__name__}: {error}",
+            "correct the name, or run from the folder of the package",
+        ) from None
     if not (isinstance(found, type) and issubclass(found, Component) and "kind" in found.model_fields):
-        raise Refused("check", path, "module:Class of a component, or room.kind", getattr(found, "__name__", str(found)),
-                      "write it like mylab.losses:RankedKL, or objective.skew_kl")
+        raise Refused(
+            "check",
+            path,
+            "module:Class of a component, or room.kind",
+            getattr(found, "__name__", str(found)),
+            "write it like mylab.losses:RankedKL, or objective.skew_kl",
+        )
     return found
 
 

@@ -18,7 +18,7 @@ CONTRACTS = (accumulation, packing, padding, ranks)
 
 def exercise(align: Align) -> None:
     """One ordinary use."""
-    trial_of(align, 0).whole                                # noqa: B018
+    trial_of(align, 0).whole  # noqa: B018
 
 
 @contract

@@ -29,7 +29,7 @@ def yaml(component: Component) -> None:
     plain = document.load(text)[0]
     again = type(component).model_validate(plain)
     assert again == component, f"written and read back, it differs: {again!r}, was {component!r}"
-    chosen = TypeAdapter(Annotated[base_of(component.room), Choice()]).validate_python(plain)         # type: ignore[misc, arg-type]
+    chosen = TypeAdapter(Annotated[base_of(component.room), Choice()]).validate_python(plain)  # type: ignore[misc, arg-type]
     assert chosen == component and type(chosen) is type(component), f"chosen by its kind, it is {chosen!r}"
     try:
         type(component).model_validate({**plain, "no_such_field": 1})
@@ -128,6 +128,7 @@ def fields_read(component: Component) -> None:
 
 def moving(cls: type[Component]) -> list[str]:
     """Fields that may be a schedule."""
+
     def may(annotation: Any) -> bool:
         return isinstance(annotation, type) and issubclass(annotation, Schedule) or any(map(may, get_args(annotation)))
 

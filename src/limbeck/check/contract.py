@@ -32,13 +32,13 @@ def contract(function: Callable[..., None]) -> Contract:
         instance = component.example() if isinstance(component, type) and issubclass(component, Component) else component
         return function(instance, seed=seed) if seeded else function(instance)
 
-    run.contract = True                                                         # type: ignore[attr-defined]
+    run.contract = True  # type: ignore[attr-defined]
     return run
 
 
 def slow(run: Contract) -> Contract:
     """Marks a contract as one for the slow suite."""
-    run.slow = True                                                             # type: ignore[attr-defined]
+    run.slow = True  # type: ignore[attr-defined]
     return run
 
 

@@ -48,8 +48,18 @@ def records() -> list[dict[str, Any]]:
     for i in range(NUM):
         prompt, answer = f"{WORDS[i % 10] or 'why'} {i}?", f"{WORDS[(3 * i + 1) % 10]} {i * i}"
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        out.append({"text": f"{prompt} {answer} " * (1 + i % 5), "prompt": prompt, "answer": answer, "messages": chat,
-                    "tag": ("even", "odd")[i % 2], "label": i % 3, "domain": "all", "id": i})
+        out.append(
+            {
+                "text": f"{prompt} {answer} " * (1 + i % 5),
+                "prompt": prompt,
+                "answer": answer,
+                "messages": chat,
+                "tag": ("even", "odd")[i % 2],
+                "label": i % 3,
+                "domain": "all",
+                "id": i,
+            }
+        )
     return out
 
 
@@ -88,8 +98,16 @@ def given(step: Step) -> Rows:
     if isinstance(step, Source) or type(step).rows is Step.rows:
         return Rows()
     texts = tuple(Row(f"text-{i}", {"text": record["text"]}, record["tag"], source=f"doc-{i // 2}") for i, record in enumerate(records()))
-    answers = tuple(Row(f"answer-{i}", {"prompt": record["prompt"], "answer": record["answer"]}, ("chosen", "rejected")[i % 2], f"pair-{i // 2}",
-                        source=f"doc-{i}") for i, record in enumerate(records()[:10]))
+    answers = tuple(
+        Row(
+            f"answer-{i}",
+            {"prompt": record["prompt"], "answer": record["answer"]},
+            ("chosen", "rejected")[i % 2],
+            f"pair-{i // 2}",
+            source=f"doc-{i}",
+        )
+        for i, record in enumerate(records()[:10])
+    )
     return Rows((Part(texts[:30]), Part(answers, 2.0)), tuple(replace(row, split="held_out") for row in texts[30:]))
 
 

@@ -27,15 +27,18 @@ LAST: dict[tuple[type, str, int], dict[str, Any]] = {}
 def held_out(seed: int) -> list[Row]:
     """Texts of some documents, long enough for questions about their second half."""
     texts = [" ".join(WORDS[(i * i + (1 + i % 3) * j + seed) % len(WORDS)] for j in range(80))[:BYTES] for i in range(NUM)]
-    return [Row(f"{seed}-{i}", {"text": text}, ("docs", "chat")[i % 2], split="held_out", source=f"document-{i // 2}")
-            for i, text in enumerate(texts)]
+    return [
+        Row(f"{seed}-{i}", {"text": text}, ("docs", "chat")[i % 2], split="held_out", source=f"document-{i // 2}") for i, text in enumerate(texts)
+    ]
 
 
 @cache
 def roles(seed: int) -> dict[str, Role]:
     """A small teacher and a smaller student, untrained."""
-    return {"teacher": family_of("llama", seed, torch.float32, layers=3, context=CONTEXT),
-            "student": family_of("llama", seed + 1, torch.float32, context=CONTEXT)}
+    return {
+        "teacher": family_of("llama", seed, torch.float32, layers=3, context=CONTEXT),
+        "student": family_of("llama", seed + 1, torch.float32, context=CONTEXT),
+    }
 
 
 @cache

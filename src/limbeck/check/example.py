@@ -59,8 +59,15 @@ def value(name: str, num: int, dim: int, random: torch.Generator, dtype: torch.d
     return (-x.abs() - 0.1 if "logprob" in word else x).to(dtype)
 
 
-def say(objective: Objective, seed: int = 0, dtype: torch.dtype = torch.float64, alike: tuple[str, ...] = (), gap: float = 0.0, scale: float = 1.0,
-        choose: int = 0) -> Said:
+def say(
+    objective: Objective,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    alike: tuple[str, ...] = (),
+    gap: float = 0.0,
+    scale: float = 1.0,
+    choose: int = 0,
+) -> Said:
     """Role -> signals. Only the taught seat asks for gradients.
 
     Args:

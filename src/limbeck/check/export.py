@@ -15,8 +15,10 @@ from limbeck.model.text import Text
 from limbeck.signals import dense
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-PROVENANCE = ({"name": "hf:org/teacher", "revision": "0a1b", "licence": "apache-2.0", "role": "teacher"},
-              {"name": "lessons/*.jsonl", "sha256": "9b1f", "licence": None, "role": "data"})
+PROVENANCE = (
+    {"name": "hf:org/teacher", "revision": "0a1b", "licence": "apache-2.0", "role": "teacher"},
+    {"name": "lessons/*.jsonl", "sha256": "9b1f", "licence": None, "role": "data"},
+)
 
 
 def student(seed: int = 0) -> Text:

@@ -17,7 +17,7 @@ CONTRACTS = (accumulation, packing, padding, ranks, teacher_untouched, exports_n
 
 def exercise(forward: Forward) -> None:
     """One ordinary use."""
-    trial_of(forward, 0).whole                              # noqa: B018
+    trial_of(forward, 0).whole  # noqa: B018
 
 
 @contract

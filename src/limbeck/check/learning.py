@@ -21,7 +21,7 @@ def learned_parts(objective: Objective, seed: int = 0) -> None:
         raise NotClaimed("it learns and remembers nothing")
     assert isinstance(learned, nn.Module), f"build returns {type(learned).__name__}, expected a module"
     again = build(objective, said, seed)
-    for (name, a), b in zip(learned.state_dict().items(), again.state_dict().values(), strict=True):     # type: ignore[union-attr]
+    for (name, a), b in zip(learned.state_dict().items(), again.state_dict().values(), strict=True):  # type: ignore[union-attr]
         assert torch.equal(a, b), f"{name} is not the same when it is built again from one seed"
     solve(objective, said, learned)
     for name, parameter in learned.named_parameters():

@@ -50,7 +50,7 @@ def family_of(name: str, seed: int = 0, dtype: torch.dtype = torch.float64, **si
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = getattr(transformers, head)(config)
-        for parameter in module.parameters():               # else norms and biases are all alike, and what is missed would not show
+        for parameter in module.parameters():  # else norms and biases are all alike, and what is missed would not show
             parameter.data += 0.02 * torch.randn_like(parameter)
     role = Text(module.to(dtype).eval(), TOKENIZER, anatomy(module))
     role.requires_grad_(False)
@@ -106,12 +106,12 @@ def laid_out(models: Models, layout: Layout) -> Iterator[None]:
     """All text roles in one layout."""
     before = {name: models[name].layout for name in models}
     for name in models:
-        models[name].layout = layout                        # type: ignore[assignment]
+        models[name].layout = layout  # type: ignore[assignment]
     try:
         yield
     finally:
         for name in models:
-            models[name].layout = before[name]              # type: ignore[assignment]
+            models[name].layout = before[name]  # type: ignore[assignment]
 
 
 class Trial:
@@ -132,7 +132,7 @@ class Trial:
         for align in (None, *members("align")):
             try:
                 extra = {} if align is None or "align" in turn else {"align": (find_align(align),)}
-                return Loop(Stage(steps=4, turn=(Turn(batch=GROUPS, **{**turn, **extra}),)), self.world)          # type: ignore[call-arg]
+                return Loop(Stage(steps=4, turn=(Turn(batch=GROUPS, **{**turn, **extra}),)), self.world)  # type: ignore[call-arg]
             except Refused as error:
                 if error.slug not in ("need", "role", "layer"):
                     raise
@@ -175,4 +175,4 @@ def find_align(kind: str) -> Any:
 
 def added(losses: Sequence[list[Loss]]) -> list[Loss]:
     """Losses of several shares, objective by objective."""
-    return [Loss(sum(x.total for x in each), sum(x.count for x in each)) for each in zip(*losses, strict=True)]     # type: ignore[arg-type]
+    return [Loss(sum(x.total for x in each), sum(x.count for x in each)) for each in zip(*losses, strict=True)]  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ def parts_add_up(objective: Objective, seed: int = 0) -> None:
     whole, found, count = solve(objective, said, learned)
     again = each(said, lambda _, __, x: x.detach().requires_grad_(x.requires_grad))
     parts = [loss(objective, {role: s.at(rows) for role, s in again.items()}, learned) for rows in (torch.arange(2), torch.arange(2, ROWS))]
-    sum(part.total for part in parts).backward()                        # type: ignore[union-attr]
+    sum(part.total for part in parts).backward()  # type: ignore[union-attr]
     close(sum(part.total for part in parts), whole, VALUE, "sum of two parts of the rows")
     assert sum(part.count for part in parts) == count, f"counts of the parts are {[part.count for part in parts]}, of the whole {count}"
     close(gradient(objective, again), found, GRADIENT, "gradient of two parts of the rows")
@@ -140,10 +140,10 @@ def special_cases(objective: Objective, seed: int = 0) -> None:
         raise NotClaimed("no special case is claimed")
     for kind, fields in objective.special_cases.items():
         special, other = changed(objective, **fields), find(Objective, kind).example()
-        assert {s: names(special, s) for s in special.needs} == {s: names(other, s) for s in other.needs}, f"{kind} needs other signals"    # type: ignore[attr-defined]
+        assert {s: names(special, s) for s in special.needs} == {s: names(other, s) for s in other.needs}, f"{kind} needs other signals"  # type: ignore[attr-defined]
         said = say(special, seed)
         learned = build(special, said)
-        ours, theirs = solve(special, said, learned), solve(other, say(other, seed), learned)         # type: ignore[arg-type]
+        ours, theirs = solve(special, said, learned), solve(other, say(other, seed), learned)  # type: ignore[arg-type]
         close(ours[0], theirs[0], VALUE, f"claimed to equal {kind} at {fields}; its value")
         close(ours[1], theirs[1], GRADIENT, f"claimed to equal {kind} at {fields}; its gradient")
 
@@ -171,7 +171,8 @@ def inputs_untouched(objective: Objective, seed: int = 0) -> None:
 
     def tensors() -> list[tuple[str, Any]]:
         return [(f"{name} of {role}", x.detach()) for role, s in said.items() for name, x in s.values.items() if floats(x)] + [
-            (f"{what} of {role}", x) for role, s in said.items() for what, x in (("weights", s.weights), ("group", s.group), *s.rows.items())]
+            (f"{what} of {role}", x) for role, s in said.items() for what, x in (("weights", s.weights), ("group", s.group), *s.rows.items())
+        ]
 
     before = [(what, x.clone()) for what, x in tensors()]
     names_before = {role: list(s.values) for role, s in said.items()}

@@ -21,8 +21,9 @@ from limbeck.signals import Signals, TopK
 VALUE, GRADIENT = (TOLERANCE["float64", kind] for kind in ("value", "gradient"))
 COUNTED = ("bincount", "nonzero", "_local_scalar_dense", "unique", "repeat_interleave", "masked_select", "Tensor.item")
 """Operations whose result has a size that depends on data: where an objective needs them, shapes alone cannot flow through it."""
-FACTORIES = frozenset({"tensor", "zeros", "ones", "full", "empty", "eye", "arange", "linspace", "rand", "randn", "randint", "randperm",
-                       "tril_indices", "triu_indices"})
+FACTORIES = frozenset(
+    {"tensor", "zeros", "ones", "full", "empty", "eye", "arange", "linspace", "rand", "randn", "randint", "randperm", "tril_indices", "triu_indices"}
+)
 
 
 @contract
@@ -158,7 +159,7 @@ def cached_teacher(objective: Objective, seed: int = 0) -> None:
     from limbeck.teacher.cached import Cached
 
     asked = {objective.role(seat): [n.split("|")[0] for n in names] for seat, names in objective.needs.items()}
-    teacher = Cached(model="config:tiny", keep="hidden")                # type: ignore[call-arg]
+    teacher = Cached(model="config:tiny", keep="hidden")  # type: ignore[call-arg]
     missing = [n for n in asked.get("teacher", ()) if n not in teacher.offers]
     if missing:
         raise NotClaimed(f"what is kept of a teacher does not say {', '.join(missing)}")
@@ -174,7 +175,7 @@ def compiles(objective: Objective, seed: int = 0) -> None:
     if not hasattr(objective, "part"):
         raise NotClaimed("it does not work by chunks")
     heard: list[tuple[Any, ...]] = []
-    original = type(objective).part                                     # type: ignore[attr-defined]
+    original = type(objective).part  # type: ignore[attr-defined]
 
     def listen(self: Any, *args: Any) -> Any:
         heard.append(args)
@@ -185,7 +186,7 @@ def compiles(objective: Objective, seed: int = 0) -> None:
         loss(objective, said, build(objective, said))
     torch._dynamo.reset()
     found = []
-    for part in (torch.compile(objective.part, backend="aot_eager", fullgraph=True), objective.part):          # type: ignore[attr-defined]
+    for part in (torch.compile(objective.part, backend="aot_eager", fullgraph=True), objective.part):  # type: ignore[attr-defined]
         args = [x.detach().requires_grad_(x.requires_grad) if floats(x) else x for x in heard[0]]
         value = part(*args)
         value.sum().backward()

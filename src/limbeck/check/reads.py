@@ -30,14 +30,14 @@ def recorded(cls: type[Component]) -> Iterator[set[str]]:
             seen.add(name)
         return super(cls, self).__getattribute__(name)
 
-    cls.__getattribute__ = read                             # type: ignore[method-assign]
+    cls.__getattribute__ = read  # type: ignore[method-assign]
     try:
         yield seen
     finally:
         if before is None:
             del cls.__getattribute__
         else:
-            cls.__getattribute__ = before                   # type: ignore[method-assign]
+            cls.__getattribute__ = before  # type: ignore[method-assign]
 
 
 def variants(component: Component) -> list[Component]:
@@ -50,7 +50,7 @@ def variants(component: Component) -> list[Component]:
             if value != getattr(component, name):
                 try:
                     out.append(changed(component, **{name: value}))
-                except ValidationError:                     # this choice goes only with others
+                except ValidationError:  # this choice goes only with others
                     continue
     return out
 
@@ -60,6 +60,7 @@ def over_choices(function: Callable[..., None]) -> Callable[..., None]:
 
     It is not claimed where no variant claims it. A variant that does not go with the example is passed over; the component itself must.
     """
+
     @functools.wraps(function)
     def run(component: Component, **seed: int) -> None:
         reasons: list[NotClaimed] = []

@@ -49,10 +49,17 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The same words for a script."""
-        return {"schema": 1, "name": self.name, "room": self.room, "seed": self.seed, "contracts": self.num_contracts,
-                "passed": self.num("passed"), "failed": self.num("failed"), "not_claimed": self.num("not claimed"),
-                "rows": [row._asdict() for row in self.rows]}
-
+        return {
+            "schema": 1,
+            "name": self.name,
+            "room": self.room,
+            "seed": self.seed,
+            "contracts": self.num_contracts,
+            "passed": self.num("passed"),
+            "failed": self.num("failed"),
+            "not_claimed": self.num("not claimed"),
+            "rows": [row._asdict() for row in self.rows],
+        }
 
 
 def render(report: Report, reasons: bool = False) -> str:

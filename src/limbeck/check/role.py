@@ -39,8 +39,10 @@ def say(role: Text, view: View, *names: str, layout: Any = "padded", inject: dic
 def by_row(role: Text, view: View, **more: Any) -> list[Any]:
     """What the model itself says, row by row, without the role."""
     with torch.no_grad():
-        return [role.module(input_ids=ids[None], **{name: f(ids, i)[None] for name, f in more.items()}, output_hidden_states=not more)
-                for i, ids in enumerate(view.inputs["ids"].split(view.ragged.tolist()))]
+        return [
+            role.module(input_ids=ids[None], **{name: f(ids, i)[None] for name, f in more.items()}, output_hidden_states=not more)
+            for i, ids in enumerate(view.inputs["ids"].split(view.ragged.tolist()))
+        ]
 
 
 def same(role: Text) -> tuple[float, float]:
@@ -53,7 +55,7 @@ def own_loss(role: Text, seed: int = 0) -> None:
     view = seen(role, seed)
     asked = (view.asked if view.asked is not None else torch.ones_like(view.inputs["ids"], dtype=torch.bool)).split(view.ragged.tolist())
     theirs, counts = 0.0, 0
-    first = view.shift                                  # nothing predicts the first position of a causal model
+    first = view.shift  # nothing predicts the first position of a causal model
 
     def labels(ids: Tensor, i: int) -> Tensor:
         return torch.where(asked[i], ids, -100)

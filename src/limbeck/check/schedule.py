@@ -12,7 +12,7 @@ STEPS = tuple(range(0, 200, 10)) + (10_000, 1_000_000)
 def exercise(schedule: Schedule) -> None:
     """One ordinary use."""
     schedule.value(3)
-    schedule.ends                                           # noqa: B018
+    schedule.ends  # noqa: B018
 
 
 @contract

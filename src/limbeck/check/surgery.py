@@ -105,7 +105,7 @@ def speaks(surgery: Surgery, seed: int = 0) -> None:
     before, after = operated(surgery, seed)
     now, was = (tuple(logits(role, seed).shape) for role in (after, before))
     assert now == was, f"logits of shape {now}, before {was}"
-    blocks = len(after.module.get_submodule(after.anatomy.path("blocks")))      # type: ignore[arg-type]
+    blocks = len(after.module.get_submodule(after.anatomy.path("blocks")))  # type: ignore[arg-type]
     assert after.num_layers == blocks == after.anatomy.num_layers(after.module.config), f"{blocks} blocks; the role says {after.num_layers}"
     assert after.tokenizer is before.tokenizer, "the tokenizer is another one"
     spoken.packing(after, seed)

@@ -33,7 +33,7 @@ def whole(teacher: Teacher) -> Teacher:
 
 def kept_of(teacher: Teacher, seed: int = 0) -> dict[str, Any]:
     """What a capture keeps; nothing for a teacher that remembers nothing."""
-    return teacher.capture(rows(seed).train, opened(teacher, seed)[0]) if hasattr(teacher, "capture") else {}        # type: ignore[attr-defined]
+    return teacher.capture(rows(seed).train, opened(teacher, seed)[0]) if hasattr(teacher, "capture") else {}  # type: ignore[attr-defined]
 
 
 def attached(teacher: Teacher, seed: int = 0) -> Signals | None:
@@ -76,7 +76,7 @@ def no_gradient(teacher: Teacher, seed: int = 0) -> None:
 def equals_live(teacher: Teacher, seed: int = 0) -> None:
     """Where it leaves out nothing, the student's gradient is that with the live teacher, up to what a tail cannot tell."""
     teacher = whole(teacher)
-    turn: dict[str, Any] = {"objective": (ForwardKL(),)}    # type: ignore[call-arg]
+    turn: dict[str, Any] = {"objective": (ForwardKL(),)}  # type: ignore[call-arg]
     live = Trial(seed, **turn)
     if not (kept := kept_of(teacher, seed)):
         same(Trial(seed, teacher, **turn).whole, live.whole, "against the role by itself")

@@ -34,9 +34,9 @@ def uses(component: Component) -> dict[str, Any]:
     if component.room == "objective":
         return {"objective": (component,)}
     if component.room == "forward":
-        objectives = ForwardKL(), HiddenMSE(layers=(1, 2))                  # type: ignore[call-arg]
-        return {"forward": component, "objective": objectives, "width": SIZES["width"]}         # of one width: blocks may hear each other's input
-    return {"align": (component,), "objective": (ForwardKL(), HiddenMSE(layers=(0, 1)))}        # type: ignore[call-arg]
+        objectives = ForwardKL(), HiddenMSE(layers=(1, 2))  # type: ignore[call-arg]
+        return {"forward": component, "objective": objectives, "width": SIZES["width"]}  # of one width: blocks may hear each other's input
+    return {"align": (component,), "objective": (ForwardKL(), HiddenMSE(layers=(0, 1)))}  # type: ignore[call-arg]
 
 
 def same(got: tuple[Tensor, list[Loss]], expected: tuple[Tensor, list[Loss]], what: str) -> None:

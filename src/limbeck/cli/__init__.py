@@ -16,8 +16,13 @@ import typer
 from limbeck.errors import LimbeckError, Refused
 from limbeck.text.show import visible
 
-app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Distils any trained model into a smaller, faster or differently built one.")
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Distils any trained model into a smaller, faster or differently built one.",
+)
 VARIABLES = ("LIMBECK_HOME", "LIMBECK_RUNS", "LIMBECK_LOG", "LIMBECK_CRASH_AT")
 
 
@@ -50,7 +55,7 @@ def main() -> None:
                 raise Refused("key", "environment", f"one of {', '.join(VARIABLES)}", name, f"unset {name}")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("TQDM_DISABLE", "1")                      # our own progress speaks
+        os.environ.setdefault("TQDM_DISABLE", "1")  # our own progress speaks
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except LimbeckError as error:
@@ -64,9 +69,12 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         message = getattr(error, "format_message", None)
-        if message is not None:                                 # click's own: a wrong option or argument
-            print(f"error[usage]  command line\n  expected  a command as in limbeck --help\n  got       {message()}\n"
-                  f"  do        limbeck {sys.argv[1] if len(sys.argv) > 1 else ''} --help", file=sys.stderr)
+        if message is not None:  # click's own: a wrong option or argument
+            print(
+                f"error[usage]  command line\n  expected  a command as in limbeck --help\n  got       {message()}\n"
+                f"  do        limbeck {sys.argv[1] if len(sys.argv) > 1 else ''} --help",
+                file=sys.stderr,
+            )
             sys.exit(2)
         traceback.print_exc()
         print("error[defect]  this is a defect of limbeck: please report it with the lines above", file=sys.stderr)

@@ -29,7 +29,10 @@ def chat(folder: Path, new_tokens: int) -> None:
     recipe = load(folder / "recipe.yaml")
     if recipe.teacher is None:
         raise Refused("run", str(folder), "a run with a teacher", "none", "limbeck show " + folder.name)
-    roles = {"teacher": recipe.teacher.open(Cast(recipe, Cache(), base_of(folder)).open), "student": as_role(open_pretrained(f"path:{folder / 'student'}", cache=Cache()))}
+    roles = {
+        "teacher": recipe.teacher.open(Cast(recipe, Cache(), base_of(folder)).open),
+        "student": as_role(open_pretrained(f"path:{folder / 'student'}", cache=Cache())),
+    }
     teacher = roles["teacher"]
     out, messages = console(), []
     out.print(f"teacher {recipe.teacher.reference} │ student {folder.name} · greedy · /system TEXT  /new  /quit")
@@ -50,10 +53,15 @@ def chat(folder: Path, new_tokens: int) -> None:
             ids = prompt(role.tokenizer, messages).to(next(role.parameters()).device)
             began = time.perf_counter()
             with torch.no_grad():
-                made = role.module.generate(ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=new_tokens, do_sample=False,   # type: ignore[union-attr, operator]
-                                            pad_token_id=role.tokenizer.eos_token_id)[0, len(ids):]
-            answers[name] = role.tokenizer.decode(made.tolist(), skip_special_tokens=True)           
-            share = f" · {differences(teacher, role.tokenizer, ids, made)['agreement']:.0%} agreement" if name == "student" else "" 
+                made = role.module.generate(
+                    ids[None],
+                    attention_mask=torch.ones_like(ids)[None],
+                    max_new_tokens=new_tokens,
+                    do_sample=False,  # type: ignore[union-attr, operator]
+                    pad_token_id=role.tokenizer.eos_token_id,
+                )[0, len(ids) :]
+            answers[name] = role.tokenizer.decode(made.tolist(), skip_special_tokens=True)
+            share = f" · {differences(teacher, role.tokenizer, ids, made)['agreement']:.0%} agreement" if name == "student" else ""
             out.print(f"  {name} · {duration(time.perf_counter() - began)}{share}\n  {visible(answers[name], 4000, 100)}")
         messages.append({"role": "assistant", "content": answers["student"]})
 

@@ -23,17 +23,39 @@ def compare(folders: list[Path], anyway: bool) -> dict[str, Any]:
     same = [e for e in found if e["held_out"] == first["held_out"] or anyway]
     left = [e for e in found if e not in same]
     if len(same) < 2:
-        raise Refused("compare", ", ".join(f.name for f in folders), "two finished runs on the same held-out text", f"{len(same)}", "limbeck list run; --anyway adds them, marked")
+        raise Refused(
+            "compare",
+            ", ".join(f.name for f in folders),
+            "two finished runs on the same held-out text",
+            f"{len(same)}",
+            "limbeck list run; --anyway adds them, marked",
+        )
     best = min(same, key=lambda e: e["kl"] if e["kl"] is not None else math.inf)
     rows = [["run", "KL to teacher", "top-1, %", "against the best, paired over documents", "time"]]
     for e in sorted(same, key=lambda e: e["kl"] if e["kl"] is not None else math.inf):
         mark = "" if e["held_out"] == first["held_out"] else " (other held-out text)"
-        rows.append([e["run"] + mark, number(e["kl"], 3), percent(e["top1"], 1).removesuffix(" %"), "best" if e is best else paired(e, best), duration(e["seconds"])])
+        rows.append(
+            [
+                e["run"] + mark,
+                number(e["kl"], 3),
+                percent(e["top1"], 1).removesuffix(" %"),
+                "best" if e is best else paired(e, best),
+                duration(e["seconds"]),
+            ]
+        )
     differs = [f"{e['run']}: {d}" for e in same[1:] if (d := first_difference(e["recipe"], first["recipe"]))]
-    lines = [f"comparable: {len(same)} runs; first differences from {first['run']}: {'; '.join(differs) or 'none'}", *(f"  {line}" for line in columns(rows, {1, 2}))]
+    lines = [
+        f"comparable: {len(same)} runs; first differences from {first['run']}: {'; '.join(differs) or 'none'}",
+        *(f"  {line}" for line in columns(rows, {1, 2})),
+    ]
     lines += [f"  left out: {e['run']}, other held-out text; --anyway adds it, marked" for e in left]
-    return {"schema": "limbeck.compare/1", "best": best["run"], "runs": [{k: v for k, v in e.items() if k not in ("recipe", "documents")} for e in same],
-            "left_out": [e["run"] for e in left], "lines": lines}
+    return {
+        "schema": "limbeck.compare/1",
+        "best": best["run"],
+        "runs": [{k: v for k, v in e.items() if k not in ("recipe", "documents")} for e in same],
+        "left_out": [e["run"] for e in left],
+        "lines": lines,
+    }
 
 
 def entry(folder: Path) -> dict[str, Any]:
@@ -45,8 +67,16 @@ def entry(folder: Path) -> dict[str, Any]:
     documents: dict[int, list[float]] = {}
     for row, value in zip(table["row"].tolist(), table["kl"].double().tolist() if "kl" in table else [], strict=False):
         documents.setdefault(row, []).append(value)
-    return {"run": folder.name, "kl": student.get("kl"), "top1": student.get("top1"), "seconds": summary.get("wall_seconds"), "seed": summary.get("seed"),
-            "held_out": int(table["label"].double().mul(1 + table["row"].double()).sum()), "documents": documents, "recipe": computed(load(folder / "recipe.yaml"))}
+    return {
+        "run": folder.name,
+        "kl": student.get("kl"),
+        "top1": student.get("top1"),
+        "seconds": summary.get("wall_seconds"),
+        "seed": summary.get("seed"),
+        "held_out": int(table["label"].double().mul(1 + table["row"].double()).sum()),
+        "documents": documents,
+        "recipe": computed(load(folder / "recipe.yaml")),
+    }
 
 
 def paired(mine: dict[str, Any], best: dict[str, Any]) -> str:
@@ -58,4 +88,3 @@ def paired(mine: dict[str, Any], best: dict[str, Any]) -> str:
     mean = sum(gaps) / len(gaps)
     error = math.sqrt(sum((g - mean) ** 2 for g in gaps) / (len(gaps) - 1) / len(gaps))
     return f"{mean:+.4f} ({mean - 2 * error:.4f} to {mean + 2 * error:.4f})" + (", cannot be told apart" if abs(mean) < 2 * error else "")
-

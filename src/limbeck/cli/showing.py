@@ -28,7 +28,9 @@ def listed(what: str) -> list[dict[str, Any]]:
         return [{"family": name, "about": about} for name, about in describe().items()]
     if what == "run":
         return [run_of(path.parent) for path in sorted(runs_folder().glob("*/recipe.yaml"))]
-    raise Refused("usage", f"list {what}", f"one of {', '.join((*ROOMS, 'recipe', 'paper', 'family', 'run'))}", what, f"limbeck list {nearest(what, ROOMS)}")
+    raise Refused(
+        "usage", f"list {what}", f"one of {', '.join((*ROOMS, 'recipe', 'paper', 'family', 'run'))}", what, f"limbeck list {nearest(what, ROOMS)}"
+    )
 
 
 def asked(room: str, kind: str) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def asked(room: str, kind: str) -> dict[str, Any]:
     if room != "objective":
         return {}
     one = class_of(room, kind).example()
-    return {"needs": " · ".join(f"{seat}: {', '.join(names)}" for seat, names in one.needs.items())}            # type: ignore[attr-defined]
+    return {"needs": " · ".join(f"{seat}: {', '.join(names)}" for seat, names in one.needs.items())}  # type: ignore[attr-defined]
 
 
 def plain(path: Path) -> dict[str, Any]:
@@ -47,15 +49,27 @@ def papers() -> list[dict[str, Any]]:
     """Every published work that limbeck knows of: its recipe, mechanisms whose references name it, and whether its claim was measured."""
     works = json.loads((Path(limbeck.component.__file__).parent / "papers.json").read_text(encoding="utf-8"))
     recipes = {found["arxiv"]: (path.stem, plain(path)) for path in sorted(SHIPPED.glob("*.yaml")) if (found := plain(path).get("paper"))}
-    texts = {f"{room}.{kind}": (Path(limbeck.component.__file__).parent / room / f"{kind}.py").read_text(encoding="utf-8") for room in ROOMS for kind in members(room)}
+    texts = {
+        f"{room}.{kind}": (Path(limbeck.component.__file__).parent / room / f"{kind}.py").read_text(encoding="utf-8")
+        for room in ROOMS
+        for kind in members(room)
+    }
     known = {work["arxiv"] for work in works}
     works += [{"title": recipe["paper"]["title"], "arxiv": arxiv, "area": "starter"} for arxiv, (_, recipe) in recipes.items() if arxiv not in known]
     out = []
     for work in works:
         name, recipe = recipes.get(work["arxiv"], ("", {}))
         found = [place for place, text in texts.items() if work["arxiv"] and f"arXiv:{work['arxiv']}" in text]
-        out.append({"paper": work["title"], "arxiv": work["arxiv"], "area": work["area"], "recipe": name, "mechanisms": " ".join(found),
-                    "claim": ((recipe.get("claim") or {}).get("found", "not measured")) if name else ""})
+        out.append(
+            {
+                "paper": work["title"],
+                "arxiv": work["arxiv"],
+                "area": work["area"],
+                "recipe": name,
+                "mechanisms": " ".join(found),
+                "claim": ((recipe.get("claim") or {}).get("found", "not measured")) if name else "",
+            }
+        )
     return out
 
 
@@ -71,8 +85,11 @@ def class_of(room: str, kind: str) -> type[Component]:
     """The class of a kind; its room's base is found by name."""
     import importlib
 
-    base = next(c for c in vars(importlib.import_module(f"limbeck.{room}.base")).values()
-                if inspect.isclass(c) and issubclass(c, Component) and c.room == room and c.__module__ == f"limbeck.{room}.base")
+    base = next(
+        c
+        for c in vars(importlib.import_module(f"limbeck.{room}.base")).values()
+        if inspect.isclass(c) and issubclass(c, Component) and c.room == room and c.__module__ == f"limbeck.{room}.base"
+    )
     return find(base, kind)
 
 
@@ -92,7 +109,12 @@ def shown(what: str) -> dict[str, Any]:
         folder = runs_folder() / what
         text = (folder / "recipe.yaml").read_text(encoding="utf-8")
         summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
-        return {"run": what, "summary": summary, "text": visible(text, 1_000_000, 20_000) + "\n".join(summary_lines(summary, folder) if summary else ["not finished: limbeck resume " + what])}
+        return {
+            "run": what,
+            "summary": summary,
+            "text": visible(text, 1_000_000, 20_000)
+            + "\n".join(summary_lines(summary, folder) if summary else ["not finished: limbeck resume " + what]),
+        }
     kinds = [k for r in ROOMS for k in members(r)] + [p.stem for p in SHIPPED.glob("*.yaml")]
     raise Refused("usage", f"show {what}", "a recipe, a kind, or a run", what, f"limbeck show {nearest(what, kinds)}")
 
@@ -100,16 +122,47 @@ def shown(what: str) -> dict[str, Any]:
 def component(room: str, kind: str) -> dict[str, Any]:
     """Docstring, fields with defaults, claims."""
     cls = class_of(room, kind)
-    fields = [{"field": name, "default": repr(f.get_default(call_default_factory=True)), "about": f.description or ""} for name, f in cls.model_fields.items() if name != "kind"]
-    claims = {name: getattr(cls, name) for name in ("teaches", "zero_at_match", "descends", "special_cases", "keeps_function", "reduces", "policy", "symmetric")
-              if getattr(cls, name, None)}
-    lines = [f"{room}.{kind}", "", inspect.getdoc(cls) or "", "", "Fields", *(f"  {f['field']} = {f['default']}\n      {' '.join(f['about'].split())}" for f in fields)]
-    lines += ["", "Claims (verified by its contracts: limbeck check " + f"{room}.{kind})", *(f"  {n}: {v}" for n, v in claims.items())] if claims else []
+    fields = [
+        {"field": name, "default": repr(f.get_default(call_default_factory=True)), "about": f.description or ""}
+        for name, f in cls.model_fields.items()
+        if name != "kind"
+    ]
+    claims = {
+        name: getattr(cls, name)
+        for name in ("teaches", "zero_at_match", "descends", "special_cases", "keeps_function", "reduces", "policy", "symmetric")
+        if getattr(cls, name, None)
+    }
+    lines = [
+        f"{room}.{kind}",
+        "",
+        inspect.getdoc(cls) or "",
+        "",
+        "Fields",
+        *(f"  {f['field']} = {f['default']}\n      {' '.join(f['about'].split())}" for f in fields),
+    ]
+    lines += (
+        ["", "Claims (verified by its contracts: limbeck check " + f"{room}.{kind})", *(f"  {n}: {v}" for n, v in claims.items())] if claims else []
+    )
     return {"room": room, "kind": kind, "fields": fields, "claims": {n: str(v) for n, v in claims.items()}, "text": "\n".join(lines)}
 
 
 def recipe(path: Path) -> dict[str, Any]:
     """A recipe as written, with its paper and claim in front."""
     checked = load(path)
-    head = [path.stem + (f" · {checked.paper.title}" + (f" · arXiv:{checked.paper.arxiv}" if checked.paper.arxiv else "") if checked.paper else "") + f" · version {checked.version}"]
-    return {"recipe": path.stem, "text": "\n".join([*map(visible, [*head, checked.about]), "", visible(path.read_text(encoding="utf-8").rstrip(), 1_000_000, 20_000), "", f"run it   limbeck run {path.stem}   (or --toy, seconds)"])}
+    head = [
+        path.stem
+        + (f" · {checked.paper.title}" + (f" · arXiv:{checked.paper.arxiv}" if checked.paper.arxiv else "") if checked.paper else "")
+        + f" · version {checked.version}"
+    ]
+    return {
+        "recipe": path.stem,
+        "text": "\n".join(
+            [
+                *map(visible, [*head, checked.about]),
+                "",
+                visible(path.read_text(encoding="utf-8").rstrip(), 1_000_000, 20_000),
+                "",
+                f"run it   limbeck run {path.stem}   (or --toy, seconds)",
+            ]
+        ),
+    }

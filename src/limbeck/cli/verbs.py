@@ -20,8 +20,14 @@ def out(value: Any) -> None:
 
 
 @app.command()
-def run(recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a run.")], changes: Changes = None, name: Name = None,
-        toy: Toy = False, quiet: Quiet = False, as_json: Json = False) -> int:
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a run.")],
+    changes: Changes = None,
+    name: Name = None,
+    toy: Toy = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
     """Runs a recipe to its end; the same command goes on, or prints a finished table again."""
     from limbeck.cli.running import begin
 
@@ -38,8 +44,13 @@ def resume(run: Annotated[str, typer.Argument(help="A run.")], quiet: Quiet = Fa
 
 
 @app.command()
-def plan(recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a run.")], changes: Changes = None, toy: Toy = False,
-         as_json: Json = False, probe: Annotated[bool, typer.Option(help="Measure this machine for 5 seconds, once.")] = True) -> None:
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a run.")],
+    changes: Changes = None,
+    toy: Toy = False,
+    as_json: Json = False,
+    probe: Annotated[bool, typer.Option(help="Measure this machine for 5 seconds, once.")] = True,
+) -> None:
     """Says what a run will cost and whether it can work; loads no weights."""
     from limbeck.cli.running import recipe_of
     from limbeck.planning import plan_of
@@ -49,8 +60,12 @@ def plan(recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped re
 
 
 @app.command()
-def evaluate(run: Annotated[str, typer.Argument(help="A run.")], kinds: Annotated[list[str] | None, typer.Argument(help="Evaluators; none: those of the recipe.")] = None,
-             samples: Annotated[bool, typer.Option(help="Whether the report may hold held-out texts.")] = True, as_json: Json = False) -> None:
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run.")],
+    kinds: Annotated[list[str] | None, typer.Argument(help="Evaluators; none: those of the recipe.")] = None,
+    samples: Annotated[bool, typer.Option(help="Whether the report may hold held-out texts.")] = True,
+    as_json: Json = False,
+) -> None:
     """Measures a finished run again or further, and writes its report anew."""
     from limbeck.cli.running import again, folder_of
     from limbeck.terminal import summary_lines
@@ -61,8 +76,11 @@ def evaluate(run: Annotated[str, typer.Argument(help="A run.")], kinds: Annotate
 
 
 @app.command()
-def compare(runs: Annotated[list[str], typer.Argument(help="Finished runs.")], as_json: Json = False,
-            anyway: Annotated[bool, typer.Option(help="Also runs that differ in more than one thing, marked.")] = False) -> None:
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Finished runs.")],
+    as_json: Json = False,
+    anyway: Annotated[bool, typer.Option(help="Also runs that differ in more than one thing, marked.")] = False,
+) -> None:
     """Puts finished runs side by side: what is equal, what differs, paired over documents."""
     from limbeck.cli.comparing import compare as compared
     from limbeck.cli.running import folder_of
@@ -72,7 +90,9 @@ def compare(runs: Annotated[list[str], typer.Argument(help="Finished runs.")], a
 
 
 @app.command()
-def chat(run: Annotated[str, typer.Argument(help="A finished run.")], new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 96) -> None:
+def chat(
+    run: Annotated[str, typer.Argument(help="A finished run.")], new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 96
+) -> None:
     """Talks to teacher and student side by side; reads stdin."""
     from limbeck.cli.chatting import chat as talk
     from limbeck.cli.running import folder_of
@@ -81,7 +101,9 @@ def chat(run: Annotated[str, typer.Argument(help="A finished run.")], new_tokens
 
 
 @app.command("list")
-def listing(what: Annotated[str, typer.Argument(help="A room (objective, student, ...), recipe, paper, family, or run.")] = "recipe", as_json: Json = False) -> None:
+def listing(
+    what: Annotated[str, typer.Argument(help="A room (objective, student, ...), recipe, paper, family, or run.")] = "recipe", as_json: Json = False
+) -> None:
     """Lists what there is, with one sentence each."""
     from limbeck.cli.showing import listed
     from limbeck.terminal import columns
@@ -100,9 +122,13 @@ def show(what: Annotated[str, typer.Argument(help="A recipe, a component's kind,
 
 
 @app.command()
-def check(what: Annotated[str | None, typer.Argument(help="MODULE:CLASS, or a kind like objective.skew_kl; none with --all.")] = None,
-          every: Annotated[bool, typer.Option("--all", help="Every component of limbeck.")] = False,
-          only: Annotated[str | None, typer.Option(help="One contract.")] = None, seed: int = 0, as_json: Json = False) -> int:
+def check(
+    what: Annotated[str | None, typer.Argument(help="MODULE:CLASS, or a kind like objective.skew_kl; none with --all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every component of limbeck.")] = False,
+    only: Annotated[str | None, typer.Option(help="One contract.")] = None,
+    seed: int = 0,
+    as_json: Json = False,
+) -> int:
     """Runs the contracts of a component: a stranger's, or ours."""
     from limbeck.check import check_path, render
 
@@ -122,4 +148,3 @@ def doctor(as_json: Json = False) -> int:
     rows = examined()
     out(rows) if as_json else print("\n".join(columns([[r["mark"], r["what"], r["found"], r["do"]] for r in rows])))
     return 0 if all(r["mark"] != "✗" for r in rows) else 4
-

@@ -28,7 +28,7 @@ def find(pattern: str, base: str, kind: str) -> list[Path]:
     try:
         names = [pattern] if (root / pattern).is_file() else glob.glob(pattern, root_dir=root, recursive=True)
         folder = (root / pattern).is_dir()
-    except (OSError, ValueError):                       # a NUL, or a name longer than the disk allows
+    except (OSError, ValueError):  # a NUL, or a name longer than the disk allows
         folder = False
     files = [root / name for name in sorted(names) if (root / name).is_file()]
     if not files:
@@ -64,8 +64,9 @@ def once(rows: Sequence[Row], kind: str) -> tuple[list[Row], list[str]]:
     return list(first.values()), [f"{kind}: {again:,} of {len(rows):,} rows repeat another one, and are kept once"] if again else []
 
 
-def finish(source: Source, found: Sequence[Row], notes: Sequence[str], name: str, files: Sequence[Path],
-           split: bool) -> tuple[list[Row], Mapping[str, Any], list[str]]:
+def finish(
+    source: Source, found: Sequence[Row], notes: Sequence[str], name: str, files: Sequence[Path], split: bool
+) -> tuple[list[Row], Mapping[str, Any], list[str]]:
     """What `Source.read` returns. With `split`, rows are about to be parted into trained and held-out ones.
 
     Raises:
@@ -78,8 +79,9 @@ def finish(source: Source, found: Sequence[Row], notes: Sequence[str], name: str
     few = split and source.held_out is None and source.split > 0
     held = sum(held_out(row.source, source.split) for row in rows) if few else 0
     if few and held == len(rows):
-        raise Refused("data", f"data {kind}  split: {source.split}", "rows to train on", f"{held} rows, all of them held out",
-                      "set split: 0, or add documents")
+        raise Refused(
+            "data", f"data {kind}  split: {source.split}", "rows to train on", f"{held} rows, all of them held out", "set split: 0, or add documents"
+        )
     empty = [f"{kind}: nothing is held out: {len(rows):,} rows are few for split {source.split}"] if few and not held else []
     facts = {"name": name, "sha256": digest(files), "files": len(files), "rows": len(rows), "licence": source.licence}
     return rows, facts, [*notes, *repeated, *empty]

@@ -35,8 +35,10 @@ def drop_overlap(rows: Rows, at_once: int = RUNS_AT_ONCE) -> Rows:
     if not shared:
         return rows
     kept = tuple(row for row in rows.held_out if (row.source or row.key) not in shared)
-    note = (f"overlap: {len(shared):,} of {len(documents):,} held-out documents ({len(rows.held_out) - len(kept):,} rows) left out: "
-            f"{RUN} words in a row are also in text to train on")
+    note = (
+        f"overlap: {len(shared):,} of {len(documents):,} held-out documents ({len(rows.held_out) - len(kept):,} rows) left out: "
+        f"{RUN} words in a row are also in text to train on"
+    )
     return replace(rows, held_out=kept, notes=(*rows.notes, note))
 
 
@@ -61,7 +63,7 @@ def overlapping(some: Mapping[str, np.ndarray], rows: Rows) -> list[str]:
         number, mine = numbers.setdefault(row.source or row.key, len(numbers)), runs(text_of(row))
         at = np.searchsorted(index, mine).clip(max=len(index) - 1)
         hit = np.unique(at[index[at] == mine])
-        count[hit] += last[hit] != number               # once a document, though it comes in pieces
+        count[hit] += last[hit] != number  # once a document, though it comes in pieces
         last[hit] = number
     return [name for name, mine in some.items() if len(mine) and tells(count[np.searchsorted(index, mine)])]
 
@@ -85,7 +87,7 @@ def runs(text: str) -> np.ndarray:
     values, total = np.array([number_of(word) for word in found], dtype=np.uint64), np.uint64(0)
     run = min(RUN, len(found))
     total = np.zeros(len(found) - run + 1, dtype=np.uint64)
-    for i in range(run):                                # a polynomial of the words' numbers, modulo 2^64
+    for i in range(run):  # a polynomial of the words' numbers, modulo 2^64
         total = total * np.uint64(0x9E3779B97F4A7C15) + values[i : i + len(total)]
     return total
 

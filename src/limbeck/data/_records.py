@@ -53,8 +53,13 @@ class Records(Source):
             except Bad as reason:
                 bad.append(f"{where}: {reason}")
                 if len(bad) > self.max_bad:
-                    raise Refused("data", f"data {kind}  {where}", f"at most {self.max_bad} broken records", str(reason),
-                                  f"correct it, or set max_bad: {len(bad)} to leave so many out") from None
+                    raise Refused(
+                        "data",
+                        f"data {kind}  {where}",
+                        f"at most {self.max_bad} broken records",
+                        str(reason),
+                        f"correct it, or set max_bad: {len(bad)} to leave so many out",
+                    ) from None
         notes = [f"{kind}: {len(bad):,} broken records left out, the first {bad[0]}"] if bad else []
         rows, more = self.kept(rows)
         return finish(self, rows, [*notes, *more], pattern, files, split=path is None)
@@ -153,12 +158,17 @@ def parquet_rows(path: Path, pick: Callable[[Collection[str]], Mapping[str, str]
             try:
                 columns = [*pick(names).values(), *([tag] if tag in names else [])]
             except Bad as reason:
-                raise Refused("key", f"data  {path}", f"columns that are there: {short(', '.join(names), 200)}", str(reason),
-                              "name the columns to read, as in text: body") from None
+                raise Refused(
+                    "key",
+                    f"data  {path}",
+                    f"columns that are there: {short(', '.join(names), 200)}",
+                    str(reason),
+                    "name the columns to read, as in text: body",
+                ) from None
             number = 0
             for group in range(file.num_row_groups):
                 for record in file.read_row_group(group, columns=columns).to_pylist():
                     yield f"{path} row {number}", record
                     number += 1
-    except (pa.ArrowException, ValueError) as error:    # ValueError: text that is no UTF-8
+    except (pa.ArrowException, ValueError) as error:  # ValueError: text that is no UTF-8
         raise Failed("file", str(path), "a Parquet file", short(str(error), 120), "write the file again") from None

@@ -48,7 +48,7 @@ def ends_in_chat(row: Row, tokenizer: Any, num: int) -> tuple[dict[str, Any], in
         start, end = place_of(messages[-1]["content"], whole, span)
         if words := whole[start : min(found.ends[num - 1], end)]:
             return {**row.content, "messages": (*messages[:-1], {**messages[-1], "content": words}), "open": True}, num
-        edge = spans[i - 1].end if i else 0             # the template has rewritten this turn: the chat ends with the one before
+        edge = spans[i - 1].end if i else 0  # the template has rewritten this turn: the chat ends with the one before
         num = sum(end <= edge for end in found.ends)
     return None
 

@@ -144,8 +144,13 @@ class Source(Step):
             held, more, others = self.read(place, self.held_out)
             train, provenance, notes = found, {**provenance, "held_out": more}, [*notes, *others]
         parts = (*rows.parts, Part(tuple(train))) if train else rows.parts
-        return replace(rows, parts=parts, held_out=(*rows.held_out, *(replace(row, split="held_out") for row in held)),
-                       provenance=(*rows.provenance, provenance), notes=(*rows.notes, *notes))
+        return replace(
+            rows,
+            parts=parts,
+            held_out=(*rows.held_out, *(replace(row, split="held_out") for row in held)),
+            provenance=(*rows.provenance, provenance),
+            notes=(*rows.notes, *notes),
+        )
 
 
 def held_out(name: str, share: float) -> bool:

@@ -11,8 +11,15 @@ from limbeck.errors import Refused
 from limbeck.signals import Row
 from limbeck.text.spans import asked_turns
 
-SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
-            "observation": "tool"}
+SPEAKERS = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+}
 """How files of conversations (`from`, `value`) name those who speak, where it is not as in chat templates."""
 ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 
@@ -69,8 +76,13 @@ class Chat(Records):
         answered = [row for row in rows if asked_turns(row.content)]
         left = len(rows) - len(answered)
         if rows and not answered:
-            raise Refused("chat", f"data chat  path: {short(self.path)}", "messages of an assistant that answer others", f"none in {left:,} chats",
-                          "name the roles system, user, assistant and tool" + ("; or set ask: calls" if self.ask == "answers" else ""))
+            raise Refused(
+                "chat",
+                f"data chat  path: {short(self.path)}",
+                "messages of an assistant that answer others",
+                f"none in {left:,} chats",
+                "name the roles system, user, assistant and tool" + ("; or set ask: calls" if self.ask == "answers" else ""),
+            )
         return answered, [f"chat: {left:,} of {len(rows):,} rows skipped: no assistant turn"] if left else []
 
 
@@ -80,7 +92,7 @@ def message(item: Any, number: int) -> dict[str, Any]:
         raise Bad(f"message {number} is no mapping")
     if "from" in item and "role" not in item:
         item = {"role": SPEAKERS.get(str(item["from"]), item["from"]), "content": item.get("value")}
-    item = {name: value for name, value in item.items() if value is not None or name == "content"}          # Parquet writes what is not there as null
+    item = {name: value for name, value in item.items() if value is not None or name == "content"}  # Parquet writes what is not there as null
     if str(item.get("role")) not in ROLES:
         raise Bad(f"message {number} is by {short(item.get('role'))}, which is none of {', '.join(sorted(ROLES))}")
     if isinstance(item.get("content"), str):

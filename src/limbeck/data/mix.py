@@ -60,11 +60,20 @@ class Mix(Step):
             shares = [len(p.groups) if p.share is None else p.share for p in some.parts]
             mixed += [Part(p.rows, groups * part.share / total * share / sum(shares)) for p, share in zip(some.parts, shares, strict=True)]
         if not all(Rows(tuple(mixed)).in_block):
-            raise Refused("value", "data mix  parts", f"shares that are drawn once in {BLOCK:,} draws", f"{min(part.share for part in self.parts)} "
-                          f"of {total}", "raise the smallest share, or remove its part")
-        return replace(rows, parts=(*rows.parts, *mixed), held_out=(*rows.held_out, *(row for some in made for row in some.held_out)),
-                       provenance=(*rows.provenance, *(facts for some in made for facts in some.provenance)),
-                       notes=(*rows.notes, *(note for some in made for note in some.notes)))
+            raise Refused(
+                "value",
+                "data mix  parts",
+                f"shares that are drawn once in {BLOCK:,} draws",
+                f"{min(part.share for part in self.parts)} of {total}",
+                "raise the smallest share, or remove its part",
+            )
+        return replace(
+            rows,
+            parts=(*rows.parts, *mixed),
+            held_out=(*rows.held_out, *(row for some in made for row in some.held_out)),
+            provenance=(*rows.provenance, *(facts for some in made for facts in some.provenance)),
+            notes=(*rows.notes, *(note for some in made for note in some.notes)),
+        )
 
     def made(self, part: MixPart, number: int, place: Place) -> Rows:
         """The rows of one part."""

@@ -59,8 +59,13 @@ class Pack(Step):
         parts = [Part(tuple(binned(list(cutter.cut(part.rows)), self.length)), part.share) for part in rows.parts]
         held = tuple(row for row, _ in cutter.cut(rows.held_out))
         if rows.parts and not any(part.rows for part in parts):
-            raise Refused("data", "data pack", f"something to train on within {self.length} tokens", f"nothing of {len(rows.train):,} rows",
-                          "raise length" + (", or lower shortest" if self.shortest > 1 else ""))
+            raise Refused(
+                "data",
+                "data pack",
+                f"something to train on within {self.length} tokens",
+                f"nothing of {len(rows.train):,} rows",
+                "raise length" + (", or lower shortest" if self.shortest > 1 else ""),
+            )
         return replace(rows, parts=tuple(part for part in parts if part.rows), held_out=held, notes=(*rows.notes, *cutter.notes()))
 
 
@@ -133,7 +138,7 @@ def cuts(found: Tokens, room: int) -> Iterator[int]:
 
 def binned(pieces: Sequence[Sized], length: int) -> list[Row]:
     """The rows in their order, each with the name of its bin as its group, unless it has one."""
-    room: list[tuple[int, int]] = []                    # tokens that still fit, and number of the bin: sorted
+    room: list[tuple[int, int]] = []  # tokens that still fit, and number of the bin: sorted
     bins: list[list[int]] = []
     for i in sorted((i for i, (row, _) in enumerate(pieces) if not row.group), key=lambda i: -pieces[i][1]):
         size = pieces[i][1]

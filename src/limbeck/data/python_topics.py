@@ -47,8 +47,13 @@ class PythonTopics(Source):
         rows, repeated = once([Row(key_of("text", text), {"text": text}, source=title) for title, text in unlike.items()], self.kind)
         left = 1 - sum(map(len, unlike.values())) / sum(map(len, topics.values()))
         version, whole = platform.python_version(), json.dumps(topics, sort_keys=True)
-        facts = {"name": f"pydoc_data.topics of Python {version}", "revision": version, "sha256": hashlib.sha256(whole.encode()).hexdigest(),
-                 "rows": len(rows), "licence": self.licence}
+        facts = {
+            "name": f"pydoc_data.topics of Python {version}",
+            "revision": version,
+            "sha256": hashlib.sha256(whole.encode()).hexdigest(),
+            "rows": len(rows),
+            "licence": self.licence,
+        }
         return rows, facts, [f"python_topics: {left:.0%} of the text repeats a shorter topic, and is kept once", *repeated]
 
 

@@ -51,6 +51,11 @@ class Text(Source):
         try:
             text = data.decode("utf-8").removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            raise Failed("encoding", str(file), "UTF-8", f"the byte 0x{data[error.start]:02x} at {error.start:,}",
-                         "convert the file, as with iconv -f latin1 -t utf-8") from None
+            raise Failed(
+                "encoding",
+                str(file),
+                "UTF-8",
+                f"the byte 0x{data[error.start]:02x} at {error.start:,}",
+                "convert the file, as with iconv -f latin1 -t utf-8",
+            ) from None
         return [text] if self.separator is None else text.split(self.separator)

@@ -10,7 +10,8 @@ CODE = re.compile(
     r"[;{}]\s*$|^\s*[\])}]+[,;:]?\s*$|->|=>|[=!]=|&&|\|\||[a-z]_[a-z]|\w\.\w+\(|\w\([^)]*\)\s*$"
     r"|^\s*(//|/\*|@\w|</?[a-zA-Z][^>]*>|#include\b|import\s+[\w.]+\s*$|from\s+[\w.]+\s+import\b|[\w.\[\]]+\s?=\s?\S)"
     r"|^\s+(return|raise|if|elif|for|while|with|assert|yield)\b"
-    r"|^\s*(def|class|return|elif|else|try|except|for|if|while|public|private|static|const|let|var|func|fn|struct|package)\b.*[:;{()]\s*$")
+    r"|^\s*(def|class|return|elif|else|try|except|for|if|while|public|private|static|const|let|var|func|fn|struct|package)\b.*[:;{()]\s*$"
+)
 """A line of code: how it ends, operators, snake case, calls; how it begins; indented keywords; keywords with such an end."""
 ENTRY = re.compile(r"^\s*([-*+•]\s|\d{1,3}[.)]\s|\|)|\t.*\t|\s\|\s.*\s\|\s")
 """A line of a list or a table."""

@@ -17,8 +17,9 @@ RESAMPLES = 1000
 WHERE = "evaluate.tasks"
 
 
-def lm_eval_scores(role: Role, names: Sequence[str], limit: int | None, num_fewshot: int | None, seed: int,
-                   own_tasks: str | None = None) -> dict[str, dict[str, float | None]]:
+def lm_eval_scores(
+    role: Role, names: Sequence[str], limit: int | None, num_fewshot: int | None, seed: int, own_tasks: str | None = None
+) -> dict[str, dict[str, float | None]]:
     """`NAME metric` -> value and standard error, for every metric of every task.
 
     Args:
@@ -42,23 +43,48 @@ def lm_eval_scores(role: Role, names: Sequence[str], limit: int | None, num_fews
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if not isinstance(role.module, PreTrainedModel) or not isinstance(role.tokenizer, PreTrainedTokenizerBase):
-        raise Refused("tokenizer", WHERE, "a model and a tokenizer of transformers, which lm-eval speaks to", type(role.tokenizer).__name__,
-                      "leave out lm_eval tasks; topic_choice works with any tokenizer")
+        raise Refused(
+            "tokenizer",
+            WHERE,
+            "a model and a tokenizer of transformers, which lm-eval speaks to",
+            type(role.tokenizer).__name__,
+            "leave out lm_eval tasks; topic_choice works with any tokenizer",
+        )
     manager = tasks_of(own_tasks)
     for name in names:
-        if name not in manager.all_tasks:                   # lm-eval itself would take it for a file, and run what stands in it
+        if name not in manager.all_tasks:  # lm-eval itself would take it for a file, and run what stands in it
             near = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            raise Refused("task", WHERE, "a task of lm-eval" + "".join(f": {x}" for x in near), f"lm_eval:{name}",
-                          f"write lm_eval:{near[0]}" if near else "lm-eval ls tasks")
+            raise Refused(
+                "task",
+                WHERE,
+                "a task of lm-eval" + "".join(f": {x}" for x in near),
+                f"lm_eval:{name}",
+                f"write lm_eval:{near[0]}" if near else "lm-eval ls tasks",
+            )
     try:
         with torch.random.fork_rng():
-            model = HFLM(pretrained=role.module, tokenizer=copy.deepcopy(role.tokenizer), batch_size=BATCH)      # it may add a padding token
-            found = simple_evaluate(model=model, tasks=list(names), task_manager=manager, num_fewshot=num_fewshot, fewshot_random_seed=seed,
-                                    limit=limit, bootstrap_iters=RESAMPLES, log_samples=False,
-                                    random_seed=None, numpy_random_seed=None, torch_random_seed=None)       # the run's own streams are left alone
-    except Exception as error:                              # a harness of thousands of tasks may raise anything
-        raise Failed("task", f"{WHERE}  {', '.join(names)}", "an answer of lm-eval", f"{type(error).__name__}: {error}"[:200],
-                     "see that its data can be fetched, or is cached, and repeat") from error
+            model = HFLM(pretrained=role.module, tokenizer=copy.deepcopy(role.tokenizer), batch_size=BATCH)  # it may add a padding token
+            found = simple_evaluate(
+                model=model,
+                tasks=list(names),
+                task_manager=manager,
+                num_fewshot=num_fewshot,
+                fewshot_random_seed=seed,
+                limit=limit,
+                bootstrap_iters=RESAMPLES,
+                log_samples=False,
+                random_seed=None,
+                numpy_random_seed=None,
+                torch_random_seed=None,
+            )  # the run's own streams are left alone
+    except Exception as error:  # a harness of thousands of tasks may raise anything
+        raise Failed(
+            "task",
+            f"{WHERE}  {', '.join(names)}",
+            "an answer of lm-eval",
+            f"{type(error).__name__}: {error}"[:200],
+            "see that its data can be fetched, or is cached, and repeat",
+        ) from error
     return readable(found or {}, names)
 
 

@@ -36,7 +36,7 @@ def measured(folder: Path, context: int, new_tokens: int) -> dict[str, Any] | No
 def peak_bytes() -> int:
     """The most memory that this process had at once."""
     status = Path("/proc/self/status")
-    if status.exists():         # not getrusage: on Linux it counts the process that started this one, too
+    if status.exists():  # not getrusage: on Linux it counts the process that started this one, too
         return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     import resource
 
@@ -47,13 +47,21 @@ def decode(folder: str, context: int, new_tokens: int) -> tuple[int, int]:
     """Opens a model as it was saved, writes some tokens after a context; says the peak, and what it was before."""
     from transformers import AutoModelForCausalLM, GenerationMixin
 
-    assert AutoModelForCausalLM and GenerationMixin             # imported, so that they count as libraries
+    assert AutoModelForCausalLM and GenerationMixin  # imported, so that they count as libraries
     before = peak_bytes()
     module = open_pretrained(f"path:{folder}", dtype="auto").module
     prompt = torch.arange(context)[None] % module.config.vocab_size
     with torch.no_grad():
-        module.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-                        do_sample=False, num_beams=1, use_cache=True, pad_token_id=0)
+        module.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=0,
+        )
     return peak_bytes(), before
 
 

@@ -47,7 +47,7 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     parts: list[dict[str, Tensor]] = []
     with listening(role):
         for first in range(0, len(rows), rows_at_once):
-            some = rows[first:first + rows_at_once]
+            some = rows[first : first + rows_at_once]
             view = role.view(some).to(device)
             part = compare(role, some, view, teacher_logits, align) | {"row": view.rows("target") + first}
             if view.lengths is not None:
@@ -56,8 +56,13 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
                 part["num_bytes"] = sizes.at_targets(view)
             parts.append({name: x.cpu() for name, x in part.items()})
     if not sum(len(part["row"]) for part in parts):
-        raise Refused("data", "evaluate", "held-out rows with something to predict", f"{len(rows)} rows, none of them with a target",
-                      "hold out more: split of the data source, or its held_out file")
+        raise Refused(
+            "data",
+            "evaluate",
+            "held-out rows with something to predict",
+            f"{len(rows)} rows, none of them with a target",
+            "hold out more: split of the data source, or its held_out file",
+        )
     return Table(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
@@ -76,19 +81,29 @@ def listening(role: Role) -> Iterator[None]:
 
 def compare(role: Role, rows: Sequence[Row], view: View, teacher_logits: Answers | None, align: Aligner | None) -> dict[str, Tensor]:
     """The columns of some rows, a slice of targets at a time."""
-    labelled = view.lengths is not None or "label" in view.inputs            # text is its own label
+    labelled = view.lengths is not None or "label" in view.inputs  # text is its own label
     said = role.says(view, ("logits", "label") if labelled else ("logits",), {})
     answer = None if teacher_logits is None else teacher_logits(rows, view)
     heard = {} if answer is None else {"top_logits" if isinstance(answer, TopK) else "logits": answer}
     if align is not None:
-        batch = Batch({"student": view}, tuple(row.tag for row in rows), torch.arange(len(rows), device=view.device),
-                      tuple(row.key for row in rows), torch.ones(len(rows), device=view.device))
+        batch = Batch(
+            {"student": view},
+            tuple(row.tag for row in rows),
+            torch.arange(len(rows), device=view.device),
+            tuple(row.key for row in rows),
+            torch.ones(len(rows), device=view.device),
+        )
         said = align("student", batch.signals("student", said), batch).values
         heard = align("teacher", batch.signals("student", heard), batch).values if heard else {}
     ours, theirs = said["logits"], next(iter(heard.values()), None)
     if theirs is not None and len(theirs) != len(ours):
-        raise Refused("tokenizer", "evaluate", f"what the teacher says at the student's {len(ours):,} targets", f"{len(theirs):,} targets of its own",
-                      "compare models of one tokenizer, or leave out agreement")
+        raise Refused(
+            "tokenizer",
+            "evaluate",
+            f"what the teacher says at the student's {len(ours):,} targets",
+            f"{len(theirs):,} targets of its own",
+            "compare models of one tokenizer, or leave out agreement",
+        )
     slices = [slice(i, i + CHUNK) for i in range(0, max(len(ours), 1), CHUNK)]
     parts = [columns(ours[i], None if theirs is None else theirs[i], said["label"][i] if labelled else None) for i in slices]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -102,7 +117,7 @@ def columns(ours: Any, theirs: Any, label: Int[Tensor, " target"] | None) -> dic
         out |= {"label": label, "label_logprob": log_q.gather(-1, label[:, None])[:, 0]}
     if theirs is None:
         return out
-    if isinstance(theirs, TopK):            # both on the teacher's k entries, and one bucket for all the others
+    if isinstance(theirs, TopK):  # both on the teacher's k entries, and one bucket for all the others
         within(int(theirs.ids.max()) + 1 if theirs.ids.numel() else 0, log_q.shape[-1], exact=False)
         log_p = torch.cat([theirs.log_probs, theirs.tail[:, None]], -1).to(log_q)
         best, ids = theirs.log_probs.max(-1, keepdim=True), theirs.ids
@@ -112,18 +127,24 @@ def columns(ours: Any, theirs: Any, label: Int[Tensor, " target"] | None) -> dic
         log_p = log_probs(dense(theirs)).to(log_q)
         within(log_p.shape[-1], log_q.shape[-1], exact=True)
         chosen, top = log_p.argmax(-1), log_p.max(-1).values
-    return out | {"teacher_best": chosen, "teacher_best_prob": top.exp(), "kl": kl(log_p, log_q).clamp(min=0)}      # below 0 is rounding
+    return out | {"teacher_best": chosen, "teacher_best_prob": top.exp(), "kl": kl(log_p, log_q).clamp(min=0)}  # below 0 is rounding
 
 
 def within(teacher: int, student: int, exact: bool) -> None:
     """Raises where the teacher gives probabilities to ids that the subject does not have, or fewer."""
     if teacher > student or exact and teacher != student:
-        raise Refused("vocabulary", "evaluate", f"the same ids of teacher and student: {student:,}", f"{teacher:,} of the teacher",
-                      "add align: shared_vocab, where both have one tokenizer")
+        raise Refused(
+            "vocabulary",
+            "evaluate",
+            f"the same ids of teacher and student: {student:,}",
+            f"{teacher:,} of the teacher",
+            "add align: shared_vocab, where both have one tokenizer",
+        )
 
 
-def by_document(values: Float[Tensor, " target"], table: Table, rows: Sequence[Row],
-                per: Float[Tensor, " target"] | None = None) -> tuple[float, float | None]:
+def by_document(
+    values: Float[Tensor, " target"], table: Table, rows: Sequence[Row], per: Float[Tensor, " target"] | None = None
+) -> tuple[float, float | None]:
     """(mean over targets, standard error over documents); with `per`, the sum of values over the sum of `per`."""
     return clustered(values, torch.ones(len(values)) if per is None else per, documents(rows)[table.row])
 

@@ -50,7 +50,7 @@ def token_bytes(tokenizer: Any) -> TokenBytes | None:
     for token, i in vocabulary.items():
         if i in added:
             sizes[i] = 0 if added[i].special else len(added[i].content.encode())
-        elif "ByteLevel" in steps:                          # one character of the vocabulary stands for one byte
+        elif "ByteLevel" in steps:  # one character of the vocabulary stands for one byte
             sizes[i] = len(token)
         else:
             sizes[i] = 1 if ONE_BYTE.fullmatch(token) else len(token.replace(SPACE, " ").encode("utf-8", "surrogatepass"))

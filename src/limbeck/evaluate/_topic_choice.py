@@ -42,8 +42,13 @@ def topic_choice(rows: Sequence[Row], most: int, passage_bytes: int, seed: int) 
         if cut and document not in halves:
             halves[document] = (*cut, row.key)
     if len(halves) <= WRONG:
-        raise Refused("data", "evaluate.tasks  topic_choice", f"held-out text of at least {WRONG + 1} documents with {passage_bytes} bytes",
-                      f"{len(halves)} of {len(rows)} rows", "hold out more, or lower passage_bytes")
+        raise Refused(
+            "data",
+            "evaluate.tasks  topic_choice",
+            f"held-out text of at least {WRONG + 1} documents with {passage_bytes} bytes",
+            f"{len(halves)} of {len(rows)} rows",
+            "hold out more, or lower passage_bytes",
+        )
     order = torch.randperm(len(halves), generator=Streams(seed)("topic_choice")).tolist()[:most]
     names, out = list(halves), []
     for i in sorted(order):
@@ -59,7 +64,7 @@ def passage(text: str, half_bytes: int) -> tuple[str, str] | None:
     first = clipped(text, half_bytes)
     if (space := max(first.rfind(" "), first.rfind("\n"))) > 0:
         first = first[:space]
-    rest = text[len(first):][:half_bytes]
+    rest = text[len(first) :][:half_bytes]
     enough = len(rest.encode("utf-8", "surrogatepass")) >= half_bytes
     return (first, clipped(rest, half_bytes)) if enough and first.strip() else None
 

@@ -45,7 +45,11 @@ class Agreement(Evaluator):
     kind: Literal["agreement"] = "agreement"
     perfect: ClassVar[Mapping[str, float]] = {"kl": 0.0, "top1": 1.0}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "kl": (0.0, math.inf), "kl_error": (0.0, math.inf), "top1": (0.0, 1.0), "top1_error": (0.0, 1.0)}
+        "kl": (0.0, math.inf),
+        "kl_error": (0.0, math.inf),
+        "top1": (0.0, 1.0),
+        "top1_error": (0.0, 1.0),
+    }
     slices: int = Field(default=12, ge=0)
     """Kinds of text that are shown, the most frequent first."""
     worst: int = Field(default=50, ge=0)
@@ -72,7 +76,7 @@ class Agreement(Evaluator):
 
     def by_certainty(self, tables: Mapping[str, Table], main: str) -> list[dict[str, float]]:
         """Agreement of each subject by the probability that the teacher gives to its choice; empty bins are left out."""
-        found = {name: (bin_of(table.teacher_best_prob), same(table)) for name, table in tables.items()}             # type: ignore[arg-type]
+        found = {name: (bin_of(table.teacher_best_prob), same(table)) for name, table in tables.items()}  # type: ignore[arg-type]
         out = []
         for i in range(BINS):
             inside = {name: agrees[bins == i] for name, (bins, agrees) in found.items()}
@@ -93,9 +97,16 @@ class Agreement(Evaluator):
                 continue
             each = {s: by_document(same(t) * inside[s], t, exam.rows, per=inside[s]) for s, t in tables.items() if inside[s].any()}
             error = each[main][1]
-            out.append({"name": name, "share": share, **{s: ratio for s, (ratio, _) in each.items()},
-                        "error": error, "half_width": None if error is None else NORMAL * error})
-        return sorted(out, key=lambda x: -x["share"])[:self.slices]
+            out.append(
+                {
+                    "name": name,
+                    "share": share,
+                    **{s: ratio for s, (ratio, _) in each.items()},
+                    "error": error,
+                    "half_width": None if error is None else NORMAL * error,
+                }
+            )
+        return sorted(out, key=lambda x: -x["share"])[: self.slices]
 
     def worst_tokens(self, table: Table, main: str, exam: Exam) -> list[dict[str, Any]]:
         """The targets of largest KL with the text before them: what stands there, and what either would have put there."""
@@ -108,7 +119,7 @@ class Agreement(Evaluator):
         out = []
         for i in table.kl.topk(min(self.worst, len(table.kl))).indices.tolist():
             pos = int(table.pos[i])
-            before = encode(exam.rows[int(table.row[i])], tokenizer)[0][max(pos - BEFORE, 0):pos]
+            before = encode(exam.rows[int(table.row[i])], tokenizer)[0][max(pos - BEFORE, 0) : pos]
             token, teacher, student = (tokenizer.decode([int(x[i])]) for x in (table.label, table.teacher_best, table.best))
             out.append({"before": tokenizer.decode(before), "token": token, "teacher": teacher, "student": student, "kl": float(table.kl[i])})
         return out

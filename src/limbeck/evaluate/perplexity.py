@@ -29,7 +29,11 @@ class Perplexity(Evaluator):
 
     kind: Literal["perplexity"] = "perplexity"
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "perplexity": (1.0, math.inf), "perplexity_error": (0.0, math.inf), "bits_per_byte": (0.0, math.inf), "bits_per_byte_error": (0.0, math.inf)}
+        "perplexity": (1.0, math.inf),
+        "perplexity_error": (0.0, math.inf),
+        "bits_per_byte": (0.0, math.inf),
+        "bits_per_byte_error": (0.0, math.inf),
+    }
 
     def __call__(self, exam: Exam) -> dict[str, Any]:
         out: dict[str, Any] = {}

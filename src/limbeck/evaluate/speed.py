@@ -47,9 +47,19 @@ class Speed(Evaluator):
     """
 
     kind: Literal["speed"] = "speed"
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {name: (0.0, math.inf) for name in (
-        "decode_tokens_per_second", "decode_low", "decode_high", "prefill_tokens_per_second", "forward_rows_per_second", "parameters",
-        "memory_bytes", "disk_bytes")}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        name: (0.0, math.inf)
+        for name in (
+            "decode_tokens_per_second",
+            "decode_low",
+            "decode_high",
+            "prefill_tokens_per_second",
+            "forward_rows_per_second",
+            "parameters",
+            "memory_bytes",
+            "disk_bytes",
+        )
+    }
     repeats: int = Field(default=5, ge=2)
     """Times that each subject is measured."""
     new_tokens: int = Field(default=32, ge=2)
@@ -70,7 +80,7 @@ class Speed(Evaluator):
             for role in roles.values():
                 stack.enter_context(listening(role))
             out = self.timings(roles, exam.rows)
-            sizes = {name: sum(p.numel() for p in role.module.parameters()) for name, role in roles.items()}        # tied ones once
+            sizes = {name: sum(p.numel() for p in role.module.parameters()) for name, role in roles.items()}  # tied ones once
         context = max((entry["context"] for entry in out["decode_by_context"]), default=self.prompt_tokens)
         for name in subjects:
             out[name] = {**out.get(name, {}), "parameters": sizes[name]}
@@ -85,10 +95,13 @@ class Speed(Evaluator):
     def timings(self, roles: Mapping[str, Role], rows: Sequence[Row], clock: Clock = time.perf_counter) -> dict[str, Any]:
         """All that is timed: figures by subject, and `decode_by_context`."""
         writers = {name: role for name, role in roles.items() if role.tokenizer is not None and callable(getattr(role.module, "generate", None))}
-        readers = {name: partial(forward, role, rows[:ROWS], clock) for name, role in roles.items()
-                   if name not in writers and "logits" in role.offers}
-        out: dict[str, Any] = {name: {"forward_rows_per_second": statistics.median(min(len(rows), ROWS) / seconds for seconds in found)}
-                               for name, found in alternate(readers, self.repeats).items()}
+        readers = {
+            name: partial(forward, role, rows[:ROWS], clock) for name, role in roles.items() if name not in writers and "logits" in role.offers
+        }
+        out: dict[str, Any] = {
+            name: {"forward_rows_per_second": statistics.median(min(len(rows), ROWS) / seconds for seconds in found)}
+            for name, found in alternate(readers, self.repeats).items()
+        }
         room = min([context - self.new_tokens for role in writers.values() if (context := getattr(role, "context", None))], default=None)
         head = self.prompt_tokens if room is None else min(self.prompt_tokens, room)
         lengths = sorted({head, *self.contexts} if room is None else {c for c in (head, *self.contexts) if 0 < c <= room})
@@ -100,8 +113,12 @@ class Speed(Evaluator):
             out["decode_by_context"].append({"context": length, **each})
             for name, found in runs.items() if length == head else ():
                 median, low, high = spread([1 / seconds for _, seconds in found])
-                out[name] = {"decode_tokens_per_second": median, "decode_low": low, "decode_high": high,
-                             "prefill_tokens_per_second": statistics.median(length / prefill for prefill, _ in found)}
+                out[name] = {
+                    "decode_tokens_per_second": median,
+                    "decode_low": low,
+                    "decode_high": high,
+                    "prefill_tokens_per_second": statistics.median(length / prefill for prefill, _ in found),
+                }
         return out
 
 
@@ -124,8 +141,17 @@ def decode(role: Role, rows: Sequence[Row], length: int, new_tokens: int, clock:
     ids = role.view(rows).inputs["ids"]
     prompt = ids.repeat(-(-length // len(ids)))[None, :length].to(next(role.parameters()).device)
     ticks = Ticks(clock)
-    role.module.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens, min_new_tokens=new_tokens,      # type: ignore[operator]
-                         do_sample=False, num_beams=1, use_cache=True, pad_token_id=0, streamer=ticks)
+    role.module.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,  # type: ignore[operator]
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        pad_token_id=0,
+        streamer=ticks,
+    )
     start, first, *_, last = ticks.times
     return first - start, (last - first) / (new_tokens - 1)
 
@@ -134,7 +160,7 @@ def forward(role: Role, rows: Sequence[Row], clock: Clock) -> float:
     """Seconds for one forward pass of some rows."""
     view = role.view(rows).to(next(role.parameters()).device)
     began = clock()
-    float(dense(role.says(view, ("logits",), {})["logits"]).detach().sum())         # a number waits for the device
+    float(dense(role.says(view, ("logits",), {})["logits"]).detach().sum())  # a number waits for the device
     return clock() - began
 
 

@@ -36,7 +36,7 @@ class Tasks(Evaluator):
 
     kind: Literal["tasks"] = "tasks"
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"topic_choice": (0.0, 1.0)}
-    unread: ClassVar[frozenset[str]] = frozenset({"limit", "num_fewshot"})          # for lm-eval's own tasks, which need a network
+    unread: ClassVar[frozenset[str]] = frozenset({"limit", "num_fewshot"})  # for lm-eval's own tasks, which need a network
     names: tuple[Annotated[str, Field(pattern=r"^(topic_choice|lm_eval:[A-Za-z0-9_.+-]+)$")], ...] = ("topic_choice",)
     """`topic_choice`, and `lm_eval:NAME` for tasks of lm-eval."""
     questions: int = Field(default=100, gt=0)

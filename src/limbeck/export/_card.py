@@ -20,14 +20,28 @@ def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any
     """README.md with the front matter that hubs read: licence, base model, data sets."""
     models = [p for p in provenance if p.get("role") != "data"]
     data = [p for p in provenance if p.get("role") == "data"]
-    head = {"library_name": "transformers", "license": licence(models), "base_model": names(models), "datasets": names(data), "tags": ["distillation", "limbeck"]}
+    head = {
+        "library_name": "transformers",
+        "license": licence(models),
+        "base_model": names(models),
+        "datasets": names(data),
+        "tags": ["distillation", "limbeck"],
+    }
     lines = ["---", yaml.safe_dump({k: v for k, v in head.items() if v}, sort_keys=False).strip(), "---", "", "# A distilled model", ""]
     verdict = summary.get("verdict")
     lines += [for_report(str(verdict)), ""] if verdict else []
-    lines += ["Loads with `transformers`; it needs nothing of limbeck. How it was made and measured: the run's `recipe.yaml` and `report.html`.", "", "## Made of", "",
-              "| part | name | revision | licence |", "| --- | --- | --- | --- |"]
-    lines += [f"| {cell(p.get('role'))} | {cell(p.get('name'))} | {cell(p.get('revision') or p.get('sha256'))} | {cell(p.get('licence')) or 'licence unknown'} |"
-              for p in provenance]
+    lines += [
+        "Loads with `transformers`; it needs nothing of limbeck. How it was made and measured: the run's `recipe.yaml` and `report.html`.",
+        "",
+        "## Made of",
+        "",
+        "| part | name | revision | licence |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {cell(p.get('role'))} | {cell(p.get('name'))} | {cell(p.get('revision') or p.get('sha256'))} | {cell(p.get('licence')) or 'licence unknown'} |"
+        for p in provenance
+    ]
     duties = obligations(provenance)
     lines += ["", "## Licence", "", *[f"- {duty}" for duty in duties]] if duties else []
     return "\n".join(lines) + "\n"

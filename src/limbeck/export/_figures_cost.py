@@ -25,9 +25,7 @@ def decoding(summary: Mapping[str, Any]) -> Figure | None:
     found = {name: sorted(points) for name, points in found.items() if points}
     if "student" not in found or len(found["student"]) < 2:
         return None
-    series = [
-        Series(name, name, [(c, v[0]) for c, v in points], [(v[1], v[2]) for _, v in points], tip=" ms") for name, points in found.items()
-    ]
+    series = [Series(name, name, [(c, v[0]) for c, v in points], [(v[1], v[2]) for _, v in points], tip=" ms") for name, points in found.items()]
     contexts = sorted({c for points in found.values() for c, _ in points})
     canvas = Canvas("decoding", "Decoding time against context length", from_to(series))
     x = Scale(contexts[0], contexts[-1], canvas.left, canvas.right, log=True)

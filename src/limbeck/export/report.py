@@ -95,7 +95,7 @@ def render(
     names = {x: name for x in ("teacher", "student", "baseline", "start") if (name := header(told).get(x))}
     rows, pieces = table(told), parts(told)
     if word(told, "verdict") and told["verdict"] != "".join(piece for _, piece in pieces):
-        pieces = [("", told["verdict"])]                    # the run has said it already, and says one thing only
+        pieces = [("", told["verdict"])]  # the run has said it already, and says one thing only
     return template().render(
         title=word(told, "run", "a run"),
         kick=text.kick(told),

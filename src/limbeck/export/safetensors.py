@@ -38,8 +38,8 @@ class Safetensors(Exporter):
         probe = torch.arange(PROBE_TOKENS)[None] % module.config.vocab_size
         before = self.says(module, probe)
         if self.dtype != "as_trained":
-            module = copy.deepcopy(module)                  # the run still evaluates the student as it is
-            for parameter in module.parameters():           # weights alone: transformers keeps rotary frequencies in float32
+            module = copy.deepcopy(module)  # the run still evaluates the student as it is
+            for parameter in module.parameters():  # weights alone: transformers keeps rotary frequencies in float32
                 parameter.data = parameter.data.to(getattr(torch, self.dtype))
         module.config.dtype = str(module.dtype).removeprefix("torch.")
         module.save_pretrained(parcel.folder, safe_serialization=True)
@@ -49,13 +49,21 @@ class Safetensors(Exporter):
         again: Any = type(module).from_pretrained(parcel.folder, **how).to(module.device)
         gap = float((self.says(again, probe) - (before if self.dtype == "as_trained" else self.says(module, probe))).abs().max())
         if gap > 0:
-            raise Failed("export", str(parcel.folder), "the logits of the student in memory", f"a difference of {gap:.3g} after loading", "report this", code=5)
+            raise Failed(
+                "export", str(parcel.folder), "the logits of the student in memory", f"a difference of {gap:.3g} after loading", "report this", code=5
+            )
         size = sum(path.stat().st_size for path in Path(parcel.folder).iterdir())
-        return [{"name": "Exported student, loaded by stock transformers", "result": f"largest difference of a logit {gap} over {PROBE_TOKENS} tokens",
-                 "open": False, "bytes": size, "class": type(again).__name__}]
+        return [
+            {
+                "name": "Exported student, loaded by stock transformers",
+                "result": f"largest difference of a logit {gap} over {PROBE_TOKENS} tokens",
+                "open": False,
+                "bytes": size,
+                "class": type(again).__name__,
+            }
+        ]
 
     @staticmethod
     @torch.no_grad()
     def says(module: Any, probe: torch.Tensor) -> torch.Tensor:
         return module.eval()(probe.to(module.device)).logits.float()
-

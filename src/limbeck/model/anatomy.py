@@ -19,13 +19,31 @@ from limbeck.model.headers import quoted, read_json
 from limbeck.store import home
 
 PARTS = {
-    "body": "the model without its head", "head": "final state to logits, scores or labels", "embedding": "token ids to vectors",
-    "position": "learned positions", "token_type": "learned segment vectors", "embedding_norm": "norm of the embeddings",
-    "blocks": "the list of blocks", "block": "one block", "mixer": "attention, or what stands in its place", "query": "to queries", "key": "to keys",
-    "value": "to values", "output": "heads back to the width", "query_norm": "norm of queries", "key_norm": "norm of keys",
-    "mixer_norm": "norm before the mixer", "mixer_post_norm": "norm after the mixer", "mlp": "the feed-forward part", "gate": "to what is activated",
-    "up": "to the inner width", "down": "back from the inner width", "mlp_norm": "norm before the MLP", "mlp_post_norm": "norm after the MLP",
-    "final_norm": "norm after the last block"}
+    "body": "the model without its head",
+    "head": "final state to logits, scores or labels",
+    "embedding": "token ids to vectors",
+    "position": "learned positions",
+    "token_type": "learned segment vectors",
+    "embedding_norm": "norm of the embeddings",
+    "blocks": "the list of blocks",
+    "block": "one block",
+    "mixer": "attention, or what stands in its place",
+    "query": "to queries",
+    "key": "to keys",
+    "value": "to values",
+    "output": "heads back to the width",
+    "query_norm": "norm of queries",
+    "key_norm": "norm of keys",
+    "mixer_norm": "norm before the mixer",
+    "mixer_post_norm": "norm after the mixer",
+    "mlp": "the feed-forward part",
+    "gate": "to what is activated",
+    "up": "to the inner width",
+    "down": "back from the inner width",
+    "mlp_norm": "norm before the MLP",
+    "mlp_post_norm": "norm after the MLP",
+    "final_norm": "norm after the last block",
+}
 """Every name a part can have."""
 SIZES = ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width", "vocab", "context")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}")
@@ -101,8 +119,13 @@ class Anatomy:
         """
         pattern = self.pattern(part)
         if (layer is None) == ("{}" in pattern):
-            raise Refused("part", f"{self.model_class}  {part}", "the number of a block" if layer is None else "no number: there is one",
-                          f"layer {layer}", f"ask for {part}.LAYER" if layer is None else f"ask for {part}")
+            raise Refused(
+                "part",
+                f"{self.model_class}  {part}",
+                "the number of a block" if layer is None else "no number: there is one",
+                f"layer {layer}",
+                f"ask for {part}.LAYER" if layer is None else f"ask for {part}",
+            )
         return pattern.replace("{}", str(layer))
 
     def pattern(self, part: str) -> str:
@@ -169,8 +192,13 @@ class Anatomy:
         if value is None and name == "mlp_width" and self.family.mlp_times_width:
             return self.family.mlp_times_width * self.size(config, "width")
         if type(value) is not int:
-            raise Refused("family", f"{self.family.family}  {name}", f"a number in {self.family.sizes.get(name, 'a field')} of the config",
-                          quoted(value), "correct sizes in the family's JSON file, or the config")
+            raise Refused(
+                "family",
+                f"{self.family.family}  {name}",
+                f"a number in {self.family.sizes.get(name, 'a field')} of the config",
+                quoted(value),
+                "correct sizes in the family's JSON file, or the config",
+            )
         return value
 
     def num_layers(self, config: Any) -> int:
@@ -200,7 +228,7 @@ def anatomy(what: Any) -> Anatomy:
         names = list(getattr(config, "architectures", None) or ())
     first = next(iter(family.classes))
     name = next((name for name in names if name in family.classes), None)
-    if name is None and isinstance(what, nn.Module):        # another head on the same body
+    if name is None and isinstance(what, nn.Module):  # another head on the same body
         prefix = str(getattr(what, "base_model_prefix", ""))
         return Anatomy(family, type(what).__name__, Places(body=prefix if prefix and hasattr(what, prefix) else ""))
     return Anatomy(family, name or first, family.classes[name or first])
@@ -237,8 +265,13 @@ def unknown(what: Any, model_type: Any, known: list[str]) -> Refused:
     like, found, total = likeness(what) or ("llama", 0, 0)
     got = quoted(model_type) + (f"; {found} of {total} parts are named as in {like}" if total else "")
     name = model_type if isinstance(model_type, str) and NAME.fullmatch(model_type) else "FAMILY"
-    return Refused("family", f"model_type {quoted(model_type)}", f"one of {len(known)} known families: {', '.join(known)}", got,
-                   f"copy {Path(__file__).with_name('families') / like}.json to {home() / 'families' / name}.json and correct its paths")
+    return Refused(
+        "family",
+        f"model_type {quoted(model_type)}",
+        f"one of {len(known)} known families: {', '.join(known)}",
+        got,
+        f"copy {Path(__file__).with_name('families') / like}.json to {home() / 'families' / name}.json and correct its paths",
+    )
 
 
 def likeness(what: Any) -> tuple[str, int, int] | None:
@@ -253,7 +286,7 @@ def likeness(what: Any) -> tuple[str, int, int] | None:
         try:
             with torch.device("meta"):
                 what = AutoModel.from_config(what)
-        except Exception:                   # a stranger's config may raise anything, and we only want to be helpful
+        except Exception:  # a stranger's config may raise anything, and we only want to be helpful
             return None
     names, best = {name for name, _ in what.named_modules()}, None
     for path in family_files().values():

@@ -85,7 +85,8 @@ def taps(module: nn.Module, reads: Mapping[str, Tap], writes: Mapping[str, tuple
         part = module.get_submodule(tap.path)
         if tap.side == "input":
             return part.register_forward_pre_hook(
-                lambda _, args, kwargs: keep(name, tap, args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
+                lambda _, args, kwargs: keep(name, tap, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+            )
         return part.register_forward_hook(lambda _, args, out: keep(name, tap, out))
 
     def writer(tap: Tap, value: Tensor) -> Any:
@@ -95,7 +96,7 @@ def taps(module: nn.Module, reads: Mapping[str, Tap], writes: Mapping[str, tuple
         return module.get_submodule(tap.path).register_forward_pre_hook(put, with_kwargs=True)
 
     with contextlib.ExitStack() as stack:
-        for tap, value in writes.values():              # before the readers: they then hear what was put there
+        for tap, value in writes.values():  # before the readers: they then hear what was put there
             stack.callback(writer(tap, value).remove)
         for name, tap in reads.items():
             stack.callback(reader(name, tap).remove)
@@ -132,8 +133,13 @@ class Models(nn.ModuleDict):
                 views[name if views else "student"] = role.view(rows)
                 readers.append(role)
         groups = {name: i for i, name in enumerate(dict.fromkeys(row.group or row.key for row in rows))}
-        return Batch(views, tuple(row.tag for row in rows), torch.tensor([groups[row.group or row.key] for row in rows], dtype=torch.long),
-                     tuple(row.key for row in rows), torch.ones(len(rows)))
+        return Batch(
+            views,
+            tuple(row.tag for row in rows),
+            torch.tensor([groups[row.group or row.key] for row in rows], dtype=torch.long),
+            tuple(row.key for row in rows),
+            torch.ones(len(rows)),
+        )
 
     @contextmanager
     def turn(self, trains: str | None, only: Sequence[str] = (), freeze: Sequence[str] = (), through: Sequence[str] = ()) -> Iterator["Models"]:

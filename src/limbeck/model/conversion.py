@@ -109,8 +109,13 @@ def gguf_config(file: Path, header: Gguf, where: str) -> Any:
 
     supported = {*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_CONFIG_ARCHS}
     if header.architecture not in supported:
-        raise Refused("family", where, "a GGUF architecture that transformers reads, like llama, qwen2, qwen3, gemma3", quoted(header.architecture),
-                      "name the model's safetensors folder instead: path:FOLDER")
+        raise Refused(
+            "family",
+            where,
+            "a GGUF architecture that transformers reads, like llama, qwen2, qwen3, gemma3",
+            quoted(header.architecture),
+            "name the model's safetensors folder instead: path:FOLDER",
+        )
     num_layers = header.metadata.get(f"{header.architecture}.block_count")
     if type(num_layers) is not int or not 0 < num_layers <= MAX_LAYERS:
         raise corrupt(file, f"block_count from 1 to {MAX_LAYERS:,}", quoted(num_layers))

@@ -12,8 +12,20 @@ from limbeck.model.headers import Stored, check_safetensors, corrupt, quoted, re
 WEIGHTS = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Endings of weight files that run code when they are read carelessly."""
-REACHING = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation", "_experts_implementation",
-            "_experts_implementation_internal", "transformers_weights", "fusion_config", "auto_map", "name_or_path", "_name_or_path", "_commit_hash")
+REACHING = (
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+    "transformers_weights",
+    "fusion_config",
+    "auto_map",
+    "name_or_path",
+    "_name_or_path",
+    "_commit_hash",
+)
 """Keys of a config with which it would name files, kernels or code elsewhere: they are dropped."""
 MAX_LAYERS, MAX_SIZE = 4096, 2**40
 
@@ -126,8 +138,13 @@ def find_pickles(path: Path, where: str, allow_pickle: bool) -> tuple[Path, ...]
     if not found:
         raise Refused("reference", where, f"weights: {WEIGHTS}, or an index", describe(path), "name the folder that save_pretrained wrote")
     if not allow_pickle:
-        raise Refused("pickle", where, f"weights as safetensors ({WEIGHTS})", f"{found[0].name}: pickles can run code when they are read",
-                      "save them as safetensors, or repeat with --allow-pickle if you trust the source (read with weights_only)")
+        raise Refused(
+            "pickle",
+            where,
+            f"weights as safetensors ({WEIGHTS})",
+            f"{found[0].name}: pickles can run code when they are read",
+            "save them as safetensors, or repeat with --allow-pickle if you trust the source (read with weights_only)",
+        )
     index = path / "pytorch_model.bin.index.json"
     if index.is_file():
         return tuple(sorted(set(check_index(path, index.name).values())))
@@ -157,8 +174,13 @@ def check_code(path: Path, where: str, config: dict[str, Any], trust_code: str |
         if trust_code is not None:
             raise Refused("code", where, "a folder whose config.json names code (auto_map)", "none", "leave out --trust-code")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-            raise Refused("family", f"{where}  config.json  model_type", "a model type of the installed transformers", quoted(model_type),
-                          "install a newer transformers, or save the model with a class it has")
+            raise Refused(
+                "family",
+                f"{where}  config.json  model_type",
+                "a model type of the installed transformers",
+                quoted(model_type),
+                "install a newer transformers, or save the model with a class it has",
+            )
         return {}
     if trust_code is None and isinstance(model_type, str) and model_type in CONFIG_MAPPING:
         return {}
@@ -168,8 +190,13 @@ def check_code(path: Path, where: str, config: dict[str, Any], trust_code: str |
     code = code_digest(path)
     if trust_code != code:
         got = f"model_type {quoted(model_type)} in its own code" if trust_code is None else f"--trust-code {quoted(trust_code)}"
-        raise Refused("code", where, "a model class of transformers, or code with a hash that you trust", got,
-                      f"read the .py files of the folder, then repeat with --trust-code {code}")
+        raise Refused(
+            "code",
+            where,
+            "a model class of transformers, or code with a hash that you trust",
+            got,
+            f"read the .py files of the folder, then repeat with --trust-code {code}",
+        )
     return auto_map
 
 

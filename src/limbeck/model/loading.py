@@ -32,8 +32,13 @@ def foreign(where: str, expected: str) -> Iterator[None]:
         raise Refused("extra", where, "the packages that this model needs", quoted(str(error), 200), "pip install what is named there", 3) from error
     except Exception as error:
         if "trust_remote_code" in str(error):
-            raise Refused("code", where, "a tokenizer that transformers has", "code of its own, which is not trusted",
-                          "save the tokenizer as tokenizer.json with a class of transformers") from error
+            raise Refused(
+                "code",
+                where,
+                "a tokenizer that transformers has",
+                "code of its own, which is not trusted",
+                "save the tokenizer as tokenizer.json with a class of transformers",
+            ) from error
         raise corrupt(where, expected, quoted(f"{type(error).__name__}: {error}", 200)) from error
 
 
@@ -71,8 +76,13 @@ def model_class(config: Any, where: str) -> Any:
     for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
         if type(config) in mapping:
             return mapping[type(config)]
-    raise Refused("family", where, "a model type for which transformers has a model class", quoted(config.model_type),
-                  "name the class in config.json: architectures")
+    raise Refused(
+        "family",
+        where,
+        "a model type for which transformers has a model class",
+        quoted(config.model_type),
+        "name the class in config.json: architectures",
+    )
 
 
 def open_folder(folder: Folder, where: str, dtype: str) -> tuple[Any, Any]:

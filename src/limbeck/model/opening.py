@@ -38,8 +38,9 @@ class Opened:
     """Name, revision, content hash or commit, licence, restrictions."""
 
 
-def open_pretrained(reference: str | Reference, *, dtype: str = "float32", allow_pickle: bool = False, trust_code: str | None = None,
-                    cache: Cache | None = None) -> Opened:
+def open_pretrained(
+    reference: str | Reference, *, dtype: str = "float32", allow_pickle: bool = False, trust_code: str | None = None, cache: Cache | None = None
+) -> Opened:
     """Opens the model that a reference names.
 
     Args:
@@ -145,12 +146,24 @@ def fetch(reference: Reference, more: list[str], only: list[str] | None = None) 
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(reference.name, revision=reference.revision, allow_patterns=only or HUB_FILES + more,
-                                      ignore_patterns=["*/*", "consolidated*"], local_files_only=offline()))
-    except Exception as error:          # the hub's client and the network below it raise many kinds
+        return Path(
+            snapshot_download(
+                reference.name,
+                revision=reference.revision,
+                allow_patterns=only or HUB_FILES + more,
+                ignore_patterns=["*/*", "consolidated*"],
+                local_files_only=offline(),
+            )
+        )
+    except Exception as error:  # the hub's client and the network below it raise many kinds
         got = "not in the local cache, and the hub is switched off (HF_HUB_OFFLINE)" if offline() else quoted(f"{type(error).__name__}: {error}", 160)
-        raise Failed("hub", reference.text, "a model of the hub, or its copy in the local cache", got,
-                     "check name, network and access, then repeat the command") from error
+        raise Failed(
+            "hub",
+            reference.text,
+            "a model of the hub, or its copy in the local cache",
+            got,
+            "check name, network and access, then repeat the command",
+        ) from error
 
 
 def random_model(reference: Reference, dtype: str) -> tuple[Any, Any]:
@@ -158,7 +171,7 @@ def random_model(reference: Reference, dtype: str) -> tuple[Any, Any]:
     config, seed, tokenizer = config_file(reference)
     loader = model_class(config, reference.text)
     with foreign(reference.text, "a config that a model can be built from"), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)           # not torch.manual_seed, which would move the generators of every GPU too
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would move the generators of every GPU too
         module = loader._from_config(config, dtype=torch.float32)
     return module if dtype == "auto" else module.to(getattr(torch, dtype)), tokenizer
 
@@ -187,14 +200,24 @@ def config_file(reference: Reference) -> tuple[Any, int, Any]:
     for name in values:
         if name not in fields:
             near = nearest(name, fields)
-            raise Refused("key", f"{path}:{lines.get((name,), 1)}  {name}", f"a field of {mapped.__name__}", name,
-                          f"write {near}" if near in fields else f"remove {name}")
+            raise Refused(
+                "key",
+                f"{path}:{lines.get((name,), 1)}  {name}",
+                f"a field of {mapped.__name__}",
+                name,
+                f"write {near}" if near in fields else f"remove {name}",
+            )
     tokenizer = bytes_tokenizer() if kind else None
     if tokenizer is not None:
         values |= {"vocab_size": values.get("vocab_size", len(tokenizer)), BYTES_KEY: "bytes"}
-        for name in ("bos_token_id", "eos_token_id"):           # no pad: an embedding does not learn the row it is told to pad with
+        for name in ("bos_token_id", "eos_token_id"):  # no pad: an embedding does not learn the row it is told to pad with
             values.setdefault(name, getattr(tokenizer, name))
         if type(values["vocab_size"]) is int and values["vocab_size"] < len(tokenizer):
-            raise Refused("value", f"{path}  vocab_size", f"at least {len(tokenizer)}, for tokenizer: bytes", str(values["vocab_size"]),
-                          f"write vocab_size: {len(tokenizer)}, or tokenizer: null")
+            raise Refused(
+                "value",
+                f"{path}  vocab_size",
+                f"at least {len(tokenizer)}, for tokenizer: bytes",
+                str(values["vocab_size"]),
+                f"write vocab_size: {len(tokenizer)}, or tokenizer: null",
+            )
     return build_config(values, reference.text), seed, tokenizer

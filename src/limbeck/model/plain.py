@@ -13,8 +13,14 @@ from limbeck.signals import Row, View
 class Plain(Role):
     """Speaks for image classifiers, generators, perceptrons: whatever a user holds as an `nn.Module`."""
 
-    def __init__(self, module: nn.Module, says: str = "logits", takes: tuple[str, ...] = ("features",),
-                 parts: Mapping[str, str] | None = None, num_layers: int = 0):
+    def __init__(
+        self,
+        module: nn.Module,
+        says: str = "logits",
+        takes: tuple[str, ...] = ("features",),
+        parts: Mapping[str, str] | None = None,
+        num_layers: int = 0,
+    ):
         """Args:
         module: called with the inputs named in `takes`, in that order.
         says: the signal that it returns; a module that returns a mapping may say all its keys.

@@ -17,14 +17,22 @@ from limbeck.model.headers import check_gguf, quoted, read_json
 from limbeck.store import sha256_file
 from limbeck.text.document import load
 
-SCHEMES = {"hf": "hf:org/name[@revision]", "path": "path:FOLDER", "gguf": "gguf:FILE", "package": "package:NAME", "run": "run:NAME[/stage]",
-           "config": "config:FILE"}
+SCHEMES = {
+    "hf": "hf:org/name[@revision]",
+    "path": "path:FOLDER",
+    "gguf": "gguf:FILE",
+    "package": "package:NAME",
+    "run": "run:NAME[/stage]",
+    "config": "config:FILE",
+}
 """How each scheme is written."""
 LATER = {"timm": "an image model of timm", "endpoint": "a served teacher", "cache": "a recorded teacher", "import": "a function that builds a model"}
 """Schemes that the design knows and this module does not open."""
-NAMES = {"hf": re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}(@[A-Za-z0-9][\w./-]{0,254})?", re.ASCII),
-         "package": re.compile(r"[A-Za-z_][\w-]{0,99}", re.ASCII),
-         "run": re.compile(r"[A-Za-z0-9_][\w.-]{0,99}(/[A-Za-z0-9_][\w.-]{0,99})?", re.ASCII)}
+NAMES = {
+    "hf": re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}(@[A-Za-z0-9][\w./-]{0,254})?", re.ASCII),
+    "package": re.compile(r"[A-Za-z_][\w-]{0,99}", re.ASCII),
+    "run": re.compile(r"[A-Za-z0-9_][\w.-]{0,99}(/[A-Za-z0-9_][\w.-]{0,99})?", re.ASCII),
+}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONTENT = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|gguf|model|tiktoken|jinja|py)|(?!README)[^/]*\.(json|txt)", re.ASCII)
 """Files of a model folder that decide what it computes: weights, configs, tokenizer, template, code. Pickles only where nothing else is."""
@@ -81,8 +89,13 @@ def unknown(text: str, scheme: str) -> Refused:
     """The error of a text whose scheme is missing, of a later version, or misspelt."""
     expected = "one of " + ", ".join(SCHEMES.values())
     if scheme in LATER:
-        return Refused("reference", text, expected, f"{scheme}: names {LATER[scheme]}, which this version does not open",
-                       "save the model as safetensors and name the folder: path:FOLDER")
+        return Refused(
+            "reference",
+            text,
+            expected,
+            f"{scheme}: names {LATER[scheme]}, which this version does not open",
+            "save the model as safetensors and name the folder: path:FOLDER",
+        )
     if not scheme:
         return Refused("reference", text, expected, "no scheme", f"write path:{text} for a folder, hf:{text} for a model of the hub")
     near = nearest(scheme, SCHEMES)
@@ -113,8 +126,9 @@ def identity(reference: Reference) -> dict[str, str]:
     if path.is_file():
         return {"sha256": digest(path)}
     if not (path / "config.json").is_file():
-        raise Refused("reference", reference.text, "a model folder, with config.json in it", describe(path),
-                      "name the folder that save_pretrained wrote")
+        raise Refused(
+            "reference", reference.text, "a model folder, with config.json in it", describe(path), "name the folder that save_pretrained wrote"
+        )
     return {"sha256": folder_digest(path)}
 
 
@@ -123,7 +137,7 @@ def provenance(reference: Reference) -> dict[str, Any]:
     facts: dict[str, Any] = {"reference": reference.text, "name": reference.name, "revision": reference.revision, **identity(reference)}
     if reference.scheme == "package":
         entry = known("packages")[reference.name]
-        facts |= {"licence": entry["licence"], "revision": entry["version"]}        # the version is certain: the hash is that of its file
+        facts |= {"licence": entry["licence"], "revision": entry["version"]}  # the version is certain: the hash is that of its file
     elif reference.scheme == "hf":
         facts["licence"] = folder_licence(snapshot(reference))
     elif reference.scheme == "gguf":
@@ -155,18 +169,29 @@ def package_file(reference: Reference) -> Path:
     """
     entries = known("packages")
     if reference.name not in entries:
-        raise Refused("package", reference.text, "a package whose weights are pinned: " + ", ".join(sorted(entries)), reference.name,
-                      "name the file itself: gguf:FILE, or path:FOLDER")
+        raise Refused(
+            "package",
+            reference.text,
+            "a package whose weights are pinned: " + ", ".join(sorted(entries)),
+            reference.name,
+            "name the file itself: gguf:FILE, or path:FOLDER",
+        )
     entry = entries[reference.name]
-    spec = importlib.util.find_spec(reference.name)         # of a name without dots: this runs nothing of the package
+    spec = importlib.util.find_spec(reference.name)  # of a name without dots: this runs nothing of the package
     roots = list(spec.submodule_search_locations or ()) if spec else []
     if not roots:
-        raise Refused("package", reference.text, f"the package {entry['distribution']}", "not installed",
-                      f"pip install --no-deps {entry['distribution']}", 3)
+        raise Refused(
+            "package", reference.text, f"the package {entry['distribution']}", "not installed", f"pip install --no-deps {entry['distribution']}", 3
+        )
     path = inside(Path(roots[0]), entry["file"])
     if not path.is_file():
-        raise Failed("hash", reference.text, f"the file {entry['file']}", "no such file in the package",
-                     f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}")
+        raise Failed(
+            "hash",
+            reference.text,
+            f"the file {entry['file']}",
+            "no such file in the package",
+            f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}",
+        )
     return path
 
 
@@ -179,8 +204,13 @@ def package_digest(reference: Reference) -> str:
     path, entry = package_file(reference), known("packages")[reference.name]
     got = digest(path) if path.stat().st_size == entry["bytes"] else f"{path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
     if got != entry["sha256"]:
-        raise Failed("hash", reference.text, f"sha256 {entry['sha256']} of {entry['file']}", got,
-                     f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}")
+        raise Failed(
+            "hash",
+            reference.text,
+            f"sha256 {entry['sha256']} of {entry['file']}",
+            got,
+            f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}",
+        )
     return got
 
 
@@ -205,8 +235,13 @@ def commit(reference: Reference) -> str:
     pointer = Path(constants.HF_HUB_CACHE) / f"models--{reference.name.replace('/', '--')}" / "refs" / revision
     found = pointer.read_text(encoding="ascii", errors="replace").strip() if pointer.is_file() else ""
     if not COMMIT.fullmatch(found):
-        raise Refused("reference", reference.text, "a model in the local cache of the hub", f"{revision} is not there",
-                      "open it once with a network, or name a commit of 40 digits: hf:org/name@COMMIT")
+        raise Refused(
+            "reference",
+            reference.text,
+            "a model in the local cache of the hub",
+            f"{revision} is not there",
+            "open it once with a network, or name a commit of 40 digits: hf:org/name@COMMIT",
+        )
     return found
 
 

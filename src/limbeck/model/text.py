@@ -30,29 +30,37 @@ class Text(Role):
     def __init__(self, module: nn.Module, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
         super().__init__(module)
         self.tokenizer, self.anatomy, self.layout = tokenizer, anatomy, layout
-        self.num_layers = len(module.get_submodule(anatomy.path("blocks")))       # type: ignore[arg-type]
+        self.num_layers = len(module.get_submodule(anatomy.path("blocks")))  # type: ignore[arg-type]
         self.context: int | None = anatomy.context(module.config)
         self.shift = 1 if anatomy.causal else 0
 
     @property
     def vocab(self) -> int | None:
         """Entries of its logits: many families pad them beyond what the tokenizer has."""
-        head = self.module.get_output_embeddings()                                 # type: ignore[operator]
+        head = self.module.get_output_embeddings()  # type: ignore[operator]
         return None if head is None else len(head.weight)
 
     def view(self, rows: Sequence[Row]) -> View:
         encoded = [encode(row, self.tokenizer) for row in rows]
         self.fits([len(ids) for ids, _ in encoded], [row.key for row in rows])
-        return View({"ids": torch.tensor([i for ids, _ in encoded for i in ids], dtype=torch.long)},
-                    torch.tensor([len(ids) for ids, _ in encoded], dtype=torch.long),
-                    torch.tensor([a for _, asked in encoded for a in asked], dtype=torch.bool), shift=self.shift)
+        return View(
+            {"ids": torch.tensor([i for ids, _ in encoded for i in ids], dtype=torch.long)},
+            torch.tensor([len(ids) for ids, _ in encoded], dtype=torch.long),
+            torch.tensor([a for _, asked in encoded for a in asked], dtype=torch.bool),
+            shift=self.shift,
+        )
 
     def fits(self, lengths: Sequence[int], names: Sequence[str]) -> None:
         """Refuses rows that are longer than what the model was made for."""
         for length, name in zip(lengths, names, strict=True):
             if self.context is not None and length > self.context:
-                raise Refused("context", f"row {name}", f"at most {self.context:,} tokens, the context of {type(self.module).__name__}",
-                              f"{length:,} tokens", f"cut rows with a data step, such as {{kind: pack, length: {self.context}}}")
+                raise Refused(
+                    "context",
+                    f"row {name}",
+                    f"at most {self.context:,} tokens, the context of {type(self.module).__name__}",
+                    f"{length:,} tokens",
+                    f"cut rows with a data step, such as {{kind: pack, length: {self.context}}}",
+                )
 
     def tap(self, name: str) -> Tap:
         signal, layer = name.split(".")[0], self.layer(name)
@@ -73,7 +81,7 @@ class Text(Role):
         targets = view.targets
         out: dict[str, Any] = {name: flat(x) for name, x in heard.items()}
         out["label"] = view.inputs["ids"][targets]
-        out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())         # the label shift, in this one place
+        out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())  # the label shift, in this one place
         if "target_logprob" in names:
             out["target_logprob"] = log_probs(out["logits"].dense()).gather(-1, out["label"][:, None])[:, 0]
         return {name: out[name] for name in names}
@@ -92,12 +100,12 @@ class Text(Role):
     def lay_out(self, view: View) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], dict[str, Tensor]]:
         """Functions between flat [pos, ...] and the model's layout, and the model's inputs."""
         ids, offsets, lengths = view.inputs["ids"], view.offsets, view.ragged
-        if not len(ids):            # transformers cannot run nothing: it runs one position, and nobody listens
+        if not len(ids):  # transformers cannot run nothing: it runs one position, and nobody listens
             one = ids.new_zeros(1, 1)
             return lambda x: x[0, :0], lambda x: x.new_zeros(1, 1, *x.shape[1:]), {"input_ids": one}
         longest, num = int(lengths.max()), view.num_rows
-        self.fits([longest], [f"{int(lengths.argmax())} of a window"])                # a view may have been made for another role
-        if self.layout != "packed" and len(ids) == num * longest:           # equal lengths: nothing to mask
+        self.fits([longest], [f"{int(lengths.argmax())} of a window"])  # a view may have been made for another role
+        if self.layout != "packed" and len(ids) == num * longest:  # equal lengths: nothing to mask
             shape = (num, longest)
             return lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, shape), {"input_ids": ids.view(shape)}
         padded = self.layout == "padded" or not self.anatomy.causal or self.layout == "auto" and num * longest * (1 - WASTE) <= len(ids)

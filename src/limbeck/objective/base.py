@@ -76,7 +76,7 @@ def by_chunks(part: Any, chunk: int, *aligned: Any) -> Float[Tensor, " target"]:
     num = len(aligned[0])
     if num <= chunk:
         return part(*aligned)
-    return torch.cat([checkpoint(part, *(x[i:i + chunk] for x in aligned), use_reentrant=False) for i in range(0, num, chunk)])
+    return torch.cat([checkpoint(part, *(x[i : i + chunk] for x in aligned), use_reentrant=False) for i in range(0, num, chunk)])
 
 
 class AbstractDivergence(Objective):
@@ -114,7 +114,7 @@ class AbstractDivergence(Objective):
     def part(self, q: Any, p: Any) -> Float[Tensor, " target"]:
         """The divergence of one chunk: this function compiles whole."""
         log_q = log_probs(dense(q), self.temperature)
-        if isinstance(p, TopK):         # both sides on the teacher's k entries, and one bucket for all the others
+        if isinstance(p, TopK):  # both sides on the teacher's k entries, and one bucket for all the others
             if self.temperature != 1:
                 raise ValueError("a truncated teacher cannot be softened: its tail is known at temperature 1 only")
             return self.divergence(torch.cat([p.log_probs, p.tail[:, None]], -1), coarsen(log_q, p.ids))
@@ -155,8 +155,13 @@ class AbstractLayers(Objective):
         if all(a == b for a, b in pairs):
             return None
         if not self.project:
-            raise Refused("value", f"{self.kind}.project", "states of one width",                            # type: ignore[attr-defined]
-                          f"{', '.join(f'{a} and {b}' for a, b in pairs)} wide", "leave project out: then a map between them is learned")
+            raise Refused(
+                "value",
+                f"{self.kind}.project",
+                "states of one width",  # type: ignore[attr-defined]
+                f"{', '.join(f'{a} and {b}' for a, b in pairs)} wide",
+                "leave project out: then a map between them is learned",
+            )
         return nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in pairs)
 
     def values(self, student: Signals, teacher: Signals, learned: Any = None) -> Float[Tensor, " pos"]:

@@ -53,8 +53,13 @@ class Relations(Objective):
         for seat in ("student", "teacher"):
             for name in self.needs[seat]:
                 if (width := example[seat][name].shape[-1]) % self.heads:
-                    raise Refused("value", "relations.heads", f"a divisor of the width {width} of {name} of {seat}", f"heads: {self.heads}",
-                                  "change heads; with grouped queries, keys and values are narrower than queries")
+                    raise Refused(
+                        "value",
+                        "relations.heads",
+                        f"a divisor of the width {width} of {name} of {seat}",
+                        f"heads: {self.heads}",
+                        "change heads; with grouped queries, keys and values are narrower than queries",
+                    )
 
     def values(self, student: Signals, teacher: Signals) -> Float[Tensor, " pos"]:
         lengths = student.rows["pos"].bincount(minlength=student.num("row")).tolist()

@@ -68,20 +68,42 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The same for a script."""
-        return {"schema": "limbeck.plan/1", "recipe": self.name, "seconds": self.seconds, "memory_bytes": self.memory_bytes,
-                "roles": {name: {"what": what, "parameters": c.parameters, "weight_bytes": c.weight_bytes, "layers": c.layers} for name, (what, c) in self.roles.items()},
-                "data": self.data, "needs": list(self.needs), "steps": [vars(line) for line in self.steps], "notes": list(self.notes)}
+        return {
+            "schema": "limbeck.plan/1",
+            "recipe": self.name,
+            "seconds": self.seconds,
+            "memory_bytes": self.memory_bytes,
+            "roles": {
+                name: {"what": what, "parameters": c.parameters, "weight_bytes": c.weight_bytes, "layers": c.layers}
+                for name, (what, c) in self.roles.items()
+            },
+            "data": self.data,
+            "needs": list(self.needs),
+            "steps": [vars(line) for line in self.steps],
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         speed = f"{self.machine.flops / 1e9:,.0f} GFLOP/s" + (" measured" if self.machine.measured else " assumed")
-        out = [f"plan of {self.name} · no weights loaded · this machine: {self.machine.cpus} cores, {self.machine.memory_bytes / 1e9:.0f} GB, {speed}"]
-        out += [f"  {name:<8} {what:<52} {c.layers:>3} blocks  {c.parameters / 1e6:>9,.1f} M  {size(c.weight_bytes):>9}" for name, (what, c) in self.roles.items()]
+        out = [
+            f"plan of {self.name} · no weights loaded · this machine: {self.machine.cpus} cores, {self.machine.memory_bytes / 1e9:.0f} GB, {speed}"
+        ]
+        out += [
+            f"  {name:<8} {what:<52} {c.layers:>3} blocks  {c.parameters / 1e6:>9,.1f} M  {size(c.weight_bytes):>9}"
+            for name, (what, c) in self.roles.items()
+        ]
         out += [f"  {'data':<8} {self.data}", *(f"  {'needs':<8} {line}" for line in self.needs)]
         out += [f"  {'step':<11} {'what':<46} {'time':>10} {'memory':>9} {'disk':>9}  cached"]
-        out += [f"  {x.step:<11} {x.what:<46} {duration(x.seconds):>10} {size(x.memory_bytes):>9} {size(x.disk_bytes) if x.disk_bytes else '-':>9}  {x.cached}" for x in self.steps]
+        out += [
+            f"  {x.step:<11} {x.what:<46} {duration(x.seconds):>10} {size(x.memory_bytes):>9} {size(x.disk_bytes) if x.disk_bytes else '-':>9}  {x.cached}"
+            for x in self.steps
+        ]
         disk = sum(x.disk_bytes for x in self.steps)
         out += [f"  {'total':<11} {'without what is cached':<46} {duration(self.seconds):>10} {size(self.memory_bytes):>9} {size(disk):>9}"]
-        out += [f"  fits     {size(self.memory_bytes)} of {size(self.machine.memory_bytes)} memory; {size(disk)} of {size(self.machine.free_disk_bytes)} disk", *(f"  note     {n}" for n in self.notes)]
+        out += [
+            f"  fits     {size(self.memory_bytes)} of {size(self.machine.memory_bytes)} memory; {size(disk)} of {size(self.machine.free_disk_bytes)} disk",
+            *(f"  note     {n}" for n in self.notes),
+        ]
         return "\n".join([*out, "  expect   times are estimates; quality is not predicted: it is measured"])
 
 
@@ -102,7 +124,11 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     cast = Cast(recipe, cache, base, opener=lambda text: on_meta(text, cache, base), plan=True)
     models = cast.models()
     refuse_hopeless(recipe, models)
-    blind = [f"{role}: no tokenizer is at hand yet; rows are counted when the model is opened" for role in cast.originals if cast.originals[role].tokenizer is None]
+    blind = [
+        f"{role}: no tokenizer is at hand yet; rows are counted when the model is opened"
+        for role in cast.originals
+        if cast.originals[role].tokenizer is None
+    ]
     known = rows is not None or not blind
     rows = rows if rows is not None else Rows() if blind else read(recipe, cast, base)
     needs = asked(recipe, models)
@@ -110,9 +136,15 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     costs = {role: cost(models[role], length) for role in models}
     steps, auto = lines(recipe, rows, costs, length, here)
     what = {role: describe(recipe, role) for role in models}
-    found = Plan(name, here, {role: (what[role], costs[role]) for role in sorted(models, key=lambda r: r != "teacher")},
-                 f"{len(rows.train):,} rows to train on, {len(rows.held_out):,} held out" if known else "not read yet", tuple(needs), tuple(steps),
-                 (*rows.notes, *(() if known else blind), *auto))
+    found = Plan(
+        name,
+        here,
+        {role: (what[role], costs[role]) for role in sorted(models, key=lambda r: r != "teacher")},
+        f"{len(rows.train):,} rows to train on, {len(rows.held_out):,} held out" if known else "not read yet",
+        tuple(needs),
+        tuple(steps),
+        (*rows.notes, *(() if known else blind), *auto),
+    )
     return fitting(found)
 
 
@@ -127,7 +159,13 @@ def tokenizer_of(reference: Reference, cache: Cache) -> Any:
     """A model's tokenizer, if it can be read without converting or downloading anything."""
     if reference.scheme == "config":
         return bytes_tokenizer()
-    folder = Path(reference.name) if reference.scheme == "path" else cache.get(conversion_key(cache, reference)) if reference.scheme in ("gguf", "package") else None
+    folder = (
+        Path(reference.name)
+        if reference.scheme == "path"
+        else cache.get(conversion_key(cache, reference))
+        if reference.scheme in ("gguf", "package")
+        else None
+    )
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     from transformers import AutoTokenizer
@@ -164,7 +202,11 @@ def lines(recipe: Recipe, rows: Rows, costs: dict[str, Cost], length: int, here:
     arms = 1 + len(recipe.baseline)
     first = recipe.train[0].turn[-1]
     fixed = EVALUATION_SECONDS + held * (seconds.get("teacher", 0) + (1 + arms) * seconds["student"])
-    count = affordable(recipe.minutes, fixed, {k: v for k, v in seconds.items() if k in ("teacher", "student")}, first.batch * length, arms, 0) if recipe.minutes else FEWEST
+    count = (
+        affordable(recipe.minutes, fixed, {k: v for k, v in seconds.items() if k in ("teacher", "student")}, first.batch * length, arms, 0)
+        if recipe.minutes
+        else FEWEST
+    )
     notes = [f"steps: auto is {count} at this speed; it is settled by what the run measures"] if any(s.steps == "auto" for s in recipe.train) else []
     out = [Line("data", f"{len(recipe.data)} steps", 2, 0.5e9)]
     train_bytes, train_seconds, targets = 0.0, 0.0, 0
@@ -175,37 +217,70 @@ def lines(recipe: Recipe, rows: Rows, costs: dict[str, Cost], length: int, here:
             targets += n // turn.every * positions
             train_seconds += n / turn.every * positions * BACKWARD * seconds["student"]
             chunk = max((getattr(o, "chunk", 256) for o in turn.objective), default=256)
-            train_bytes = max(train_bytes, student.train_bytes(-(-positions // turn.micro), min(chunk, positions)) + (teacher.weight_bytes if teacher else 0))
+            train_bytes = max(
+                train_bytes, student.train_bytes(-(-positions // turn.micro), min(chunk, positions)) + (teacher.weight_bytes if teacher else 0)
+            )
     if teacher:
         kept = isinstance(recipe.teacher, Cached)
         asks = min(targets, len(rows.train) * length) if kept and rows.train else targets
-        width = 4 * (teacher.parameters and 1) * (recipe.teacher.k * 3 if kept and recipe.teacher.keep == "top_k" else 600)                    # type: ignore[union-attr]
-        out.append(Line("before", f"{len(rows.held_out):,} held-out rows, teacher and start", held * (seconds["teacher"] + seconds["student"]), weights, 0))
+        width = 4 * (teacher.parameters and 1) * (recipe.teacher.k * 3 if kept and recipe.teacher.keep == "top_k" else 600)  # type: ignore[union-attr]
+        out.append(
+            Line("before", f"{len(rows.held_out):,} held-out rows, teacher and start", held * (seconds["teacher"] + seconds["student"]), weights, 0)
+        )
         out.append(Line("capture" if kept else "teacher", f"{asks:,} positions", asks * seconds["teacher"], weights, asks * width if kept else 0))
     state = 3 * student.weight_bytes
-    out.append(Line("train", f"{sum((count if s.steps == 'auto' else s.steps) * s.repeat for s in recipe.train):,} steps, {targets:,} positions", train_seconds, train_bytes, 2 * state))
+    out.append(
+        Line(
+            "train",
+            f"{sum((count if s.steps == 'auto' else s.steps) * s.repeat for s in recipe.train):,} steps, {targets:,} positions",
+            train_seconds,
+            train_bytes,
+            2 * state,
+        )
+    )
     out += [Line("baseline", f"{name}, the same steps", train_seconds, train_bytes, 2 * state) for name in recipe.baseline]
-    out.append(Line("evaluate", f"{len(rows.held_out):,} held-out rows, timings, samples", EVALUATION_SECONDS + held * arms * seconds["student"], 2 * weights, 0))
+    out.append(
+        Line(
+            "evaluate",
+            f"{len(rows.held_out):,} held-out rows, timings, samples",
+            EVALUATION_SECONDS + held * arms * seconds["student"],
+            2 * weights,
+            0,
+        )
+    )
     return [*out, Line("export", "safetensors", 5, 3 * student.weight_bytes, student.weight_bytes)], notes
 
 
 def describe(recipe: Recipe, role: str) -> str:
     """What a role is made of, in a few words."""
     if role == "teacher":
-        return f"{recipe.teacher.reference}, {recipe.teacher.kind}" if recipe.teacher else ""                 # type: ignore[attr-defined]
+        return f"{recipe.teacher.reference}, {recipe.teacher.kind}" if recipe.teacher else ""  # type: ignore[attr-defined]
     how = recipe.student if role == "student" else recipe.role[role]
-    return ", ".join([how.start, *(s.kind for s in how.surgery)])                                             # type: ignore[attr-defined]
+    return ", ".join([how.start, *(s.kind for s in how.surgery)])  # type: ignore[attr-defined]
 
 
 def fitting(found: Plan) -> Plan:
     """The plan, if memory and disk suffice."""
     biggest = max(found.steps, key=lambda line: line.memory_bytes)
     if biggest.memory_bytes > found.machine.memory_bytes:
-        raise Refused("memory", f"{found.name}  step {biggest.step}", f"at most {size(found.machine.memory_bytes)}", size(biggest.memory_bytes),
-                      "raise train.0.micro, or start from a smaller student", code=3)
+        raise Refused(
+            "memory",
+            f"{found.name}  step {biggest.step}",
+            f"at most {size(found.machine.memory_bytes)}",
+            size(biggest.memory_bytes),
+            "raise train.0.micro, or start from a smaller student",
+            code=3,
+        )
     disk = sum(line.disk_bytes for line in found.steps)
     if disk > found.machine.free_disk_bytes:
-        raise Refused("space", found.name, f"{size(disk)} of disk", f"{size(found.machine.free_disk_bytes)} free", "free some, or set checkpoint.keep: 1", code=3)
+        raise Refused(
+            "space",
+            found.name,
+            f"{size(disk)} of disk",
+            f"{size(found.machine.free_disk_bytes)} free",
+            "free some, or set checkpoint.keep: 1",
+            code=3,
+        )
     return found
 
 

@@ -43,12 +43,12 @@ def cost(role: Role, length: int = 128) -> Cost:
             continue
         if weight.ndim == 2:
             flops += 2 * weight.numel()
-        kept += 4 * weight.shape[-1] if weight.ndim <= 2 else 0             # each part keeps what it heard
+        kept += 4 * weight.shape[-1] if weight.ndim <= 2 else 0  # each part keeps what it heard
     layers, vocab = role.num_layers, 0
     if isinstance(role, Text):
         config: Any = role.module.config
         heads, dim = role.anatomy.size(config, "heads"), role.anatomy.size(config, "head_dim")
         vocab = role.anatomy.size(config, "vocab")
-        flops += layers * 4 * heads * dim * length                          # scores and their sum over values
+        flops += layers * 4 * heads * dim * length  # scores and their sum over values
         kept += layers * 4 * (3 * heads * dim + 2 * role.anatomy.size(config, "mlp_width"))
     return Cost(parameters, weight_bytes, flops, kept, vocab, layers)

@@ -41,8 +41,15 @@ def machine(probe: bool = True) -> Machine:
     if path.is_file() and (kept := read_json(path)).get("facts") == facts:
         return Machine(**kept["machine"])
     cuda = torch.cuda.is_available()
-    found = Machine(os.cpu_count() or 1, threads, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), measured_flops() if probe else ASSUMED_FLOPS, probe,
-                    torch.cuda.get_device_name(0) if cuda else "none", torch.cuda.get_device_properties(0).total_memory if cuda else 0)
+    found = Machine(
+        os.cpu_count() or 1,
+        threads,
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        measured_flops() if probe else ASSUMED_FLOPS,
+        probe,
+        torch.cuda.get_device_name(0) if cuda else "none",
+        torch.cuda.get_device_properties(0).total_memory if cuda else 0,
+    )
     if probe:
         write_json(path, {"facts": facts, "machine": asdict(found)})
     return found

@@ -21,7 +21,9 @@ def refuse_hopeless(recipe: Recipe, roles: Mapping[str, Role]) -> None:
         for name, role in roles.items():
             context, length = getattr(role, "context", None), getattr(step, "length", 0)
             if context is not None and length > context:
-                raise Refused("context", f"data.{i}.length", f"at most {context:,} tokens, the context of the {name}", f"{length:,}", f"write length: {context}")
+                raise Refused(
+                    "context", f"data.{i}.length", f"at most {context:,} tokens, the context of the {name}", f"{length:,}", f"write length: {context}"
+                )
 
 
 def refuse_rows(recipe: Recipe, rows: Rows, roles: Mapping[str, Role]) -> None:
@@ -37,7 +39,12 @@ def refuse_rows(recipe: Recipe, rows: Rows, roles: Mapping[str, Role]) -> None:
         for row in (*rows.train, *rows.held_out):
             plain = row.content.get("text") if row.content.keys() == {"text"} else None
             if isinstance(plain, str) and len(plain.encode("utf-8", "replace")) + AROUND_TOKENS <= context:
-                continue                                    # a token is a byte at least
+                continue  # a token is a byte at least
             if (num := len(encode(row, role.tokenizer)[0])) > context:
-                raise Refused("context", f"data  row {row.key}", f"at most {context:,} tokens, the context of the {name}", f"{num:,}",
-                              f"add a step: {{kind: pack, length: {context}}}")
+                raise Refused(
+                    "context",
+                    f"data  row {row.key}",
+                    f"at most {context:,} tokens, the context of the {name}",
+                    f"{num:,}",
+                    f"add a step: {{kind: pack, length: {context}}}",
+                )

@@ -24,9 +24,9 @@ class Schedule(Component):
 
 
 AnySchedule = Annotated[Schedule, Choice()]
-if TYPE_CHECKING:                           # whoever computes has called `at(step)`: to a reader of code they are numbers
+if TYPE_CHECKING:  # whoever computes has called `at(step)`: to a reader of code they are numbers
     Scalar = Positive = Share = float
 else:
     Scalar = float | AnySchedule
-    Positive = Annotated[float, Field(gt=0)] | AnySchedule          # a bound on the union fails: it sits on the float
+    Positive = Annotated[float, Field(gt=0)] | AnySchedule  # a bound on the union fails: it sits on the float
     Share = Annotated[float, Field(ge=0, le=1)] | AnySchedule

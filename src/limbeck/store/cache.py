@@ -67,14 +67,14 @@ class Cache:
             try:
                 verify(path)
             except LimbeckError as error:
-                if self.stamp(path) == stamp:               # else another process has replaced or removed it meanwhile
+                if self.stamp(path) == stamp:  # else another process has replaced or removed it meanwhile
                     aside = next(place for number in count(1) if not (place := path.with_name(f"{key}.corrupt-{number}")).exists())
                     with disk(path):
                         os.rename(path, aside)
                     logger.warning("%s: expected %s, got %s; set aside as %s and not used", error.where, error.expected, error.got, aside.name)
                 return None
             self.verified.add(stamp)
-        with suppress(OSError):                             # a shared cache may be read-only
+        with suppress(OSError):  # a shared cache may be read-only
             os.utime(path / ABOUT)
         return path
 
@@ -114,7 +114,7 @@ class Cache:
                 about = None
                 with suppress(LimbeckError):
                     about = read_json(path / ABOUT)
-                with suppress(FileNotFoundError):           # removed while we look
+                with suppress(FileNotFoundError):  # removed while we look
                     used = (path / ABOUT if (path / ABOUT).exists() else path).stat().st_mtime
                     found.append(Entry(path.name, path, sum(file.stat().st_size for file in files_of(path).values()), about, used))
         return found
@@ -128,7 +128,7 @@ class Cache:
             if left_bytes <= keep_bytes:
                 break
             with suppress(Refused), lock(entry.path, wait_seconds=0), disk(entry.path):
-                if entry.path.exists():                     # else another process has collected it
+                if entry.path.exists():  # else another process has collected it
                     gone = hidden(entry.path, "partial")
                     os.rename(entry.path, gone)
                     crash_point("cache.removing")

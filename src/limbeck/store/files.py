@@ -65,7 +65,7 @@ def free_bytes(path: Path) -> int:
     """Bytes that may still be written where a path is, or would be."""
     place = next(place for place in (path, *path.absolute().parents) if place.exists())
     usage = shutil.disk_usage(place)
-    return usage.free if usage.total else 2**63             # some network file systems do not say
+    return usage.free if usage.total else 2**63  # some network file systems do not say
 
 
 def in_bytes(size: int, rounded: Callable[[float], int] = math.ceil) -> str:
@@ -87,7 +87,7 @@ def inside(root: Path | str, name: str) -> Path:
         plain = bool(name) and not re.search(r"[\x00-\x1f\x7f\\]", name) and not Path(name).is_absolute() and ".." not in Path(name).parts
         if plain and Path(root).resolve() in path.resolve().parents:
             return path
-    except (OSError, RuntimeError, ValueError):             # too long, a ring of links, not encodable
+    except (OSError, RuntimeError, ValueError):  # too long, a ring of links, not encodable
         pass
     raise Refused("path", str(root), "a name inside this folder", ascii(name)[:80], "write a relative name without .., \\ or links that lead out")
 
@@ -116,8 +116,8 @@ def grab(file: Path, wait_seconds: float = 0.0, shared: bool = False, make: bool
         handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if make else 0), 0o666)
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if is_at(handle, file):                         # else its last holder has just removed or renamed it
-                with suppress(OSError):                     # a full disk must not keep anybody from freeing space
+            if is_at(handle, file):  # else its last holder has just removed or renamed it
+                with suppress(OSError):  # a full disk must not keep anybody from freeing space
                     os.ftruncate(handle, 0)
                     os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
                 return handle
@@ -149,7 +149,7 @@ def release(handle: int, file: Path) -> None:
             if is_at(handle, file):
                 file.unlink()
     finally:
-        fcntl.flock(handle, fcntl.LOCK_UN)                  # also for forked children, which have the handle too
+        fcntl.flock(handle, fcntl.LOCK_UN)  # also for forked children, which have the handle too
         os.close(handle)
 
 

@@ -100,7 +100,7 @@ def sweep(root: Path | str) -> None:
     """Removes what dead writers left in a folder (not below it); what a live one is writing stays."""
     for left in sorted(Path(root).glob(f".*{MARK}*")):
         path = left.with_name(left.name[1:].rpartition(MARK)[0])
-        with suppress(Refused), disk(path), suppress(FileNotFoundError, IsADirectoryError):     # another was faster
+        with suppress(Refused), disk(path), suppress(FileNotFoundError, IsADirectoryError):  # another was faster
             if left.is_dir():
                 with lock(path, wait_seconds=0):
                     clear(path)

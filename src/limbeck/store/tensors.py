@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import Refused
 from limbeck.store.files import canonical, corrupt, disk, inside, read_json, write_bytes, write_parts
 
-if TYPE_CHECKING:                                           # torch takes seconds to import, and most writes need none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and most writes need none of it
     from torch import Tensor
 
 ALIASES = "limbeck.aliases"
@@ -31,7 +31,7 @@ def save_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", metadata: Ma
 
     first: dict[tuple, str] = {}
     aliases, header, stop = {}, {}, 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):   # so that each is aligned
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):  # so that each is aligned
         dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
         if dtype is None or tensor.layout != torch.strided or name == "__metadata__":
             got = f"{name}: {tensor.layout}, {tensor.dtype}"

@@ -25,9 +25,19 @@ WRITES = {"embedding": "", "position": "", "token_type": "", "output": "mixer_po
 """What writes to it, and the norm behind it."""
 NORMS = ("embedding_norm", "mixer_norm", "mixer_post_norm", "mlp_norm", "mlp_post_norm", "final_norm")
 AXES: dict[str, tuple[str | None, str | None]] = {
-    "embedding": (None, "width"), "position": (None, "width"), "token_type": (None, "width"), "head": (None, "width"),
-    "query": ("heads", "width"), "key": ("kv_heads", "width"), "value": ("kv_heads", "width"), "output": ("width", "heads"),
-    "gate": ("mlp", "width"), "up": ("mlp", "width"), "down": ("width", "mlp"), **dict.fromkeys(NORMS, ("width", None))}
+    "embedding": (None, "width"),
+    "position": (None, "width"),
+    "token_type": (None, "width"),
+    "head": (None, "width"),
+    "query": ("heads", "width"),
+    "key": ("kv_heads", "width"),
+    "value": ("kv_heads", "width"),
+    "output": ("width", "heads"),
+    "gate": ("mlp", "width"),
+    "up": ("mlp", "width"),
+    "down": ("width", "mlp"),
+    **dict.fromkeys(NORMS, ("width", None)),
+}
 """What the axes of a part's weight are made of; a vector has the first."""
 
 
@@ -117,7 +127,7 @@ def shares(role: Role, anatomy: Anatomy, part: str, layer: int | None, axis: int
     if factor is not None and axis != wide:
         weight = weight * (factor if wide == 1 else factor[:, None])
     squares = torch.linalg.vector_norm(weight, dim=1 - axis, dtype=torch.float32).square()
-    squares = squares * factor.square() if factor is not None and axis == wide else squares         # no copy of a large head
+    squares = squares * factor.square() if factor is not None and axis == wide else squares  # no copy of a large head
     return squares / squares.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
@@ -149,6 +159,7 @@ def ranked(weights: Float[Tensor, " channel"]) -> list[int]:
 @contextmanager
 def silenced(role: Role, anatomy: Anatomy, part: str, layer: int, columns: Sequence[int]) -> Iterator[None]:
     """Inside, a part hears zeros on some of its inputs; no weight is touched."""
+
     def mute(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         index: Int[Tensor, " channel"] = torch.tensor(columns, dtype=torch.long, device=args[0].device)
         return (args[0].index_fill(-1, index, 0.0), *args[1:])
@@ -167,8 +178,14 @@ def narrower(config: Any, anatomy: Anatomy, sizes: Mapping[str, int], where: str
         Refused: `width`, if the family cannot say it, or transformers would not take it back.
     """
     if "head_dim" not in anatomy.family.sizes and ("heads" in sizes or "width" in sizes):
-        raise Refused("width", where, f"mlp alone: in {anatomy.family.family} the size of a head is width / heads, and would change",
-                      "heads or width", "name mlp only, or use drop_blocks", code=3)
+        raise Refused(
+            "width",
+            where,
+            f"mlp alone: in {anatomy.family.family} the size of a head is width / heads, and would change",
+            "heads or width",
+            "name mlp only, or use drop_blocks",
+            code=3,
+        )
     out = copy.deepcopy(config)
     sizes = {name: anatomy.size(config, name) for name in ("width", "heads", "kv_heads", "head_dim", "mlp_width")} | dict(sizes)
     for name, value in sizes.items():
@@ -176,9 +193,14 @@ def narrower(config: Any, anatomy: Anatomy, sizes: Mapping[str, int], where: str
             setattr(out, anatomy.family.sizes[name], value)
     try:
         back = type(config).from_dict(out.to_dict())
-    except Exception as error:                          # a config's own checks may raise anything
-        raise Refused("width", where, f"sizes that {type(config).__name__} accepts", short(str(error).split("\n")[-1].strip(), 160),
-                      f"a width that is a multiple of {sizes['heads']}, or other heads") from error
+    except Exception as error:  # a config's own checks may raise anything
+        raise Refused(
+            "width",
+            where,
+            f"sizes that {type(config).__name__} accepts",
+            short(str(error).split("\n")[-1].strip(), 160),
+            f"a width that is a multiple of {sizes['heads']}, or other heads",
+        ) from error
     lost = [f"{name}: {value}" for name, value in sizes.items() if anatomy.size(back, name) != value]
     if lost:
         raise Refused("width", where, f"sizes that {type(config).__name__} keeps", ", ".join(lost), "name mlp only, or use drop_blocks", code=3)
@@ -195,14 +217,20 @@ def shrink(role: Role, kept: Kept, where: str) -> None:
     module, anatomy = role.module, anatomy_of(role, where)
     config = narrower(module.config, anatomy, kept.sizes(anatomy.size(module.config, "heads") // anatomy.size(module.config, "kv_heads")), where)
     with torch.device("meta"):
-        twin = type(module)(config)                     # type: ignore[call-arg]
+        twin = type(module)(config)  # type: ignore[call-arg]
     cuts, shapes = {}, {name: tuple(parameter.shape) for name, parameter in twin.named_parameters(remove_duplicate=False)}
     for name, parameter in module.named_parameters():
         cuts[name] = cut(module.config, anatomy, name, parameter, kept)
         after = tuple(len(cuts[name].get(axis, range(size))) for axis, size in enumerate(parameter.shape))
         if shapes.get(name) != after:
-            raise Refused("part", f"{where}  {name}", f"{list(shapes.get(name, ()))}, as {type(module).__name__} has it",
-                          str(list(after)), "name mlp only", code=3)
+            raise Refused(
+                "part",
+                f"{where}  {name}",
+                f"{list(shapes.get(name, ()))}, as {type(module).__name__} has it",
+                str(list(after)),
+                "name mlp only",
+                code=3,
+            )
     gains = {} if kept.width is None or any(p.is_meta for p in module.parameters()) else corrections(role, anatomy, kept.width, twin)
     holders: dict[int, list[tuple[nn.Module, str]]] = {}
     for part in module.modules():
@@ -232,7 +260,7 @@ def cut(config: Any, anatomy: Anatomy, name: str, parameter: Tensor, kept: Kept)
     except KeyError:
         return {}
     part = parts[0] if parts else ""
-    axes = AXES.get(part, (None, None))[:parameter.ndim]
+    axes = AXES.get(part, (None, None))[: parameter.ndim]
     heads, head_dim = anatomy.size(config, "heads"), anatomy.size(config, "head_dim")
     found = [kept.index(axis, layer, heads // anatomy.size(config, "kv_heads"), head_dim) for axis in axes]
     if part in anatomy.family.transposed and parameter.ndim == 2:
@@ -269,4 +297,4 @@ def remember(module: nn.Module, twin: nn.Module) -> None:
             if type(value) in (int, float) and getattr(own, key, value) != value:
                 setattr(own, key, value)
         if hasattr(own, "scalar_embed_scale"):
-            own.embed_scale.fill_(own.scalar_embed_scale)               # type: ignore[union-attr, operator, arg-type]
+            own.embed_scale.fill_(own.scalar_embed_scale)  # type: ignore[union-attr, operator, arg-type]

@@ -95,8 +95,13 @@ class DropBlocks(Surgery):
             return self.keep
         drop = self.drop or 1
         if drop >= num:
-            raise Refused("layer", f"{WHERE}.drop", f"fewer than all {num} blocks", f"drop: {drop}",
-                          f"drop at most {num - 1}" if num > 1 else "leave this surgery out")
+            raise Refused(
+                "layer",
+                f"{WHERE}.drop",
+                f"fewer than all {num} blocks",
+                f"drop: {drop}",
+                f"drop at most {num - 1}" if num > 1 else "leave this surgery out",
+            )
         every = range(num)
         if self.choose == "influence":
             costs = [cost(without(every, (i,))) for i in every]
@@ -131,8 +136,14 @@ def listed(role: Role) -> nn.ModuleList:
     blocks = role.module.get_submodule(anatomy_of(role, WHERE).path("blocks"))
     assert isinstance(blocks, nn.ModuleList)
     if getattr(role.module.config, "scale_attn_by_inverse_layer_idx", False):
-        raise Refused("layer", WHERE, "blocks that do not know their number", "attention scaled by it: scale_attn_by_inverse_layer_idx",
-                      "use keep_width, or another teacher", code=3)
+        raise Refused(
+            "layer",
+            WHERE,
+            "blocks that do not know their number",
+            "attention scaled by it: scale_attn_by_inverse_layer_idx",
+            "use keep_width, or another teacher",
+            code=3,
+        )
     return blocks
 
 
@@ -166,7 +177,7 @@ def put(role: Role, blocks: nn.ModuleList, members: Sequence[nn.Module], config:
     for i, block in enumerate(members):
         for part in block.modules():
             if isinstance(getattr(part, "layer_idx", None), int):
-                part.layer_idx = i                          # type: ignore[assignment]
+                part.layer_idx = i  # type: ignore[assignment]
     use_config(role.module, config)
     role.num_layers = len(members)
 

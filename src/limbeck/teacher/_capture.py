@@ -18,8 +18,15 @@ SHARD_ROWS = 64
 """Rows a shard: what a killed capture loses at most."""
 
 
-def capture(teacher: Cached, role: Role, rows: Sequence[Row], cache: Cache, identity: Mapping[str, Any], rows_at_once: int = 8,
-            tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, dict[str, Tensor]]:
+def capture(
+    teacher: Cached,
+    role: Role,
+    rows: Sequence[Row],
+    cache: Cache,
+    identity: Mapping[str, Any],
+    rows_at_once: int = 8,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, dict[str, Tensor]]:
     """Row key -> what the teacher said about it, read from the cache where it is there, and added to it where not.
 
     Args:
@@ -29,15 +36,17 @@ def capture(teacher: Cached, role: Role, rows: Sequence[Row], cache: Cache, iden
     """
     rows, kept = list({row.key: row for row in rows}.values()), {}
     for first in range(0, len(rows), SHARD_ROWS):
-        shard = rows[first:first + SHARD_ROWS]
+        shard = rows[first : first + SHARD_ROWS]
         key = cache.key({"step": "capture", "teacher": canonical(teacher), "identity": identity, "rows": [row.key for row in shard]})
 
         def build(folder: Path, shard: list[Row] = shard) -> None:
-            parts = [teacher.capture(shard[i:i + rows_at_once], role) for i in range(0, len(shard), rows_at_once)]
+            parts = [teacher.capture(shard[i : i + rows_at_once], role) for i in range(0, len(shard), rows_at_once)]
             said = {f"{key}/{name}": x for part in parts for key, tensors in part.items() for name, x in tensors.items()}
             bad = next((name for name, x in said.items() if x.is_floating_point() and not torch.isfinite(x).all()), None)
             if bad:
-                raise Failed("nan", f"teacher {teacher.reference}", "finite answers", f"{bad} is not", "look at the row, or at the teacher's dtype", code=5)
+                raise Failed(
+                    "nan", f"teacher {teacher.reference}", "finite answers", f"{bad} is not", "look at the row, or at the teacher's dtype", code=5
+                )
             save_tensors(folder / "said.safetensors", said)
 
         folder = cache.make(key, {"step": "capture", "teacher": teacher.reference, "rows": len(shard), "keep": teacher.keep}, build)

@@ -66,7 +66,7 @@ class Cached(Teacher):
 
     def truncate(self, said: Any) -> dict[str, Tensor]:
         """The k best entries of each target, in slices, so that not all logits exist at once."""
-        parts = [top_k(log_probs(dense(said[i:i + 256])), self.k) for i in range(0, max(len(said), 1), 256)]
+        parts = [top_k(log_probs(dense(said[i : i + 256])), self.k) for i in range(0, max(len(said), 1), 256)]
         ids, best, tail = (torch.cat(x) for x in zip(*parts, strict=True))
         return {"ids": ids, "log_probs": best, "tail": tail}
 
@@ -74,10 +74,9 @@ class Cached(Teacher):
         device = batch.group.device
         tensors = {name: torch.cat([kept[key][name].to(device) for key in batch.keys]) for name in kept[batch.keys[0]]} if batch.keys else {}
         if "hidden" in tensors:
-            said: Any = {"logits": Logits(tensors["hidden"], models["teacher"].head, False)}      # type: ignore[attr-defined]
+            said: Any = {"logits": Logits(tensors["hidden"], models["teacher"].head, False)}  # type: ignore[attr-defined]
         else:
             said = {"top_logits": TopK(tensors["ids"], tensors["log_probs"], tensors["tail"])}
         view = batch.view("teacher")
         said["label"] = view.inputs["ids"][view.targets]
         return replace(batch, said={**batch.said, "teacher": batch.signals("teacher", said)})
-

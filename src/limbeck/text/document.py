@@ -33,12 +33,13 @@ def load(text: str, source: str = "recipe") -> tuple[Any, dict[tuple, int]]:
             if depth > MAX_DEPTH:
                 raise Refused("yaml", f"{source}:{line}", f"at most {MAX_DEPTH} levels", "more", "flatten the document")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise Refused("yaml", f"{source}:{line}", "each value written out", f"the anchor or alias {event.anchor}",
-                              "write the value again in its place")
+                raise Refused(
+                    "yaml", f"{source}:{line}", "each value written out", f"the anchor or alias {event.anchor}", "write the value again in its place"
+                )
             if getattr(event, "tag", None) is not None:
                 raise Refused("yaml", f"{source}:{line}", "plain values", f"the tag {event.tag}", "remove the tag")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:           # the last two: escapes and versions that yaml takes for numbers
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: escapes and versions that yaml takes for numbers
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
         problem = " ".join(str(getattr(error, "problem", None) or error).split())

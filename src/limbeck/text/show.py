@@ -22,7 +22,7 @@ def visible(text: str, limit: int = 2_000, lines: int = 1) -> str:
     At most `limit` characters on at most `lines` lines; what is left out leaves a `…`. On a single line a line break shows
     as `␊`; with more lines, breaks and tabs stay. For logs and plain streams.
     """
-    cut, text = False, text[: 2 * limit + 2]               # more than can be shown, even if half of it is \r
+    cut, text = False, text[: 2 * limit + 2]  # more than can be shown, even if half of it is \r
     if lines > 1:
         rows = text.replace("\r\n", "\n").split("\n", lines)
         cut, text = len(rows) > lines, "\n".join(rows[:lines])
@@ -59,7 +59,7 @@ def for_terminal(text: str, limit: int = 200, lines: int = 1) -> str:
     """
     shown = visible(text, limit, lines)
     head = shown.rstrip("\\")
-    tail = (len(shown) - len(head)) * "\\\\"     # doubled, and a tag behind: or it would disarm the caller's next tag
+    tail = (len(shown) - len(head)) * "\\\\"  # doubled, and a tag behind: or it would disarm the caller's next tag
     return EMOJI_CODE.sub(":" + NO_STYLE, escape(head)) + (tail + NO_STYLE if tail else "")
 
 

@@ -33,7 +33,7 @@ class Memory:
 
     def recall(self, place: Any, content: Mapping[str, Any]) -> Encoded | None:
         known = self.rows.get(place)
-        return known[1] if known is not None and known[0] == content else None      # equal content, not only an equal key
+        return known[1] if known is not None and known[0] == content else None  # equal content, not only an equal key
 
     def keep(self, place: Any, content: Mapping[str, Any], encoded: Encoded) -> None:
         self.forget(place)
@@ -99,21 +99,35 @@ def chat(content: Mapping[str, Any], tokenizer: Any, where: str) -> tuple[str, l
     def render(num: int, answer: bool) -> str:
         try:
             return tokenizer.apply_chat_template(messages[:num], tools=content.get("tools"), tokenize=False, add_generation_prompt=answer)
-        except Exception as error:                      # a template is a program from elsewhere: it may raise anything
-            raise Refused("template", f"{where}  messages.{max(num - 1, 0)}", "messages that the chat template can write",
-                          " ".join(str(error).split())[:120], "change or leave out this chat") from None
+        except Exception as error:  # a template is a program from elsewhere: it may raise anything
+            raise Refused(
+                "template",
+                f"{where}  messages.{max(num - 1, 0)}",
+                "messages that the chat template can write",
+                " ".join(str(error).split())[:120],
+                "change or leave out this chat",
+            ) from None
 
     whole, spans, added = render(len(messages), False), [], tuple(filter(None, tokenizer.get_added_vocab()))
     for turn in asked_turns(content):
         before, after = render(turn, True), render(turn + 1, False)
         if not whole.startswith(after):
-            raise Refused("template", f"{where}  messages.{turn}", "a chat template that leaves earlier turns as they were",
-                          f"turn {turn} is written differently once others follow",
-                          "set ask: last in the chat source: then only the last answer of each chat is learnt")
+            raise Refused(
+                "template",
+                f"{where}  messages.{turn}",
+                "a chat template that leaves earlier turns as they were",
+                f"turn {turn} is written differently once others follow",
+                "set ask: last in the chat source: then only the last answer of each chat is learnt",
+            )
         if not after.startswith(before):
-            raise Refused("template", f"{where}  messages.{turn}", "a chat template that writes the same text before an answer, given or not yet",
-                          f"what stands before turn {turn} changes with the answer", "use another chat template, or rows of prompt and answer")
-        said = after.rstrip()                           # the line break after an end of turn is nobody's word
+            raise Refused(
+                "template",
+                f"{where}  messages.{turn}",
+                "a chat template that writes the same text before an answer, given or not yet",
+                f"what stands before turn {turn} changes with the answer",
+                "use another chat template, or rows of prompt and answer",
+            )
+        said = after.rstrip()  # the line break after an end of turn is nobody's word
         spans.append(Span(turn, len(before), len(said) if len(said) > len(before) and said.endswith(added) else len(after)))
     if content.get("open") and spans:
         end = place_of(messages[spans[-1].turn]["content"], whole, spans[-1])[1]

@@ -25,7 +25,7 @@ class Tokens(NamedTuple):
 
 def encoded(text: str, tokenizer: Any, special: bool = False) -> list[int]:
     """Ids of a text, with the tokenizer's own begin and end if `special`."""
-    quiet = {"verbose": False} if getattr(tokenizer, "is_fast", False) else {}          # else transformers warns of rows that are cut later
+    quiet = {"verbose": False} if getattr(tokenizer, "is_fast", False) else {}  # else transformers warns of rows that are cut later
     return list(tokenizer.encode(text, add_special_tokens=special, **quiet))
 
 
@@ -44,25 +44,36 @@ def tokens(text: str, tokenizer: Any) -> Tokens:
         places = [i for i, character in enumerate(text) for _ in range(len(character.encode("utf-8", "surrogatepass")))]
         return Tokens(encoded(text, tokenizer), places, [i + 1 for i in places])
     if not getattr(tokenizer, "is_fast", False):
-        raise Refused("tokenizer", type(tokenizer).__name__, "a tokenizer that says which characters each id stands for", "one that does not",
-                      "save the model with its fast tokenizer (tokenizer.json)")
+        raise Refused(
+            "tokenizer",
+            type(tokenizer).__name__,
+            "a tokenizer that says which characters each id stands for",
+            "one that does not",
+            "save the model with its fast tokenizer (tokenizer.json)",
+        )
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return Tokens(found["input_ids"], [start for start, _ in found["offset_mapping"]], [end for _, end in found["offset_mapping"]])
 
 
 def state(tokenizer: Any) -> tuple[Any, ...]:
     """What of a tokenizer may be changed after it was loaded."""
-    return (len(tokenizer), str(getattr(tokenizer, "chat_template", None)), getattr(tokenizer, "add_bos_token", None),
-            getattr(tokenizer, "add_eos_token", None))
+    return (
+        len(tokenizer),
+        str(getattr(tokenizer, "chat_template", None)),
+        getattr(tokenizer, "add_bos_token", None),
+        getattr(tokenizer, "add_eos_token", None),
+    )
 
 
 def fingerprint(tokenizer: Any) -> str:
     """A name for a tokenizer by what it does, equal for two loads of the same one: vocabulary, special tokens, template, probes."""
     known = MARKS.get(tokenizer)
     if known is None or known[0] != state(tokenizer):
-        added = {str(i): [token.content, token.lstrip, token.rstrip, token.single_word, token.normalized, token.special]
-                 for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
-        roles = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "unk_token_id")]     # padding changes no ids
+        added = {
+            str(i): [token.content, token.lstrip, token.rstrip, token.single_word, token.normalized, token.special]
+            for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
+        }
+        roles = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "unk_token_id")]  # padding changes no ids
         probes = [encoded(text, tokenizer, special=True) for text in PROBES]
         facts = [tokenizer.get_vocab(), added, roles, getattr(tokenizer, "chat_template", None), probes]
         known = state(tokenizer), hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

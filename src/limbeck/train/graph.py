@@ -39,9 +39,18 @@ class Node(Protocol):
 class Arm:
     """One way through a recipe: the student's, or a baseline's."""
 
-    def __init__(self, name: str, nodes: Sequence[Node], make: Callable[[], World], folder: Path, fresh: Callable[[], Role], log: Log,
-                 score: Score | None = None, steps: Callable[[Node], int] = lambda node: node.what.steps,
-                 world_of: Callable[[Stage, World], World] = lambda stage, world: world):
+    def __init__(
+        self,
+        name: str,
+        nodes: Sequence[Node],
+        make: Callable[[], World],
+        folder: Path,
+        fresh: Callable[[], Role],
+        log: Log,
+        score: Score | None = None,
+        steps: Callable[[Node], int] = lambda node: node.what.steps,
+        world_of: Callable[[Stage, World], World] = lambda stage, world: world,
+    ):
         """Args:
         name: of the arm, in metrics and folders.
         nodes: in an order in which each comes after what it starts from.
@@ -55,7 +64,7 @@ class Arm:
         """
         self.name, self.nodes, self.make, self.folder, self.fresh, self.log = name, {n.name: n for n in nodes}, make, folder, fresh, log
         self.score, self.steps, self.world_of = score, steps, world_of
-        self.built: tuple[Surgery, ...] = ()    # surgeries of stages in the student that is in memory
+        self.built: tuple[Surgery, ...] = ()  # surgeries of stages in the student that is in memory
 
     def result(self, node: str) -> Path:
         """The folder of a finished node; `student` is the start."""
@@ -72,7 +81,7 @@ class Arm:
         try:
             return self.run_nodes(observe, stop) and self.tidy()
         finally:
-            del self.world                                  # roles and what was trained beside them: they are on the disk
+            del self.world  # roles and what was trained beside them: they are on the disk
 
     def run_nodes(self, observe: Observe, stop: Callable[[], bool]) -> bool:
         """The nodes that have no result yet."""
@@ -107,7 +116,7 @@ class Arm:
 
         def watch(loop: Loop, records: list[dict[str, Any]]) -> None:
             self.log.append([{"v": 1, "arm": self.name, "stage": node.name, **record} for record in records])
-            observe(self.name, node.name, loop, records)                # before the checkpoint: it may log more about this step
+            observe(self.name, node.name, loop, records)  # before the checkpoint: it may log more about this step
             if loop.step % stage.checkpoint.every == 0 and loop.step < loop.steps:
                 self.save(loop, folder)
 
@@ -156,7 +165,7 @@ class Arm:
     def surgery_of(self, name: str) -> list[Surgery]:
         """Settled surgeries of a finished stage."""
         plain = json.loads((self.result(name) / "surgery.json").read_text()) if name != "student" else []
-        return [find(Surgery, one["kind"]).model_validate(one) for one in plain]           # type: ignore[type-abstract, misc]
+        return [find(Surgery, one["kind"]).model_validate(one) for one in plain]  # type: ignore[type-abstract, misc]
 
     def student(self, node: str) -> Role:
         """A role of its own, as a finished node left the student."""
@@ -192,7 +201,7 @@ class Arm:
         self.log.sync()
         with new_folder(folder / f"step-{loop.step:08d}") as new:
             save_state(new, "state", loop.state())
-        for old in sorted(folder.glob("step-*"))[:-loop.stage.checkpoint.keep]:
+        for old in sorted(folder.glob("step-*"))[: -loop.stage.checkpoint.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
     def resume(self, loop: Loop, folder: Path) -> None:
@@ -204,7 +213,7 @@ class Arm:
                 verify(path)
             except Failed as error:
                 logger.warning("checkpoint %s is not sound (%s: %s); going back to the one before", path.name, error.where, error.got)
-                aside = path.with_name(f"corrupt-{path.name}")          # out of the way of the one that will be written in its place
+                aside = path.with_name(f"corrupt-{path.name}")  # out of the way of the one that will be written in its place
                 shutil.rmtree(aside, ignore_errors=True)
                 with disk(path):
                     path.rename(aside)
@@ -217,15 +226,36 @@ class Arm:
         folder = self.folder / f"nan-{error.step}"
         view = error.batch.view("student")
         with new_folder(folder) as new:
-            save_state(new, "batch", {"keys": list(error.batch.keys), "tags": list(error.batch.tags), "step": error.step, "turn": error.turn,
-                                      "inputs": dict(view.inputs), "lengths": view.lengths, "asked": view.asked})
+            save_state(
+                new,
+                "batch",
+                {
+                    "keys": list(error.batch.keys),
+                    "tags": list(error.batch.tags),
+                    "step": error.step,
+                    "turn": error.turn,
+                    "inputs": dict(view.inputs),
+                    "lengths": view.lengths,
+                    "asked": view.asked,
+                },
+            )
         names = ", ".join(error.objectives) or "gradient"
-        bad = [f"{role}: {name}" for role in self.world.models for name, p in self.world.models[role].module.named_parameters() if not torch.isfinite(p).all()]
+        bad = [
+            f"{role}: {name}"
+            for role in self.world.models
+            for name, p in self.world.models[role].module.named_parameters()
+            if not torch.isfinite(p).all()
+        ]
         got = f"not finite at step {error.step}" + (f"; so are the weights {bad[0]}" if bad else f"; rows {', '.join(error.batch.keys[:3])}")
-        return Failed("nan", f"{self.folder}  step {error.step}  {names}", "a finite loss", got,
-                      f"look at {folder.name}/ (the batch, saved), then lower the learning rate or clip; earlier checkpoints are safe", code=5)
+        return Failed(
+            "nan",
+            f"{self.folder}  step {error.step}  {names}",
+            "a finite loss",
+            got,
+            f"look at {folder.name}/ (the batch, saved), then lower the learning rate or clip; earlier checkpoints are safe",
+            code=5,
+        )
 
 
 def unscored(role: Role) -> float:
     raise Failed("score", "surgery", "rows and a teacher to measure with", "none", "choose without measuring, or give data and teacher", code=5)
-

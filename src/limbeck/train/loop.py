@@ -75,7 +75,7 @@ class Loop:
             torch.manual_seed(world.streams.number("build", self.number, t))
             batch = prepare(dry, world.rows, world.teacher, world.kept, self.place(0), (self.number, t, 0))
             listen, one = Aligned(world.models, running.settled.align), batch.cut(len(batch.keys))[0]
-            example = running.turn.forward.at(0)(listen, one, running.settled.needs)                    # type: ignore[operator]
+            example = running.turn.forward.at(0)(listen, one, running.settled.needs)  # type: ignore[operator]
             learned = [o.build({seat: example[o.role(seat)] for seat in o.needs}) for o in objectives]
         for objective, module in zip(objectives, learned, strict=True):
             refuse_batch_norm(objective, module)
@@ -89,10 +89,11 @@ class Loop:
         for t, running in enumerate(self.running):
             for step in range(self.step, self.steps):
                 if step % running.turn.every == 0:
-                    yield t, step, step // running.turn.every                       # type: ignore[misc]
+                    yield t, step, step // running.turn.every  # type: ignore[misc]
 
-    def run(self, observe: Callable[["Loop", list[dict[str, Any]]], None] = lambda loop, records: None,
-            stop: Callable[[], bool] = lambda: False) -> bool:
+    def run(
+        self, observe: Callable[["Loop", list[dict[str, Any]]], None] = lambda loop, records: None, stop: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Goes on to the end of the stage; `stop` is asked between steps. Returns whether the stage is finished."""
         while self.step < self.steps and not self.ended:
             if stop():
@@ -122,7 +123,7 @@ class Loop:
             optimiser.zero_grad(set_to_none=True)
             losses = window(running, models, batch, self.step, count(turn, batch))
         norm = torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], turn.optimiser.clip or math.inf)
-        bad = [o.kind for o, loss in zip(turn.objective, losses, strict=True) if not loss.total.isfinite()]          # type: ignore[attr-defined]
+        bad = [o.kind for o, loss in zip(turn.objective, losses, strict=True) if not loss.total.isfinite()]  # type: ignore[attr-defined]
         if bad or not norm.isfinite():
             raise NotFinite(self, t, batch, bad)
         rate = turn.optimiser.rate(self.step, self.steps)
@@ -131,11 +132,14 @@ class Loop:
         optimiser.step()
         running.drawn += 1
         prefix = f"{t}." if len(self.running) > 1 else ""
-        names = [f"{prefix}{o.kind}" for o in turn.objective]                                                          # type: ignore[attr-defined]
+        names = [f"{prefix}{o.kind}" for o in turn.objective]  # type: ignore[attr-defined]
         names = [n if names.count(n) == 1 else f"{n}.{i}" for i, n in enumerate(names)]
         records = [(name, loss.total.item(), loss.count) for name, loss in zip(names, losses, strict=True)]
-        records += [(f"{prefix}gradient_norm", norm.item(), 1), (f"{prefix}learning_rate", rate, 1),
-                    (f"{prefix}step_seconds", time.perf_counter() - began, 1)]
+        records += [
+            (f"{prefix}gradient_norm", norm.item(), 1),
+            (f"{prefix}learning_rate", rate, 1),
+            (f"{prefix}step_seconds", time.perf_counter() - began, 1),
+        ]
         return [{"step": self.step, "name": name, "sum": total, "count": num} for name, total, num in records]
 
     def precision(self) -> Any:
@@ -153,7 +157,10 @@ class Loop:
             raise Failed("metric", f"{self.where}.select.metric", f"one of {', '.join(found)}", how.metric, "change the metric", code=5)
         value = found[how.metric]
         if self.best is None or (value > self.best["value"] if how.greater else value < self.best["value"]):
-            self.best, self.waited = {"value": value, "step": self.step, "state": copy.deepcopy(self.world.models[self.trained].module.state_dict())}, 0
+            self.best, self.waited = (
+                {"value": value, "step": self.step, "state": copy.deepcopy(self.world.models[self.trained].module.state_dict())},
+                0,
+            )
         else:
             self.waited += 1
             self.ended = how.patience is not None and self.waited >= how.patience
@@ -164,9 +171,12 @@ class Loop:
         return {
             "at": {"step": self.step, "ended": self.ended, "waited": self.waited, "drawn": [r.drawn for r in self.running]},
             "roles": {name: self.world.models[name].module.state_dict() for name in self.roles()},
-            "turns": [{"optimiser": r.optimiser.state_dict(), "built": states([*r.learned, *r.memory[len(self.memory):]])}    # type: ignore[union-attr]
-                      for r in self.running],
-            "memory": states(self.memory), "best": self.best,
+            "turns": [
+                {"optimiser": r.optimiser.state_dict(), "built": states([*r.learned, *r.memory[len(self.memory) :]])}  # type: ignore[union-attr]
+                for r in self.running
+            ],
+            "memory": states(self.memory),
+            "best": self.best,
         }
 
     def roles(self) -> list[str]:
@@ -182,8 +192,8 @@ class Loop:
         pairs = list(zip(self.memory, state["memory"], strict=True))
         for running, drawn, kept in zip(self.running, at["drawn"], state["turns"], strict=True):
             running.drawn = drawn
-            running.optimiser.load_state_dict(kept["optimiser"])                    # type: ignore[union-attr]
-            pairs += zip([*running.learned, *running.memory[len(self.memory):]], kept["built"], strict=True)
+            running.optimiser.load_state_dict(kept["optimiser"])  # type: ignore[union-attr]
+            pairs += zip([*running.learned, *running.memory[len(self.memory) :]], kept["built"], strict=True)
         for mine, theirs in pairs:
             if mine is not None:
                 mine.load_state_dict(theirs)

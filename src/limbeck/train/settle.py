@@ -35,24 +35,39 @@ def settle(turn: Turn, steps: Sequence[Step], models: Models, where: str) -> Set
         place = f"{where}.objective.{i}"
         taught = objective.role(objective.teaches)
         if taught != turn.trains:
-            raise Refused("seat", place, f"an objective that teaches {turn.trains}, which this turn trains", f"{objective.kind} teaches {taught}",  # type: ignore[attr-defined]
-                          f"trains: {taught}, or seats: {{{objective.teaches}: {turn.trains}}}")
+            raise Refused(
+                "seat",
+                place,
+                f"an objective that teaches {turn.trains}, which this turn trains",
+                f"{objective.kind} teaches {taught}",  # type: ignore[attr-defined]
+                f"trains: {taught}, or seats: {{{objective.teaches}: {turn.trains}}}",
+            )
         for seat, names in objective.needs.items():
             role = objective.role(seat)
             for name in expanded(align, names):
                 if name.endswith(".*"):
-                    raise Refused("layer", place, "a layer map, which says what `all` is", "layers: all without align: layer_map",
-                                  "add align: [layer_map], or name the layers")
+                    raise Refused(
+                        "layer",
+                        place,
+                        "a layer map, which says what `all` is",
+                        "layers: all without align: layer_map",
+                        "add align: [layer_map], or name the layers",
+                    )
                 needs[role] = tuple(dict.fromkeys((*needs.get(role, ()), name)))
     settled, notes = match(needs, models.offers(), align, where)
     asked, _ = match(turn.forward.requires(settled), models.offers(), align, where)
     exist(asked, models, align, where)
     align = same_ids(turn, settled, models, align, notes, where)
     for step in steps:
-        match(step.needs, models.offers(), (), f"{where}, data {step.kind}")                           # type: ignore[attr-defined]
+        match(step.needs, models.offers(), (), f"{where}, data {step.kind}")  # type: ignore[attr-defined]
     if not models.trainable(turn.trains, turn.only, turn.freeze):
-        raise Refused("freeze", f"{where}.only", f"parameters of {turn.trains} that learn", "none: only and freeze leave nothing",
-                      "look at the names: limbeck show --parameters, and change the patterns")
+        raise Refused(
+            "freeze",
+            f"{where}.only",
+            f"parameters of {turn.trains} that learn",
+            "none: only and freeze leave nothing",
+            "look at the names: limbeck show --parameters, and change the patterns",
+        )
     return Settled(settled, align, tuple(notes))
 
 
@@ -74,8 +89,13 @@ def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...
         seats = [seat for seat, names in objective.needs.items() if any("logits" in name for name in names)]
         said = {objective.role(seat): settled[objective.role(seat)] for seat in seats}
         if any("top_logits" in names for names in said.values()) and getattr(objective, "temperature", 1) != 1:
-            raise Refused("temperature", f"{where}.objective.{i}.temperature", "1, with a teacher that kept its best entries only",
-                          f"temperature: {objective.temperature}", "leave temperature out, or let the teacher keep: hidden")    # type: ignore[attr-defined]
+            raise Refused(
+                "temperature",
+                f"{where}.objective.{i}.temperature",
+                "1, with a teacher that kept its best entries only",
+                f"temperature: {objective.temperature}",
+                "leave temperature out, or let the teacher keep: hidden",
+            )  # type: ignore[attr-defined]
         if len(said) > 1:
             heads |= {role: models[role] for role in said if models[role].tokenizer is not None and models[role].vocab is not None}
     if len({role.vocab for role in heads.values()}) < 2 or any(isinstance(a, SharedVocab) for a in align):
@@ -101,8 +121,14 @@ def match(needs: Needs, offers: Needs, align: Sequence[Align], where: str) -> tu
             first, *others = name.split("|")
             pick = next((n for n in (first, *others) if all(r.split(".")[0] in offers[role] for r in raw(align, role, (n,)))), None)
             if pick is None:
-                raise Refused("need", where, f"{name} of {role}", f"it offers {', '.join(offers[role])}",
-                              "use an objective that needs less (limbeck list objective), or a teacher that offers more", code=3)
+                raise Refused(
+                    "need",
+                    where,
+                    f"{name} of {role}",
+                    f"it offers {', '.join(offers[role])}",
+                    "use an objective that needs less (limbeck list objective), or a teacher that offers more",
+                    code=3,
+                )
             if pick != first:
                 notes.append(f"{where}: approximate: {pick} of {role} in place of {first}")
             found.append(pick)

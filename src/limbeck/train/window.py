@@ -37,7 +37,7 @@ def prepare(running: Running, rows: Rows, teacher: Teacher | None, kept: Mapping
     if rows.parts:
         batch = place.models.batch(rows.draw(place.window * turn.batch, turn.batch, place.streams))
     for step, memory in zip(running.steps, running.memory, strict=True):
-        batch = step.window(batch, place, memory)           # type: ignore[arg-type]
+        batch = step.window(batch, place, memory)  # type: ignore[arg-type]
     assert batch is not None, "no data step made a window"
     batch = batch.to(device_of(place.models))
     if teacher is not None:
@@ -45,10 +45,10 @@ def prepare(running: Running, rows: Rows, teacher: Teacher | None, kept: Mapping
     forward = turn.forward.at(spot[-1])
     for align in running.settled.align:
         for role in align.looks:
-            names = raw(running.settled.align, role, forward.requires(running.settled.needs)[role])         # type: ignore[attr-defined]
+            names = raw(running.settled.align, role, forward.requires(running.settled.needs)[role])  # type: ignore[attr-defined]
             batch = replace(batch, said={**batch.said, role: place.models.says(role, batch, names)})
         batch = align.index(batch, place.models)
-    return forward.draw(batch, place.streams, spot)         # type: ignore[attr-defined]
+    return forward.draw(batch, place.streams, spot)  # type: ignore[attr-defined]
 
 
 def device_of(models: Models) -> torch.device:
@@ -71,11 +71,11 @@ def window(running: Running, models: Models, batch: Batch, step: int, counts: Se
     objectives = [objective.at(step) for objective in turn.objective]
     sums, summed = [0.0] * len(counts), [0] * len(counts)
     for part in batch.cut(turn.micro):
-        said = forward(listen, part, running.settled.needs)                                     # type: ignore[operator]
+        said = forward(listen, part, running.settled.needs)  # type: ignore[operator]
         total: Any = 0.0
         for i, (objective, learned) in enumerate(zip(objectives, running.learned, strict=True)):
-            loss = objective(said, learned)                                                     # type: ignore[operator]
-            total = total + objective.weight * loss.total / max(counts[i], 1)                   # type: ignore[attr-defined]
+            loss = objective(said, learned)  # type: ignore[operator]
+            total = total + objective.weight * loss.total / max(counts[i], 1)  # type: ignore[attr-defined]
             sums[i], summed[i] = sums[i] + loss.total.item(), summed[i] + loss.count
         if total.requires_grad:
             total.backward()
