@@ -22,7 +22,7 @@ RECIPE = """about: A tutor with two of its four blocks removed.
 data:
   - {kind: text, path: words.txt, separator: "\\n\\n", split: 0.2}
   - {kind: pack, length: 40}
-teacher: config:TINY
+teacher: config:tiny.json
 student: {start: teacher, surgery: [{kind: drop_blocks, keep: [0, 3]}]}
 train:
   - {objective: [forward_kl], steps: 3, batch: 2, optimiser: {lr: 1e-3}}
@@ -36,7 +36,8 @@ def tutor(tmp_path: Path) -> Path:
     """A recipe as a user writes it, in a folder of its own."""
     folder = tmp_path / "lessons"
     words(folder)
-    (folder / "tutor.yaml").write_text(RECIPE.replace("TINY", str(TINY)))
+    (folder / "tiny.json").write_text(TINY.read_text())                             # a relative path: it starts at the recipe, wherever one stands
+    (folder / "tutor.yaml").write_text(RECIPE)
     return folder / "tutor.yaml"
 
 

@@ -1,15 +1,17 @@
 """What came of a run: summary.json with the verdict, report.html, and the model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from limbeck.data.base import Rows
 from limbeck.export._card import model_card
+from limbeck.export.base import Parcel
 from limbeck.export.report import render, verdict
+from limbeck.model.base import Role
 from limbeck.recipe import Recipe
-from limbeck.store import Log, read_json, write_json, write_text
+from limbeck.store import Log, is_sound, new_folder, read_json, write_json, write_text
 from limbeck.workspace import environment, machine
 
 ARMS = ("teacher", "start", "student", "baseline")
@@ -67,6 +69,17 @@ def conclude(
     write_text(folder / "README.md", model_card(summary, provenance))
     write_json(folder / "summary.json", summary)  # last: a run that has it is finished
     return summary
+
+
+def exported(recipe: Recipe, folder: Path, make: Callable[[], Role], provenance: Sequence[Any]) -> list[dict[str, Any]]:
+    """Writes the student into `student/`, once; returns the checks that its exporters made."""
+    place, path = folder / "student", folder / "steps" / "export.json"
+    for exporter in recipe.export:
+        if not (is_sound(place) and path.is_file()):
+            with new_folder(place) as new:
+                found = exporter(Parcel(make(), new, {}, tuple(provenance)))
+            write_json(path, found)
+    return read_json(path) if recipe.export else []
 
 
 def renamed(name: str, baseline: str | None) -> str:

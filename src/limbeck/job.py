@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from limbeck.conclude import conclude
+from limbeck.conclude import conclude, exported
 from limbeck.data._overlap import drop_overlap
 from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Refused
 from limbeck.examine import Calibration, Examiner, draw_samples, trust
-from limbeck.export.base import Parcel
 from limbeck.model.base import Role
 from limbeck.numerics import Streams
 from limbeck.planning import plan_of
@@ -24,7 +23,7 @@ from limbeck.planning.steps import affordable
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
 from limbeck.signals import Row
-from limbeck.store import Cache, Log, is_sound, new_folder, read_json, write_json, write_text
+from limbeck.store import Cache, Log, read_json, write_json, write_text
 from limbeck.teacher._capture import capture
 from limbeck.teacher.base import Teacher
 from limbeck.teacher.cached import Cached
@@ -239,15 +238,9 @@ class Job:
 
     def export(self) -> list[dict[str, Any]]:
         """Writes the student for others; returns the checks that were made."""
-        folder, path = self.folder / "student", self.folder / "steps" / "export.json"
+        arm = self.arms["student"]
         with self.step("export") as said:
-            for exporter in self.recipe.export:
-                if not (is_sound(folder) and path.is_file()):
-                    with new_folder(folder) as new:
-                        role = self.arms["student"].student(self.result(self.arms["student"]))
-                        found = exporter(Parcel(role, new, {}, self.cast.provenance(self.rows)))
-                    write_json(path, found)
-            checks = read_json(path) if self.recipe.export else []
+            checks = exported(self.recipe, self.folder, lambda: arm.student(self.result(arm)), self.cast.provenance(self.rows))
             said += [str(check["result"]) for check in checks]
         return checks
 

@@ -9,6 +9,7 @@ from limbeck.errors import Refused
 from limbeck.job import Job
 from limbeck.recipe import find, load
 from limbeck.store import disk, lock, read_json
+from limbeck.tell import Quiet, Tell
 from limbeck.workspace import begin, choose
 
 

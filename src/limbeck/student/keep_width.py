@@ -122,7 +122,7 @@ class KeepWidth(Surgery):
         num_mlp = fewer("mlp", share, inner) if share else 0
         num_width = fewer("width", self.width, dim, groups * per or num) if self.width else 0
         wanted = {"heads": groups * per, "kv_heads": groups, "mlp_width": num_mlp, "width": num_width}
-        cutting.narrower(config, anatomy, {name: stays for name, stays in wanted.items() if stays}, WHERE)  # refused before it is measured
+        cutting.narrower(config, anatomy, {name: stays for name, stays in wanted.items() if stays}, WHERE)       # refused before it is measured
         heads = None
         if groups and score is not None:
             costs = [[cost(role, anatomy, score, "output", i, range(head * size, head * size + size)) for head in range(num)] for i in layers]
@@ -154,13 +154,8 @@ def grouping(num: int, kv: int, heads: int | None, kv_heads: int | None) -> tupl
         groups, heads = kv_heads, heads or kv_heads * group
         possible = {kv_heads * n for n in range(1, group + 1)} - {num}
     if heads not in possible or groups > kv:
-        raise Refused(
-            "width",
-            f"{WHERE}.heads",
-            f"whole groups out of {num} query heads and {kv} KV heads",
-            f"heads: {heads}, kv_heads: {groups}",
-            f"heads: {' or '.join(map(str, sorted(possible)))}" if possible and groups <= kv else "fewer KV heads",
-        )
+        raise Refused("width", f"{WHERE}.heads", f"whole groups out of {num} query heads and {kv} KV heads", f"heads: {heads}, kv_heads: {groups}",
+                      f"heads: {' or '.join(map(str, sorted(possible)))}" if possible and groups <= kv else "fewer KV heads")
     return groups, heads // groups
 
 
@@ -193,11 +188,8 @@ def check(kept: Kept, layers: int, num: int, group: int, inner: int, dim: int) -
     """Holds lists against the model that they are for."""
     width = None if kept.width is None else (kept.width,)
     for name, lists, most, many in (("kept_heads", kept.heads, num, layers), ("kept_mlp", kept.mlp, inner, layers), ("kept_width", width, dim, 1)):
-        if lists is not None and not (
-            len(lists) == many
-            and len({len(row) for row in lists}) == 1
-            and all(row and row[0] >= 0 and row[-1] < most and list(row) == sorted(set(row)) for row in lists)
-        ):
+        if lists is not None and not (len(lists) == many and len({len(row) for row in lists}) == 1 and all(
+                row and row[0] >= 0 and row[-1] < most and list(row) == sorted(set(row)) for row in lists)):
             raise Refused("width", f"{WHERE}.{name}", f"{many} equally long lists of ascending numbers from 0 to {most - 1}", short(lists), SETTLE)
     shapes = {tuple(sorted(Counter(head // group for head in row).values())) for row in kept.heads or ()}
     if len({size for shape in shapes for size in shape}) > 1:
