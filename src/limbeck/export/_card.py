@@ -38,10 +38,8 @@ def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any
         "| part | name | revision | licence |",
         "| --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {cell(p.get('role'))} | {cell(p.get('name'))} | {cell(p.get('revision') or p.get('sha256'))} | {cell(p.get('licence')) or 'licence unknown'} |"
-        for p in provenance
-    ]
+    rows = [(p.get("role"), p.get("name"), p.get("revision") or p.get("sha256"), p.get("licence") or "licence unknown") for p in provenance]
+    lines += [f"| {' | '.join(map(cell, row))} |" for row in rows]
     duties = obligations(provenance)
     lines += ["", "## Licence", "", *[f"- {duty}" for duty in duties]] if duties else []
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """Before spending: what a run will cost, whether it can work, and what is there already. No weights are loaded."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +15,19 @@ from limbeck.model.reference import Reference
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.planning.cost import Cost, cost
+from limbeck.planning.pricing import Line, Pricing
 from limbeck.planning.probe import Machine, machine
 from limbeck.planning.refusals import refuse_hopeless, refuse_rows
-from limbeck.planning.steps import BACKWARD, FEWEST, affordable
 from limbeck.recipe import Recipe, find, load
 from limbeck.roles import Cast, located
 from limbeck.store import Cache
+from limbeck.teacher._capture import shards
 from limbeck.teacher.cached import Cached
 from limbeck.text.show import duration, size
 from limbeck.train.settle import settle
 
 LENGTH = 128
 """Positions of a row, where no data step says how long rows are."""
-EVALUATION_SECONDS = 60.0
-"""Timings of decoding, samples and the report."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One step of a run."""
-
-    step: str
-    what: str
-    seconds: float
-    memory_bytes: float
-    disk_bytes: float = 0.0
-    cached: str = "-"
-    """`yes`, or why not."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +80,13 @@ class Plan:
         ]
         out += [f"  {'data':<8} {self.data}", *(f"  {'needs':<8} {line}" for line in self.needs)]
         out += [f"  {'step':<11} {'what':<46} {'time':>10} {'memory':>9} {'disk':>9}  cached"]
-        out += [
-            f"  {x.step:<11} {x.what:<46} {duration(x.seconds):>10} {size(x.memory_bytes):>9} {size(x.disk_bytes) if x.disk_bytes else '-':>9}  {x.cached}"
-            for x in self.steps
-        ]
-        disk = sum(x.disk_bytes for x in self.steps)
+        for x in self.steps:
+            disk_of = size(x.disk_bytes) if x.disk_bytes else "-"
+            out.append(f"  {x.step:<11} {x.what:<46} {duration(x.seconds):>10} {size(x.memory_bytes):>9} {disk_of:>9}  {x.cached}")
+        disk, memory = sum(x.disk_bytes for x in self.steps), f"{size(self.memory_bytes)} of {size(self.machine.memory_bytes)} memory"
         out += [f"  {'total':<11} {'without what is cached':<46} {duration(self.seconds):>10} {size(self.memory_bytes):>9} {size(disk):>9}"]
         out += [
-            f"  fits     {size(self.memory_bytes)} of {size(self.machine.memory_bytes)} memory; {size(disk)} of {size(self.machine.free_disk_bytes)} disk",
+            f"  fits     {memory}; {size(disk)} of {size(self.machine.free_disk_bytes)} disk",
             *(f"  note     {n}" for n in self.notes),
         ]
         return "\n".join([*out, "  expect   times are estimates; quality is not predicted: it is measured"])
@@ -134,7 +119,9 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     needs = asked(recipe, models)
     length = next((dict(s)["length"] for s in recipe.data if "length" in type(s).model_fields), LENGTH)
     costs = {role: cost(models[role], length) for role in models}
-    steps, auto = lines(recipe, rows, costs, length, here)
+    pricing = Pricing(recipe, rows, costs, length, here.flops)
+    auto = [f"steps: auto is {pricing.auto} at this speed; it is settled by what the run measures"] if pricing.auto else []
+    steps = [replace(line, cached=captured(recipe, rows, cast, pricing)) if line.step == "capture" else line for line in pricing.lines()]
     what = {role: describe(recipe, role) for role in models}
     found = Plan(
         name,
@@ -193,62 +180,18 @@ def asked(recipe: Recipe, models: Models) -> list[str]:
     return out
 
 
-def lines(recipe: Recipe, rows: Rows, costs: dict[str, Cost], length: int, here: Machine) -> tuple[list[Line], list[str]]:
-    """One line a step, with times from measured or assumed speed."""
-    student, teacher = costs["student"], costs.get("teacher")
-    weights = student.weight_bytes + (teacher.weight_bytes if teacher else 0)
-    seconds = {name: c.forward_flops / here.flops for name, c in costs.items()}
-    held = len(rows.held_out) * length
-    arms = 1 + len(recipe.baseline)
-    first = recipe.train[0].turn[-1]
-    fixed = EVALUATION_SECONDS + held * (seconds.get("teacher", 0) + (1 + arms) * seconds["student"])
-    count = (
-        affordable(recipe.minutes, fixed, {k: v for k, v in seconds.items() if k in ("teacher", "student")}, first.batch * length, arms, 0)
-        if recipe.minutes
-        else FEWEST
-    )
-    notes = [f"steps: auto is {count} at this speed; it is settled by what the run measures"] if any(s.steps == "auto" for s in recipe.train) else []
-    out = [Line("data", f"{len(recipe.data)} steps", 2, 0.5e9)]
-    train_bytes, train_seconds, targets = 0.0, 0.0, 0
+def captured(recipe: Recipe, rows: Rows, cast: Cast, pricing: Pricing) -> str:
+    """How much of what a cached teacher will be asked is there already."""
+    source, role = recipe.teacher, cast.originals["teacher"]
+    if not isinstance(source, Cached) or role.tokenizer is None or not rows.parts:
+        return "not known yet"
+    streams, lists = Streams(recipe.seed), [rows.held_out]
     for stage in recipe.train:
-        n = (count if stage.steps == "auto" else stage.steps) * stage.repeat
-        for turn in stage.turn:
-            positions = turn.batch * length
-            targets += n // turn.every * positions
-            train_seconds += n / turn.every * positions * BACKWARD * seconds["student"]
-            chunk = max((getattr(o, "chunk", 256) for o in turn.objective), default=256)
-            train_bytes = max(
-                train_bytes, student.train_bytes(-(-positions // turn.micro), min(chunk, positions)) + (teacher.weight_bytes if teacher else 0)
-            )
-    if teacher:
-        kept = isinstance(recipe.teacher, Cached)
-        asks = min(targets, len(rows.train) * length) if kept and rows.train else targets
-        width = 4 * (teacher.parameters and 1) * (recipe.teacher.k * 3 if kept and recipe.teacher.keep == "top_k" else 600)  # type: ignore[union-attr]
-        out.append(
-            Line("before", f"{len(rows.held_out):,} held-out rows, teacher and start", held * (seconds["teacher"] + seconds["student"]), weights, 0)
-        )
-        out.append(Line("capture" if kept else "teacher", f"{asks:,} positions", asks * seconds["teacher"], weights, asks * width if kept else 0))
-    state = 3 * student.weight_bytes
-    out.append(
-        Line(
-            "train",
-            f"{sum((count if s.steps == 'auto' else s.steps) * s.repeat for s in recipe.train):,} steps, {targets:,} positions",
-            train_seconds,
-            train_bytes,
-            2 * state,
-        )
-    )
-    out += [Line("baseline", f"{name}, the same steps", train_seconds, train_bytes, 2 * state) for name in recipe.baseline]
-    out.append(
-        Line(
-            "evaluate",
-            f"{len(rows.held_out):,} held-out rows, timings, samples",
-            EVALUATION_SECONDS + held * arms * seconds["student"],
-            2 * weights,
-            0,
-        )
-    )
-    return [*out, Line("export", "safetensors", 5, 3 * student.weight_bytes, student.weight_bytes)], notes
+        lists += [tuple(rows.draw(0, -(-pricing.steps(stage) // turn.every) * turn.batch, streams)) for turn in stage.turn]
+    identity = cast.identity(role, source.reference)
+    keys = [key for some in lists for key, _ in shards(source, some, cast.cache, identity)]
+    there = sum(cast.cache.path(key).is_dir() for key in keys)
+    return "yes" if there == len(keys) else f"{there} of {len(keys)} shards" if there else "no: never asked about these rows"
 
 
 def describe(recipe: Recipe, role: str) -> str:

@@ -26,6 +26,8 @@ class Cost:
     """Kept for the backward pass, of one position."""
     vocab: int
     layers: int
+    width: int
+    """Numbers of a final hidden state."""
 
     def train_bytes(self, positions: int, chunk: int) -> float:
         """Memory of training, with so many positions in a micro-batch."""
@@ -44,11 +46,11 @@ def cost(role: Role, length: int = 128) -> Cost:
         if weight.ndim == 2:
             flops += 2 * weight.numel()
         kept += 4 * weight.shape[-1] if weight.ndim <= 2 else 0  # each part keeps what it heard
-    layers, vocab = role.num_layers, 0
+    layers, vocab, width = role.num_layers, 0, 0
     if isinstance(role, Text):
         config: Any = role.module.config
         heads, dim = role.anatomy.size(config, "heads"), role.anatomy.size(config, "head_dim")
-        vocab = role.anatomy.size(config, "vocab")
+        vocab, width = role.anatomy.size(config, "vocab"), role.anatomy.size(config, "width")
         flops += layers * 4 * heads * dim * length  # scores and their sum over values
         kept += layers * 4 * (3 * heads * dim + 2 * role.anatomy.size(config, "mlp_width"))
-    return Cost(parameters, weight_bytes, flops, kept, vocab, layers)
+    return Cost(parameters, weight_bytes, flops, kept, vocab, layers, width)

@@ -1,6 +1,6 @@
 """Asks a cached teacher once about each row, in shards that any run may use again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,9 @@ def capture(
         identity: of the model and its tokenizer: what the answers depend on besides teacher and rows.
         tell: is called with rows done and rows in all.
     """
-    rows, kept = list({row.key: row for row in rows}.values()), {}
-    for first in range(0, len(rows), SHARD_ROWS):
-        shard = rows[first : first + SHARD_ROWS]
-        key = cache.key({"step": "capture", "teacher": canonical(teacher), "identity": identity, "rows": [row.key for row in shard]})
+    kept: dict[str, dict[str, Tensor]] = {}
+    done, total = 0, len({row.key for row in rows})
+    for key, shard in shards(teacher, rows, cache, identity):
 
         def build(folder: Path, shard: list[Row] = shard) -> None:
             parts = [teacher.capture(shard[i : i + rows_at_once], role) for i in range(0, len(shard), rows_at_once)]
@@ -53,5 +52,14 @@ def capture(
         for name, x in load_tensors(folder / "said.safetensors").items():
             row, _, signal = name.partition("/")
             kept.setdefault(row, {})[signal] = x
-        tell(min(first + SHARD_ROWS, len(rows)), len(rows))
+        done += len(shard)
+        tell(done, total)
     return kept
+
+
+def shards(teacher: Cached, rows: Sequence[Row], cache: Cache, identity: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
+    """Rows by shard, each once, with the key of the shard in the cache."""
+    rows = list({row.key: row for row in rows}.values())
+    for first in range(0, len(rows), SHARD_ROWS):
+        shard = rows[first : first + SHARD_ROWS]
+        yield cache.key({"step": "capture", "teacher": canonical(teacher), "identity": identity, "rows": [row.key for row in shard]}), shard

@@ -1,0 +1,94 @@
+"""What each step of a run costs, from shapes and the speed of the machine."""
+
+from dataclasses import dataclass
+
+from limbeck.data.base import Rows
+from limbeck.planning.cost import Cost
+from limbeck.planning.steps import BACKWARD, FEWEST, affordable
+from limbeck.recipe import Recipe
+from limbeck.teacher.cached import Cached
+from limbeck.train.stage import Stage
+
+EVALUATION_SECONDS = 60.0
+"""Timings of decoding, samples and the report."""
+CHECKPOINT_COPIES = 3
+"""Weights and the two means of AdamW."""
+ENTRY_BYTES = 12
+"""An id and a log-probability of a top-k teacher."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step of a run."""
+
+    step: str
+    what: str
+    seconds: float
+    memory_bytes: float
+    disk_bytes: float = 0.0
+    cached: str = "-"
+    """`yes`, or why not."""
+
+
+class Pricing:
+    """Prices the steps of a recipe."""
+
+    def __init__(self, recipe: Recipe, rows: Rows, costs: dict[str, Cost], length: int, flops: float):
+        self.recipe, self.rows, self.costs, self.length = recipe, rows, costs, length
+        self.student, self.teacher = costs["student"], costs.get("teacher")
+        self.seconds = {name: c.forward_flops / flops for name, c in costs.items()}
+        self.held, self.arms = len(rows.held_out) * length, 1 + len(recipe.baseline)
+        self.auto = self.affordable() if any(stage.steps == "auto" for stage in recipe.train) else 0
+
+    def affordable(self) -> int:
+        """Steps of a stage that says `auto`, at this speed; the run settles it by what it measures."""
+        if self.recipe.minutes is None:
+            return FEWEST
+        fixed = EVALUATION_SECONDS + self.held * (self.seconds.get("teacher", 0) + (1 + self.arms) * self.seconds["student"])
+        asked = {name: self.seconds[name] for name in ("teacher", "student") if name in self.seconds}
+        return affordable(self.recipe.minutes, fixed, asked, self.recipe.train[0].turn[-1].batch * self.length, self.arms, 0)
+
+    def steps(self, stage: Stage) -> int:
+        """Optimiser steps of a stage, all its repeats together."""
+        return (self.auto if stage.steps == "auto" else stage.steps) * stage.repeat
+
+    def training(self) -> tuple[int, float, float]:
+        """Positions, seconds and memory of training one arm."""
+        positions, seconds, memory = 0, 0.0, 0.0
+        beside = self.teacher.weight_bytes if self.teacher else 0
+        for stage in self.recipe.train:
+            for turn in stage.turn:
+                window, times = turn.batch * self.length, -(-self.steps(stage) // turn.every)
+                chunk = max((dict(o).get("chunk", 0) for o in turn.objective), default=0)
+                positions += times * window
+                seconds += times * window * BACKWARD * self.seconds["student"]
+                memory = max(memory, self.student.train_bytes(-(-window // turn.micro), min(chunk, window)) + beside)
+        return positions, seconds, memory
+
+    def asking(self, positions: int) -> Line | None:
+        """What the teacher is asked while training, live or once."""
+        if self.teacher is None:
+            return None
+        source = self.recipe.teacher
+        if not isinstance(source, Cached):
+            return Line("teacher", f"live, {positions:,} positions", positions * self.seconds["teacher"], self.teacher.weight_bytes)
+        once = min(positions, len(self.rows.train) * self.length) if self.rows.train else positions
+        kept = ENTRY_BYTES * source.k if source.keep == "top_k" else 4 * self.teacher.width
+        return Line("capture", f"{once + self.held:,} positions", once * self.seconds["teacher"], self.teacher.weight_bytes, (once + self.held) * kept)
+
+    def lines(self) -> list[Line]:
+        """One line a step."""
+        weights = self.student.weight_bytes + (self.teacher.weight_bytes if self.teacher else 0)
+        positions, seconds, memory = self.training()
+        disk, look = 2 * CHECKPOINT_COPIES * self.student.weight_bytes, self.held * self.seconds["student"]
+        first = self.held * self.seconds.get("teacher", 0.0) + look
+        out = [
+            Line("data", f"{len(self.recipe.data)} steps", 2, 0.5e9),
+            Line("before", f"{len(self.rows.held_out):,} held-out rows, teacher and start", first, weights),
+            self.asking(positions),
+            Line("train", f"{sum(map(self.steps, self.recipe.train)):,} steps, {positions:,} positions", seconds, memory, disk),
+            *(Line("baseline", f"{name}, the same steps", seconds, memory, disk) for name in self.recipe.baseline),
+            Line("evaluate", f"{len(self.rows.held_out):,} held-out rows, timings, samples", EVALUATION_SECONDS + self.arms * look, 2 * weights),
+            Line("export", ", ".join(dict(e)["kind"] for e in self.recipe.export), 5, 3 * self.student.weight_bytes, self.student.weight_bytes),
+        ]
+        return [line for line in out if line is not None]
