@@ -13,6 +13,7 @@ import torch
 import limbeck.cli
 from limbeck.examine import draw_samples
 from limbeck.store import Log, load_state
+from limbeck.train.loop import Loop
 
 TINY = Path(__file__).parents[1] / "src/limbeck/recipes/models/tiny_llama.json"
 """A llama of four blocks with limbeck's byte tokenizer."""
@@ -57,10 +58,14 @@ def stages(*changes: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+STEPS = [0]
+"""Optimiser steps that were taken in this process."""
+
+
 def after(num: int) -> Callable[[], bool]:
-    """A `stop` that says no so many times."""
-    asked = iter(range(num))
-    return lambda: next(asked, None) is None
+    """A `stop` that says yes once so many optimiser steps were taken."""
+    first = STEPS[0]
+    return lambda: STEPS[0] - first >= num
 
 
 def state(folder: Path, node: str = "main", arm: str = "student") -> dict[str, Any]:
@@ -83,6 +88,13 @@ def same(a: Any, b: Any) -> bool:
 @pytest.fixture(autouse=True)
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches and runs of a test lie in its own folder; samples are short, since they would take half the time."""
+    select = Loop.select
+
+    def counted(self: Loop) -> list[dict[str, Any]]:
+        STEPS[0] += 1
+        return select(self)
+
+    monkeypatch.setattr(Loop, "select", counted)
     monkeypatch.setattr("limbeck.job.draw_samples", lambda examiner, seed: draw_samples(examiner, seed, 1, 8, 2))
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LIMBECK_RUNS", str(tmp_path / "runs"))

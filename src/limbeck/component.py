@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
@@ -163,7 +163,7 @@ def summary(path: Path) -> str:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and any(isinstance(x, ast.AnnAssign) and getattr(x.target, "id", "") == "kind" for x in node.body):
             return (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
-    return None
+    return ""
 
 
 def load_plugin(room: str, kind: str) -> None:
@@ -327,7 +327,7 @@ def written(cls: type, value: Any, path: tuple) -> tuple[tuple, type[Document], 
         out.append(key)
         host = None
         try:
-            place = place[key]
+            place = cast(Any, place)[key]
         except (KeyError, IndexError, TypeError):
             place = None
         if field:

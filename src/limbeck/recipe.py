@@ -245,7 +245,7 @@ def change(plain: Any, key: str, value: Any, source: str = "command line") -> No
     *way, last = key.split(".")
     place: Any = plain
     for i, word in enumerate(way):
-        part = int(word) if isinstance(place, list) and NUMBER.fullmatch(word) else word
+        part: Any = int(word) if isinstance(place, list) and NUMBER.fullmatch(word) else word
         try:
             place = place[part] if isinstance(place, list) else place.setdefault(part, {})
         except (IndexError, TypeError, AttributeError):

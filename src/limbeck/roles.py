@@ -4,7 +4,7 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -109,7 +109,7 @@ class Cast:
     def recall(self, plain: Mapping[str, Any]) -> None:
         """Takes up what `settled` gave."""
         self.surgeries = {
-            role: tuple(find(Surgery, s["kind"]).model_validate(s) for s in found)  # type: ignore[type-abstract, misc]
+            role: tuple(cast(Surgery, find(Surgery, s["kind"]).model_validate(s)) for s in found)
             for role, found in plain.items()
         }
 

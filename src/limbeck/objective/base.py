@@ -157,8 +157,8 @@ class AbstractLayers(Objective):
         if not self.project:
             raise Refused(
                 "value",
-                f"{self.kind}.project",
-                "states of one width",  # type: ignore[attr-defined]
+                f"{dict(self)['kind']}.project",
+                "states of one width",
                 f"{', '.join(f'{a} and {b}' for a, b in pairs)} wide",
                 "leave project out: then a map between them is learned",
             )

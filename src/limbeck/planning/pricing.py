@@ -74,7 +74,8 @@ class Pricing:
             return Line("teacher", f"live, {positions:,} positions", positions * self.seconds["teacher"], self.teacher.weight_bytes)
         once = min(positions, len(self.rows.train) * self.length) if self.rows.train else positions
         kept = ENTRY_BYTES * source.k if source.keep == "top_k" else 4 * self.teacher.width
-        return Line("capture", f"{once + self.held:,} positions", once * self.seconds["teacher"], self.teacher.weight_bytes, (once + self.held) * kept)
+        disk = (once + self.held) * kept
+        return Line("capture", f"{once + self.held:,} positions", once * self.seconds["teacher"], self.teacher.weight_bytes, disk)
 
     def lines(self) -> list[Line]:
         """One line a step."""

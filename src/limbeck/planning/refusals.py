@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from limbeck.data.base import Rows, Step
 from limbeck.errors import Refused
-from limbeck.model.base import Role
+from limbeck.model.base import Models, Role
 from limbeck.recipe import Recipe
 from limbeck.text.spans import encode
 
@@ -12,13 +12,13 @@ AROUND_TOKENS = 16
 """More tokens than any tokenizer puts around a text."""
 
 
-def refuse_hopeless(recipe: Recipe, roles: Mapping[str, Role]) -> None:
+def refuse_hopeless(recipe: Recipe, roles: Models) -> None:
     """Refuses what shows before a row is read: `steps`, `context`."""
     for i, stage in enumerate(recipe.train):
         if stage.steps == "auto" and recipe.minutes is None:
             raise Refused("steps", f"train.{i}.steps", "a number, or auto with minutes:", "auto", "write steps: 200")
     for i, step in enumerate(recipe.data):
-        for name, role in roles.items():
+        for name, role in ((name, roles[name]) for name in roles):
             context, length = getattr(role, "context", None), getattr(step, "length", 0)
             if context is not None and length > context:
                 raise Refused(

@@ -93,7 +93,7 @@ def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...
                 "temperature",
                 f"{where}.objective.{i}.temperature",
                 "1, with a teacher that kept its best entries only",
-                f"temperature: {objective.temperature}",
+                f"temperature: {dict(objective)['temperature']}",
                 "leave temperature out, or let the teacher keep: hidden",
             )  # type: ignore[attr-defined]
         if len(said) > 1:
