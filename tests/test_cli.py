@@ -36,7 +36,7 @@ def tutor(tmp_path: Path) -> Path:
     """A recipe as a user writes it, in a folder of its own."""
     folder = tmp_path / "lessons"
     words(folder)
-    (folder / "tiny.json").write_text(TINY.read_text())                             # a relative path: it starts at the recipe, wherever one stands
+    (folder / "tiny.json").write_text(TINY.read_text())  # a relative path: it starts at the recipe, wherever one stands
     (folder / "tutor.yaml").write_text(RECIPE)
     return folder / "tutor.yaml"
 
@@ -63,7 +63,9 @@ def test_a_quiet_run_says_nothing_beside_its_result_and_as_json_it_is_one_docume
     code, out, err = cli("run", tutor, "train.0.steps=2", "--quiet", "--json")
     summary = json.loads(out)
     assert code == 0 and summary["schema"] == "limbeck.summary/1" and summary["steps"] == 2 and summary["verdict"]
-    assert [line for line in re.split("[\r\n]", err) if line and not re.search(r"\d it/s|/s\]|\?it", line)] == []       # bars of transformers, which a test cannot switch off so late
+    assert [
+        line for line in re.split("[\r\n]", err) if line and not re.search(r"\d it/s|/s\]|\?it", line)
+    ] == []  # bars of transformers, which a test cannot switch off so late
 
 
 def test_a_plan_tells_time_memory_and_steps_and_loads_no_weights(cli, tutor, monkeypatch, tmp_path):
@@ -112,7 +114,12 @@ def test_two_runs_are_compared_over_the_same_held_out_text(cli, finished, tutor)
     assert code == 0 and "comparable: 2 runs" in out and "best" in out and "train.0.steps 1, was 3" in out
     code, out, _ = cli("compare", "tutor-1", "tutor-2", "--json")
     found = json.loads(out)
-    assert code == 0 and found["schema"] == "limbeck.compare/1" and {entry["run"] for entry in found["runs"]} == {"tutor-1", "tutor-2"} and found["left_out"] == []
+    assert (
+        code == 0
+        and found["schema"] == "limbeck.compare/1"
+        and {entry["run"] for entry in found["runs"]} == {"tutor-1", "tutor-2"}
+        and found["left_out"] == []
+    )
     kl = {entry["run"]: entry["kl"] for entry in found["runs"]}
     assert found["best"] == min(kl, key=kl.__getitem__)
     assert cli("run", tutor, "data.0.split=0.4", "--quiet")[0] == 0
@@ -162,7 +169,11 @@ def test_a_recipe_a_kind_and_a_run_are_shown(cli, finished, tutor):
     code, out, _ = cli("show", "objective.forward_kl")
     assert code == 0 and "temperature" in out and "Claims" in out
     code, out, _ = cli("show", "drop_blocks", "--json")
-    assert code == 0 and json.loads(out)["kind"] == "drop_blocks" and {field["field"] for field in json.loads(out)["fields"]} >= {"keep", "drop", "choose"}
+    assert (
+        code == 0
+        and json.loads(out)["kind"] == "drop_blocks"
+        and {field["field"] for field in json.loads(out)["fields"]} >= {"keep", "drop", "choose"}
+    )
     code, out, _ = cli("show", "tutor-1")
     assert code == 0 and "forward_kl" in out and "Top-1 agreement" in out
     code, out, _ = cli("show", tutor, "--json")
@@ -214,7 +225,7 @@ def test_a_stop_between_steps_says_how_to_go_on_and_the_same_command_does(cli, t
     def slow(self: Loop, *args: Any) -> Any:
         taken.append(self.step)
         if len(taken) == 2:
-            os.kill(os.getpid(), signal.SIGINT)                                     # Ctrl-C within the second step
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C within the second step
         return take(self, *args)
 
     monkeypatch.setattr(Loop, "take", slow)

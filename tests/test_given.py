@@ -47,7 +47,7 @@ def test_a_small_student_of_the_digits_reads_more_than_80_percent_of_them() -> N
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(pixels[:1500], label[:1500]), batch_size=64)
     teacher = limbeck.distill(None, net(128), loader, "cross_entropy", steps=300, optimiser={"lr": 3e-3})
     before = state(teacher)
-    silent = ((x,) for x, _ in loader)                      # the student never sees a label
+    silent = ((x,) for x, _ in loader)  # the student never sees a label
     student = limbeck.distill(teacher, net(12, seed=1), [x for (x,) in silent], "forward_kl", steps=300, optimiser={"lr": 1e-2})
 
     def accuracy(module: nn.Module) -> float:
@@ -73,7 +73,7 @@ def test_the_teacher_is_left_as_it_was_and_the_student_is_returned_in_eval_mode(
 
 def test_parts_of_a_teacher_that_were_in_different_modes_are_in_them_again() -> None:
     teacher = nn.Sequential(net(16), nn.Dropout(0.5)).train()
-    teacher[1].eval()                                       # as people freeze a batch norm
+    teacher[1].eval()  # as people freeze a batch norm
     limbeck.distill(teacher, net(8, seed=1), batches(), steps=1)
     assert teacher.training and teacher[0].training and not teacher[1].training
 
@@ -87,7 +87,9 @@ def test_dropout_of_the_teacher_is_off_while_it_teaches() -> None:
 def test_it_is_the_same_each_time_and_learns_what_it_is_told_to() -> None:
     heard: list[tuple[int, dict[str, float]]] = []
     teacher = net(16)
-    a = limbeck.distill(teacher, net(8, seed=1), batches(), ForwardKL(temperature=2.0), steps=40, observe=lambda step, said: heard.append((step, said)))
+    a = limbeck.distill(
+        teacher, net(8, seed=1), batches(), ForwardKL(temperature=2.0), steps=40, observe=lambda step, said: heard.append((step, said))
+    )
     b = limbeck.distill(teacher, net(8, seed=1), batches(), [{"kind": "forward_kl", "temperature": 2.0}], steps=40)
     assert same(state(a), state(b))
     assert [step for step, _ in heard] == list(range(40)) and heard[-1][1]["forward_kl"] < 0.8 * heard[0][1]["forward_kl"]
@@ -152,10 +154,18 @@ def test_what_is_no_loader_is_refused() -> None:
         assert refused(limbeck.distill, net(16), net(8, seed=1), loader, steps=1).slug == "data"
 
 
-@pytest.mark.parametrize(("named", "slug", "got"), [
-    ({"objective": "foward_kl"}, "kind", "foward_kl"), ({"micr": 2}, "key", "micr"), ({"optimiser": {"lrr": 1.0}}, "key", "lrr"), ({"steps": 0}, "value", "steps"),
-    ({"batch_size": 3}, "key", "batch_size"), ({"objective": []}, "value", "objective"), ({"optimiser": {"lr": -1.0}}, "value", "lr"),
-])
+@pytest.mark.parametrize(
+    ("named", "slug", "got"),
+    [
+        ({"objective": "foward_kl"}, "kind", "foward_kl"),
+        ({"micr": 2}, "key", "micr"),
+        ({"optimiser": {"lrr": 1.0}}, "key", "lrr"),
+        ({"steps": 0}, "value", "steps"),
+        ({"batch_size": 3}, "key", "batch_size"),
+        ({"objective": []}, "value", "objective"),
+        ({"optimiser": {"lr": -1.0}}, "value", "lr"),
+    ],
+)
 def test_a_misspelt_option_is_refused_before_anything_learns(named, slug, got) -> None:
     student = net(8, seed=1)
     before = state(student)

@@ -94,8 +94,41 @@ def test_a_recipe_without_stages_is_refused() -> None:
 
 
 def test_a_single_turn_may_be_written_in_its_stage_or_as_a_list_of_one() -> None:
-    turn = {"objective": ["forward_kl"], "micro": 2, "data": [{"kind": "pack", "length": 8}]}
+    turn = {"objective": ["forward_kl"], "micro": 2, "freeze": ["*.norm.weight"]}
     assert load(recipe({"steps": 3, **turn})) == load(recipe({"steps": 3, "turn": [turn]}))
+
+
+def test_data_beside_a_turn_is_that_of_the_stage() -> None:
+    pack = {"kind": "pack", "length": 8}
+    (stage,) = load(recipe({"steps": 3, "objective": ["forward_kl"], "data": [pack]})).train
+    assert stage.data is not None and len(stage.data) == 1 and stage.turn[0].data == ()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc", "..", "", "a b", "x\n"])
+def test_a_name_that_could_lead_out_of_the_run_is_refused(name: str) -> None:
+    stage = {"objective": ["forward_kl"], "steps": 1, "name": name}
+    if name:
+        assert "name" in refused({"train": [stage]}).where
+    merge = [{"kind": "average", "of": ["a"], "name": name}]
+    assert "name" in refused({"train": [{**stage, "name": "a"}], "merge": merge}).where
+
+
+@pytest.mark.parametrize(
+    "more, word",
+    [
+        ({"student": {"start": "student"}}, "itself"),
+        ({"role": {"student": {"start": "teacher"}}}, "key of its own"),
+        ({"export": ["safetensors", {"kind": "safetensors", "dtype": "bfloat16"}]}, "one exporter"),
+    ],
+)
+def test_what_would_be_ignored_or_overwritten_is_refused(more: dict, word: str) -> None:
+    assert word in str(refused({"train": [{"objective": ["forward_kl"], "steps": 1}], **more}))
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0), (1.0, 1.0, 1.0)])
+def test_weights_of_a_merge_are_one_for_each_and_not_zero_in_all(weights: tuple[float, ...]) -> None:
+    stages = [{"objective": ["forward_kl"], "steps": 1, "name": name, "start": "student"} for name in "ab"]
+    assert "weights" in str(refused({"train": stages, "merge": [{"kind": "average", "of": ["a", "b"], "weights": weights}]}))
 
 
 def test_a_reference_as_teacher_is_run_live_and_a_kind_stays_a_kind() -> None:

@@ -14,6 +14,7 @@ from limbeck.recipe import Recipe
 from limbeck.store import Log, is_sound, new_folder, read_json, write_json, write_text
 from limbeck.workspace import environment, machine
 
+BUILD = ("parameters", "decode_tokens_per_second", "prefill_tokens_per_second")
 ARMS = ("teacher", "start", "student", "baseline")
 
 
@@ -41,6 +42,9 @@ def conclude(
     """
     baseline = recipe.baseline[0] if recipe.baseline else None
     told = {renamed(name, baseline): renamed_in(value, baseline) for name, value in parts.items()}
+    for arm in ("start", "baseline"):           # built as the student is, so as large and as fast; only it was measured
+        if told.get(arm) and told.get("student"):
+            told[arm] = {**{name: told["student"][name] for name in BUILD if name in told["student"]}, **told[arm], "same_build_as": "student"}
     documents = len({row.source or row.key for row in rows.held_out})
     summary = {
         "schema": "limbeck.summary/1",

@@ -72,7 +72,8 @@ class Examiner:
                 seconds = time.perf_counter() - began
             with new_folder(folder) as new:
                 save_tensors(new / "table.safetensors", {name: x for name, x in vars(table).items() if x is not None})
-                write_json(new / "timing.json", {"seconds": seconds, "targets": len(table.row)})
+                documents = [row.source or row.key for row in self.rows.held_out]
+                write_json(new / "timing.json", {"seconds": seconds, "targets": len(table.row), "documents": documents})
             self.tables[subject] = table
         return self.tables[subject]
 

@@ -1,10 +1,10 @@
 """A run at work: data, student, before, train, baseline, export, evaluate, report. Each step is kept; read top to bottom."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from limbeck.planning.steps import affordable
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
 from limbeck.signals import Row
-from limbeck.store import Cache, Log, read_json, write_json, write_text
+from limbeck.store import Cache, Log, read_json, sha256_json, write_json, write_text
 from limbeck.teacher._capture import capture
 from limbeck.teacher.base import Teacher
 from limbeck.teacher.cached import Cached
@@ -31,6 +31,8 @@ from limbeck.tell import Tell
 from limbeck.train.graph import Arm
 from limbeck.train.loop import Loop, World
 from limbeck.train.stage import Stage
+from limbeck.train.window import drawn
+from limbeck.workspace import same_inputs
 
 CALIBRATION_ROWS = 16
 """Training rows that surgeries are measured on."""
@@ -71,9 +73,9 @@ class Job:
             with self.step("before") as said:
                 said += [f"{name} {value:.4g}" for name, value in self.examiner.metrics("start").items()]
         self.steps_auto = self.settle_steps()
-        for stage in self.recipe.train:
-            if stage.teacher is None and stage.data is None:
-                self.capture(self.drawn(stage, self.rows), self.recipe.teacher, self.teacher, self.kept)
+        for number, node in enumerate(graph(self.recipe)):
+            if isinstance(node.what, Stage) and node.what.teacher is None and node.what.data is None:
+                self.capture(self.drawn(number, node.what, self.rows), self.recipe.teacher, self.teacher, self.kept)
         for name, arm in self.arms.items():
             with self.step("train" if name == "student" else f"baseline {name}") as said:
                 if not arm.run(self.observe, self.stop):
@@ -89,6 +91,8 @@ class Job:
         with self.step("data") as said:
             self.rows = self.read(self.recipe.data)
             refuse_rows(self.recipe, self.rows, self.cast.originals)
+            keys = {"train rows": self.rows.train, "held-out rows": self.rows.held_out}
+            same_inputs(self.folder, {**{name: sha256_json([row.key for row in rows]) for name, rows in keys.items()}, **self.cast.identities()})
             write_text(self.folder / "plan.txt", f"{plan_of(self.recipe, self.folder.name, self.base, probe=False, rows=self.rows)}\n")
             said += [f"{len(self.rows.train):,} rows to train on, {len(self.rows.held_out):,} held out", *self.rows.notes]
         with self.step("student") as said:
@@ -138,7 +142,7 @@ class Job:
         before = self.cast.originals.get("student", self.teacher)
         return " -> ".join(f"{sum(p.numel() for p in r.parameters()) / 1e6:,.1f} M" for r in (before, role) if r is not None) + " parameters"
 
-    @cached_property
+    @functools.cached_property
     def score(self) -> Calibration:
         """Measures roles for surgeries, on some training rows."""
         rows = self.rows.draw(0, CALIBRATION_ROWS, self.streams) if self.rows.parts else []
@@ -149,20 +153,19 @@ class Job:
         if isinstance(source, Cached) and role is not None and any(row.key not in kept for row in rows):
             with self.step("capture") as said:
                 identity = self.cast.identity(role, source.reference)
-                kept.update(capture(source, role, rows, self.cache, identity, tell=lambda n, all: self.tell.bar("capture", n, all, "rows")))
+                bar = functools.partial(self.tell.bar, "capture", text="rows")
+                kept.update(capture(source, role, rows, self.cache, identity, tell=lambda done, total: bar(done=done, total=total)))
                 said.append(f"the teacher on {len(rows):,} rows")
 
-    def drawn(self, stage: Stage, rows: Rows) -> list[Row]:
-        """Rows that a stage will ask the teacher about, in the order in which it will."""
-        out: dict[str, Row] = {}
-        for turn in stage.turn if rows.parts else ():
-            out |= {row.key: row for row in rows.draw(0, -(-self.steps_in(stage) // turn.every) * turn.batch, self.streams)}
-        return list(out.values())
+    def drawn(self, number: int, stage: Stage, rows: Rows) -> list[Row]:
+        """Rows that the stage in this place of the graph will ask the teacher about, in the order in which it will."""
+        asked = (drawn(rows, turn, self.steps_in(stage), self.streams, number, t) for t, turn in enumerate(stage.turn))
+        return list({row.key: row for some in asked for row in some}.values())
 
-    def world_of(self, stage: Stage, world: World) -> World:
+    def world_of(self, number: int, stage: Stage, world: World) -> World:
         """The world of a stage: with its own data or teacher, if it brings them, and all that a cached teacher will be asked."""
         if stage.data is not None:
-            world = replace(world, rows=self.read(stage.data), steps=stage.data)
+            world = replace(world, rows=self.read(stage.data).without(self.rows.held_out), steps=stage.data)
         if world.teacher is None:
             return world
         source, role, kept = stage.teacher or world.teacher, self.teacher, self.kept
@@ -170,7 +173,7 @@ class Job:
             role, kept = self.cast.share(source.open(self.cast.opener), "train.teacher"), {}
         assert role is not None
         world.models["teacher"] = role
-        self.capture(self.drawn(stage, world.rows), source, role, kept)
+        self.capture(self.drawn(number, stage, world.rows), source, role, kept)
         return replace(world, teacher=source, kept=kept)
 
     def settle_steps(self) -> int:
@@ -184,13 +187,9 @@ class Job:
             speed = {name: self.examiner.seconds_a_target(subject) for name, subject in subjects.items() if subject in self.examiner.openers}
             after = CLOSING_SECONDS + len(self.arms) * speed["student"] * len(self.examiner.table("start").row)
             spent = time.time() - self.began
-            write_json(
-                path,
-                {
-                    "seconds_a_target": speed,
-                    "steps": affordable(self.recipe.minutes / len(stages), spent, speed, len(window.targets), len(self.arms), after),
-                },
-            )
+            minutes = self.recipe.minutes / sum(stage.repeat for stage in stages)
+            steps = affordable(minutes, spent, speed, len(window.targets), len(self.arms), after)
+            write_json(path, {"steps": steps, "seconds_a_target": speed})
         return int(read_json(path)["steps"]) if stages else 0
 
     def steps_in(self, stage: Stage) -> int:
@@ -222,7 +221,7 @@ class Job:
         """The node that is evaluated and exported."""
         return self.recipe.result or list(arm.nodes)[-1]
 
-    @cached_property
+    @functools.cached_property
     def watched(self) -> list[Row]:
         """A few held-out rows that are looked at while training."""
         pick = torch.randperm(len(self.rows.held_out), generator=self.streams("watched"))[:WATCHED_ROWS].sort().values

@@ -109,6 +109,13 @@ class Recipe(Document):
 
     @model_validator(mode="after")
     def names_are_known(self) -> "Recipe":
+        if self.student.start == "student":
+            raise ValueError("student.start: teacher, or a model reference; a student cannot start from itself")
+        taken = [name for name in self.role if name in ("student", "teacher")]
+        if taken:
+            raise ValueError(f"role: {taken[0]} has a key of its own")
+        if len({exporter.kind for exporter in self.export}) < len(self.export) or len(self.export) > 1:  # type: ignore[attr-defined]
+            raise ValueError("export: one exporter; run again with another for a second format")
         graph(self)
         return self
 

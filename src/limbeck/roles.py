@@ -54,6 +54,13 @@ class Cast:
         weights = identity(Reference.parse(located(text, self.base)))
         return {"weights": weights, "tokenizer": fingerprint(role.tokenizer) if role.tokenizer else None, "dtype": self.recipe.dtype}
 
+    def identities(self) -> dict[str, Any]:
+        """What every opened role is made of."""
+        named = {"student": self.recipe.student.start, **{name: how.start for name, how in self.recipe.role.items()}}
+        if self.recipe.teacher is not None:
+            named["teacher"] = self.recipe.teacher.reference
+        return {name: self.identity(role, named[name]) for name, role in self.originals.items()}
+
     def folder(self, text: str) -> Path | None:
         """The folder that holds a model's weights in transformers' format: its own, or the converted one."""
         reference = Reference.parse(located(text, self.base))

@@ -1,5 +1,6 @@
 """run and resume: from a recipe to a finished run."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from limbeck.job import Job
 from limbeck.recipe import find, load
 from limbeck.store import disk, lock, read_json
 from limbeck.tell import Quiet, Tell
-from limbeck.workspace import begin, choose
+from limbeck.workspace import base_of, begin, choose
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,20 @@ def run(
     """
     recipe = load(source, changes, toy)
     own = find(str(source)) if isinstance(source, (str, Path)) else None
-    folder = choose(recipe, (own.stem if own else "run") + "-toy" * toy, name, runs)
+    folder = choose(recipe, (named(own) if own else "run") + "-toy" * toy, name, runs)
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / "run"):
         if (folder / "summary.json").is_file():
             return Run(folder, True, read_json(folder / "summary.json"))
-        base = begin(folder, recipe, str(own.parent) if own else ".")
+        base = begin(folder, recipe, base_of(own.parent) if own else ".")
         summary = Job(recipe, folder, tell or Quiet(), base).go(stop)
         return Run(folder, summary is not None, summary or {})
+
+
+def named(path: Path) -> str:
+    """What runs of a recipe are called: its file's name, or that of the recipe that a run was made with."""
+    return re.sub(r"-\d+$", "", path.parent.name) if path.name == "recipe.yaml" else path.stem
 
 
 def resume(folder: str | Path, tell: Tell | None = None, stop: Callable[[], bool] = lambda: False) -> Run:

@@ -13,7 +13,7 @@ import yaml
 from limbeck.component import canonical
 from limbeck.errors import Refused
 from limbeck.recipe import Recipe, load
-from limbeck.store import write_json, write_text
+from limbeck.store import read_json, write_json, write_text
 
 ALLOWED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "LIMBECK_HOME", "LIMBECK_RUNS", "LIMBECK_LOG")
 """Variables that may be written down; no other leaves the machine's environment, so that no key does."""
@@ -75,9 +75,17 @@ def choose(recipe: Recipe, name: str, run: str | None = None, runs: Path | None 
         return folder
     taken = sorted((int(m[1]), path) for path in root.glob(f"{name}-*") if (m := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name)))
     for _, path in taken:
-        if (path / "recipe.yaml").is_file() and computed(load(path / "recipe.yaml")) == computed(recipe):
+        if (path / "recipe.yaml").is_file() and was_made_with(path, recipe):
             return path
     return root / f"{name}-{taken[-1][0] + 1 if taken else 1}"
+
+
+def was_made_with(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run's recipe is this one; a recipe that can no longer be read is another one."""
+    try:
+        return computed(load(folder / "recipe.yaml")) == computed(recipe)
+    except Refused:
+        return False
 
 
 def begin(folder: Path, recipe: Recipe, base: str) -> str:
@@ -87,6 +95,17 @@ def begin(folder: Path, recipe: Recipe, base: str) -> str:
         write_text(folder / "recipe.yaml", text_of(recipe))
     write_json(folder / "environment.json", environment())
     return base_of(folder)
+
+
+def same_inputs(folder: Path, mine: dict[str, Any]) -> None:
+    """Refuses to go on with other data or models than a run began with: tables and results would no longer belong together."""
+    path = folder / "steps" / "inputs.json"
+    theirs = read_json(path) if path.is_file() else mine
+    changed = [name for name in dict.fromkeys([*theirs, *mine]) if theirs.get(name) != mine.get(name)]
+    if changed:
+        do = "put them back, or begin another run with --run NAME"
+        raise Refused("inputs", str(folder), "the data and models that this run began with", f"other {', '.join(changed)}", do)
+    write_json(path, mine)
 
 
 def base_of(folder: Path) -> str:

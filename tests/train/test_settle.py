@@ -153,10 +153,24 @@ def test_a_data_step_has_needs_too() -> None:
     assert (error.slug, error.where, error.expected) == ("need", "train.0, data limbeck:test_writer", "text of teacher")
 
 
-@pytest.mark.parametrize("more", [{"freeze": ["*"]}, {"only": ["nothing.*"]}, {"only": ["*.mlp.*"], "freeze": ["*.mlp.*"]}])
+@pytest.mark.parametrize("more", [{"freeze": ["*"]}, {"only": ["*.mlp.*"], "freeze": ["*.mlp.*"]}])
 def test_a_turn_in_which_nothing_learns_is_refused(more: dict[str, Any]) -> None:
     error = refused(turn(**more), models())
     assert (error.slug, error.where) == ("freeze", "train.0.only") and error.got == "none: only and freeze leave nothing"
+
+
+@pytest.mark.parametrize("more", [{"only": ["nothing.*"]}, {"freeze": ["nothing.*"]}, {"optimiser": {"groups": [{"match": ["nothing.*"]}]}}])
+def test_a_pattern_that_fits_nothing_is_refused(more: dict[str, Any]) -> None:
+    error = refused(turn(**more), models())
+    assert error.slug == "pattern" and error.got == "nothing.*" and "model." in error.expected
+
+
+def test_a_layer_map_that_nobody_asks_is_refused() -> None:
+    assert refused(turn(align=["layer_map"]), models()).slug == "layer"
+
+
+def test_a_source_among_the_steps_of_a_turn_is_refused() -> None:
+    assert refused(turn(data=["python_topics"]), models()).slug == "data"
 
 
 # heads of other sizes

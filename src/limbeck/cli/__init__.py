@@ -5,6 +5,7 @@ Results go to stdout, progress and advice to stderr. Exit codes: 0 done, 1 a def
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -56,6 +57,7 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("TQDM_DISABLE", "1")  # our own progress speaks
+        logging.basicConfig(level=os.environ.get("LIMBECK_LOG", "WARNING").upper(), format="%(levelname)s %(name)s %(message)s")
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except LimbeckError as error:

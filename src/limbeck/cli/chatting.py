@@ -30,7 +30,7 @@ def chat(folder: Path, new_tokens: int) -> None:
     if recipe.teacher is None:
         raise Refused("run", str(folder), "a run with a teacher", "none", "limbeck show " + folder.name)
     roles = {
-        "teacher": recipe.teacher.open(Cast(recipe, Cache(), base_of(folder)).open),
+        "teacher": Cast(recipe, Cache(), base_of(folder)).originals["teacher"],
         "student": as_role(open_pretrained(f"path:{folder / 'student'}", cache=Cache())),
     }
     teacher = roles["teacher"]

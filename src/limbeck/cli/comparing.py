@@ -62,29 +62,33 @@ def entry(folder: Path) -> dict[str, Any]:
     """A finished run's figures, and its KL by held-out document."""
     if not (folder / "summary.json").is_file():
         raise Refused("run", str(folder), "a finished run", "one that was stopped", f"limbeck resume {folder.name}")
-    summary, table = read_json(folder / "summary.json"), load_tensors(folder / "tables" / "student" / "table.safetensors")
-    student = summary.get("student") or {}
-    documents: dict[int, list[float]] = {}
-    for row, value in zip(table["row"].tolist(), table["kl"].double().tolist() if "kl" in table else [], strict=False):
-        documents.setdefault(row, []).append(value)
+    summary, place = read_json(folder / "summary.json"), folder / "tables" / "student"
+    if not place.is_dir() or "kl" not in (table := load_tensors(place / "table.safetensors")):
+        raise Refused("compare", folder.name, "a run with held-out rows and a teacher", "no KL to a teacher", "leave it out")
+    documents: dict[str, list[float]] = {}
+    names = read_json(place / "timing.json")["documents"]
+    for row, value in zip(table["row"].tolist(), table["kl"].double().tolist(), strict=True):
+        documents.setdefault(names[row], []).append(value)
     return {
         "run": folder.name,
-        "kl": student.get("kl"),
-        "top1": student.get("top1"),
+        "kl": float(table["kl"].double().mean()),
+        "top1": float((table["best"] == table["teacher_best"]).double().mean()),
         "seconds": summary.get("wall_seconds"),
         "seed": summary.get("seed"),
-        "held_out": int(table["label"].double().mul(1 + table["row"].double()).sum()),
+        "held_out": read_json(folder / "steps" / "inputs.json")["held-out rows"],
         "documents": documents,
         "recipe": computed(load(folder / "recipe.yaml")),
     }
 
 
 def paired(mine: dict[str, Any], best: dict[str, Any]) -> str:
-    """Mean difference of KL over rows both have seen, with two standard errors either way."""
-    shared = sorted(mine["documents"].keys() & best["documents"].keys())
-    gaps = [sum(mine["documents"][d]) / len(mine["documents"][d]) - sum(best["documents"][d]) / len(best["documents"][d]) for d in shared]
+    """Mean difference of KL over documents both have seen, with two standard errors either way; of other texts nothing can be said."""
+    if mine["held_out"] != best["held_out"]:
+        return "not paired: other held-out text"
+    means = [{name: sum(values) / len(values) for name, values in run["documents"].items()} for run in (mine, best)]
+    gaps = [means[0][name] - means[1][name] for name in means[0]]
     if len(gaps) < 2:
-        return "not paired"
+        return "not paired: one document"
     mean = sum(gaps) / len(gaps)
     error = math.sqrt(sum((g - mean) ** 2 for g in gaps) / (len(gaps) - 1) / len(gaps))
     return f"{mean:+.4f} ({mean - 2 * error:.4f} to {mean + 2 * error:.4f})" + (", cannot be told apart" if abs(mean) < 2 * error else "")

@@ -38,8 +38,9 @@ def recipe_of(source: str, changes: list[str], toy: bool) -> tuple[Recipe, str, 
 def begin(source: str, changes: list[str], name: str | None, toy: bool, quiet: bool, as_json: bool, stop: Stop, runs: Path | None = None) -> int:
     """Runs or goes on, and prints what came of it."""
     began, said = time.monotonic(), console(stderr=True)
-    if not Path(source).is_file() and not changes and not toy and (runs_folder() / source / "recipe.yaml").is_file():
-        source, name = str(runs_folder() / source / "recipe.yaml"), source
+    of_run = runs_folder() / source / "recipe.yaml"
+    if not Path(source).is_file() and not toy and of_run.is_file():
+        source, name = str(of_run), name or (None if changes else source)
     if not quiet:
         said.print(f"limbeck run {source} · Ctrl-C stops safely; the same command goes on")
     done = run(source, *changes, name=name, runs=runs, toy=toy, tell=Progress(quiet), stop=stop)

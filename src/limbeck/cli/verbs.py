@@ -7,6 +7,7 @@ import typer
 
 from limbeck.cli import Stop, app
 from limbeck.errors import Refused
+from limbeck.text.show import visible
 
 Changes = Annotated[list[str] | None, typer.Argument(help="Changes like train.0.steps=50; values are read as YAML, null removes.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -56,7 +57,7 @@ def plan(
     from limbeck.planning import plan_of
 
     found = plan_of(*recipe_of(recipe, changes or [], toy), probe=probe)
-    out(found.as_json()) if as_json else print(found)
+    out(found.as_json()) if as_json else print("\n".join(visible(line, 400) for line in str(found).split("\n")))
 
 
 @app.command()
@@ -86,7 +87,7 @@ def compare(
     from limbeck.cli.running import folder_of
 
     found = compared([folder_of(run) for run in runs], anyway)
-    out(found) if as_json else print("\n".join(found["lines"]))
+    out(found) if as_json else print("\n".join(visible(line, 400) for line in found["lines"]))
 
 
 @app.command()

@@ -56,6 +56,13 @@ class Rows:
         """The same parts with their rows changed; held-out rows alike."""
         return replace(self, parts=tuple(Part(tuple(change(part.rows)), part.share) for part in self.parts), held_out=tuple(change(self.held_out)))
 
+    def without(self, held_out: Sequence[Row]) -> "Rows":
+        """The same rows, but none of a document that others hold out."""
+        sources, keys = {row.source for row in held_out if row.source}, {row.key for row in held_out}
+        parts = tuple(replace(part, rows=tuple(r for r in part.rows if r.source not in sources and r.key not in keys)) for part in self.parts)
+        lost = sum(len(a.rows) - len(b.rows) for a, b in zip(self.parts, parts, strict=True))
+        return replace(self, parts=parts, notes=(*self.notes, *([f"stage data: {lost:,} rows of held-out documents left out"] if lost else [])))
+
     def draw(self, first: int, num: int, streams: Streams) -> list[Row]:
         """Rows of the draws first, first + 1, ...: each a group of rows. A pure function of its arguments: resuming needs no state.
 

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from limbeck.merge.base import Merge
 
@@ -29,10 +29,14 @@ class Average(Merge):
     weights: tuple[float, ...] = Field(default=())
     """One weight for each of `of`; none: all alike."""
 
+    @model_validator(mode="after")
+    def one_weight_each(self) -> "Average":
+        if self.weights and (len(self.weights) != len(self.of) or sum(self.weights) == 0):
+            raise ValueError(f"weights: one for each of {len(self.of)} stages, and not 0 in all")
+        return self
+
     def __call__(self, name, tensors, base):
         weights = self.weights or (1.0,) * len(tensors)
-        if len(weights) != len(tensors):
-            raise ValueError(f"merge {self.name}: {len(weights)} weights for {len(tensors)} sets of weights")
         total = sum(weights)
         stacked = torch.stack([t.double() * (w / total) for t, w in zip(tensors, weights, strict=True)])
         return stacked.sum(0).to(tensors[0].dtype)

@@ -17,14 +17,14 @@ class Merge(Component):
     symmetric: ClassVar[bool] = False
     """Claim: the order of what is merged does not matter."""
 
-    name: str = Field(default="merged")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)] = "merged"
     """What others refer to."""
     of: tuple[str, ...] = ()
     """Names of the stages (or merges) whose students are merged."""
 
     @abstractmethod
     def __call__(self, name: str, tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
-        """The merged tensor of that name; `base` is that of the student before training. Computed in float32, returned in the dtype that came."""
+        """The merged tensor of that name, computed in float32 or better, in the dtype that came; `base` is that before training."""
 
 
 AnyMerge = Annotated[Merge, Choice()]

@@ -173,7 +173,11 @@ def random_model(reference: Reference, dtype: str) -> tuple[Any, Any]:
     with foreign(reference.text, "a config that a model can be built from"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would move the generators of every GPU too
         module = loader._from_config(config, dtype=torch.float32)
-    return module if dtype == "auto" else module.to(getattr(torch, dtype)), tokenizer
+    if dtype != "auto":
+        for parameter in module.parameters():  # not the buffers, such as those of rotations: they stay float32 when a folder is opened
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+        module.config.dtype = getattr(torch, dtype)
+    return module, tokenizer
 
 
 def config_file(reference: Reference) -> tuple[Any, int, Any]:

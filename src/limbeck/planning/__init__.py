@@ -18,13 +18,15 @@ from limbeck.planning.cost import Cost, cost
 from limbeck.planning.pricing import Line, Pricing
 from limbeck.planning.probe import Machine, machine
 from limbeck.planning.refusals import refuse_hopeless, refuse_rows
-from limbeck.recipe import Recipe, find, load
+from limbeck.recipe import Recipe, find, graph, load
 from limbeck.roles import Cast, located
 from limbeck.store import Cache
 from limbeck.teacher._capture import shards
 from limbeck.teacher.cached import Cached
 from limbeck.text.show import duration, size
 from limbeck.train.settle import settle
+from limbeck.train.stage import Stage
+from limbeck.train.window import drawn
 
 LENGTH = 128
 """Positions of a row, where no data step says how long rows are."""
@@ -186,8 +188,11 @@ def captured(recipe: Recipe, rows: Rows, cast: Cast, pricing: Pricing) -> str:
     if not isinstance(source, Cached) or role.tokenizer is None or not rows.parts:
         return "not known yet"
     streams, lists = Streams(recipe.seed), [rows.held_out]
-    for stage in recipe.train:
-        lists += [tuple(rows.draw(0, -(-pricing.steps(stage) // turn.every) * turn.batch, streams)) for turn in stage.turn]
+    for number, node in enumerate(graph(recipe)):
+        if isinstance(node.what, Stage) and node.what.teacher is None and node.what.data is None:
+            steps = pricing.steps(node.what) // node.what.repeat
+            asked = (drawn(rows, turn, steps, streams, number, t) for t, turn in enumerate(node.what.turn))
+            lists.append(tuple({row.key: row for some in asked for row in some}.values()))
     identity = cast.identity(role, source.reference)
     keys = [key for some in lists for key, _ in shards(source, some, cast.cache, identity)]
     there = sum(cast.cache.path(key).is_dir() for key in keys)

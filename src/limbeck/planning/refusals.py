@@ -32,6 +32,7 @@ def refuse_rows(recipe: Recipe, rows: Rows, roles: Mapping[str, Role]) -> None:
         steps = [*recipe.data, *(step for turn in stage.turn for step in turn.data)]
         if stage.data is None and not rows.parts and all(type(step).window is Step.window for step in steps):
             raise Refused("data", "data", "a source of rows to train on", "none", "add one, like {kind: text, path: books/*.txt}")
+    refuse_useless(recipe, rows)
     for name, role in roles.items():
         context = getattr(role, "context", None)
         if context is None or role.tokenizer is None:
@@ -48,3 +49,17 @@ def refuse_rows(recipe: Recipe, rows: Rows, roles: Mapping[str, Role]) -> None:
                     f"{num:,}",
                     f"add a step: {{kind: pack, length: {context}}}",
                 )
+
+
+def refuse_useless(recipe: Recipe, rows: Rows) -> None:
+    """Refuses what no row can serve: a selection without held-out rows, an objective for a tag that no row has."""
+    tags = {row.tag for row in rows.train}
+    for i, stage in enumerate(recipe.train):
+        if stage.select is not None and not rows.held_out:
+            do = "give a source a split or a held_out file, or remove select"
+            raise Refused("data", f"train.{i}.select", "held-out rows to choose by", "none", do)
+        for turn in stage.turn if stage.data is None and rows.parts else ():
+            for n, objective in enumerate(turn.objective):
+                if objective.tag is not None and objective.tag not in tags and all(type(s).window is Step.window for s in (*recipe.data, *turn.data)):
+                    known = ", ".join(sorted(tags - {""})) or "no tags"
+                    raise Refused("tag", f"train.{i}.objective.{n}.tag", f"a tag of the rows: {known}", objective.tag, "change the tag, or the rows")

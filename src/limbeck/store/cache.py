@@ -54,7 +54,7 @@ class Cache:
     def path(self, key: str) -> Path:
         """Where the entry of a key is, if there is one."""
         if not re.fullmatch("[0-9a-f]{64}", key):
-            raise Refused("path", str(self.root), "a key: 64 hexadecimal digits", ascii(key)[:80], "limbeck cache list")
+            raise Refused("path", str(self.root), "a key: 64 hexadecimal digits", ascii(key)[:80], "look into the folder")
         return self.root / key
 
     def get(self, key: str) -> Path | None:

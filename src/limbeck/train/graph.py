@@ -13,7 +13,7 @@ from limbeck.component import canonical, find
 from limbeck.errors import Failed
 from limbeck.merge.base import Merge, merge
 from limbeck.model.base import Role
-from limbeck.store import Log, disk, is_sound, load_state, new_folder, save_state, sweep, verify
+from limbeck.store import Log, disk, inside, is_sound, load_state, new_folder, save_state, sweep, verify
 from limbeck.student.base import Score, Surgery
 from limbeck.train.loop import Loop, NotFinite, World
 from limbeck.train.stage import Stage
@@ -49,7 +49,7 @@ class Arm:
         log: Log,
         score: Score | None = None,
         steps: Callable[[Node], int] = lambda node: node.what.steps,
-        world_of: Callable[[Stage, World], World] = lambda stage, world: world,
+        world_of: Callable[[int, Stage, World], World] = lambda number, stage, world: world,
     ):
         """Args:
         name: of the arm, in metrics and folders.
@@ -68,7 +68,7 @@ class Arm:
 
     def result(self, node: str) -> Path:
         """The folder of a finished node; `student` is the start."""
-        return self.folder / "results" / self.name / node
+        return inside(self.folder / "results" / self.name, node)
 
     def run(self, observe: Observe = lambda arm, node, loop, records: None, stop: Callable[[], bool] = lambda: False) -> bool:
         """Runs what is not finished; returns whether all is."""
@@ -98,7 +98,8 @@ class Arm:
 
     def trained(self) -> list[str]:
         """Roles that any stage changes: each goes back to its start where a branch begins there."""
-        return list(dict.fromkeys(turn.trains for node in self.nodes.values() if isinstance(node.what, Stage) for turn in node.what.turn))
+        trained = (turn.trains for node in self.nodes.values() if isinstance(node.what, Stage) for turn in node.what.turn)
+        return list(dict.fromkeys(("student", *trained)))
 
     def tidy(self) -> bool:
         """Removes checkpoints of finished nodes."""
@@ -109,7 +110,7 @@ class Arm:
         """One stage, from its last sound checkpoint or from its start."""
         surgery = self.enter(node)
         stage = node.what.model_copy(update={"steps": self.steps(node)})
-        loop = Loop(stage, self.world_of(stage, self.world), number, node.where)
+        loop = Loop(stage, self.world_of(number, stage, self.world), number, node.where)
         folder = self.checkpoints(node)
         self.resume(loop, folder)
         self.log.keep(lambda r: not (r["arm"] == self.name and r["stage"] == node.name and r["step"] >= loop.step))
@@ -128,8 +129,7 @@ class Arm:
             self.save(loop, folder)
             return False
         self.log.sync()
-        earlier = [role for role in load_state(self.result(node.after[0]), "state")["roles"] if role != "student"]
-        self.keep(node.name, {role: self.world.models[role].module.state_dict() for role in dict.fromkeys([*earlier, *loop.roles()])}, surgery)
+        self.keep(node.name, {role: self.world.models[role].module.state_dict() for role in self.trained()}, surgery)
         shutil.rmtree(folder, ignore_errors=True)
         return True
 
@@ -176,25 +176,26 @@ class Arm:
         return role.eval()
 
     def merge(self, node: Node) -> None:
-        """Merges finished nodes, tensor by tensor."""
-        states = [load_state(self.result(name), "state")["roles"]["student"] for name in node.after]
-        shapes = [{name: t.shape for name, t in state.items()} for state in states]
-        if any(s != shapes[0] for s in shapes):
-            raise Failed("merge", node.where, "students of one build", "different shapes", "merge stages that share their surgeries", code=5)
-        base = load_state(self.result("student"), "state")["roles"]["student"]
-        self.keep(node.name, {"student": merge(node.what, states, base if base.keys() == states[0].keys() else None)}, [])
+        """Merges finished nodes, every role that is trained, tensor by tensor."""
+        of = [load_state(self.result(name), "state")["roles"] for name in node.after]
+        start, merged = load_state(self.result("student"), "state")["roles"], {}
+        for role in of[0]:
+            states = [roles[role] for roles in of]
+            shapes = [{name: t.shape for name, t in state.items()} for state in states]
+            if any(s != shapes[0] for s in shapes):
+                raise Failed("merge", node.where, "students of one build", "different shapes", "merge stages that share their surgeries", code=5)
+            base = start[role] if {name: t.shape for name, t in start[role].items()} == shapes[0] else None
+            merged[role] = merge(node.what, states, base)
+        self.keep(node.name, merged, [])
 
     def keep(self, name: str, roles: Mapping[str, Any], surgery: list[Any]) -> None:
         """Writes the result of a node."""
-        roles = dict(roles) or {"student": self.world.models["student"].module.state_dict()}
-        if "student" not in roles:
-            roles["student"] = self.world.models["student"].module.state_dict()
         with new_folder(self.result(name)) as folder:
-            save_state(folder, "state", {"roles": roles})
+            save_state(folder, "state", {"roles": dict(roles)})
             (folder / "surgery.json").write_text(json.dumps(canonical(surgery)))
 
     def checkpoints(self, node: Node) -> Path:
-        return self.folder / "checkpoints" / self.name / node.name
+        return inside(self.folder / "checkpoints" / self.name, node.name)
 
     def save(self, loop: Loop, folder: Path) -> None:
         """A checkpoint; older ones than are to be kept go."""

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,13 +83,6 @@ class Loop:
 
     def place(self, window: int) -> Place:
         return Place(self.world.models, self.world.streams, window, self.world.base)
-
-    def windows(self) -> Iterator[tuple[int, int, Batch]]:
-        """Turn, step and window of all steps to come, without running the role that learns: what a capture must cover."""
-        for t, running in enumerate(self.running):
-            for step in range(self.step, self.steps):
-                if step % running.turn.every == 0:
-                    yield t, step, step // running.turn.every  # type: ignore[misc]
 
     def run(
         self, observe: Callable[["Loop", list[dict[str, Any]]], None] = lambda loop, records: None, stop: Callable[[], bool] = lambda: False

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from limbeck.align.base import Align, expanded, raw
+from limbeck.align.layer_map import LayerMap
 from limbeck.align.shared_vocab import SharedVocab
 from limbeck.data.base import Step
 from limbeck.errors import Refused
-from limbeck.model.base import Models, Role
+from limbeck.model.base import Models, Role, matches
 from limbeck.signals import Needs
 from limbeck.train.stage import Turn
 
@@ -58,15 +59,21 @@ def settle(turn: Turn, steps: Sequence[Step], models: Models, where: str) -> Set
     asked, _ = match(turn.forward.requires(settled), models.offers(), align, where)
     exist(asked, models, align, where)
     align = same_ids(turn, settled, models, align, notes, where)
+    for n, step in enumerate(turn.data):
+        if type(step).window is Step.window:
+            kind = dict(step)["kind"]
+            do = "write it under data: of the recipe or the stage"
+            raise Refused("data", f"{where}.data.{n}", "a step that changes windows", f"{kind}, which makes rows", do)
     for step in steps:
         match(step.needs, models.offers(), (), f"{where}, data {step.kind}")  # type: ignore[attr-defined]
+    effective(turn, models, align, needs, where)
     if not models.trainable(turn.trains, turn.only, turn.freeze):
         raise Refused(
             "freeze",
             f"{where}.only",
             f"parameters of {turn.trains} that learn",
             "none: only and freeze leave nothing",
-            "look at the names: limbeck show --parameters, and change the patterns",
+            "change the patterns",
         )
     return Settled(settled, align, tuple(notes))
 
@@ -107,6 +114,21 @@ def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...
     cut = SharedVocab().settle(Models(heads))
     notes.append(f"{where}: logits of {sizes} are cut to the {cut.num:,} ids they share")
     return (cut, *align)
+
+
+def effective(turn: Turn, models: Models, align: Sequence[Align], needs: Needs, where: str) -> None:
+    """Refuses what cannot have an effect: patterns that fit no parameter, a layer map that nobody asks."""
+    names = [name for name, _ in models[turn.trains].module.named_parameters()]
+    groups = {f"optimiser.groups.{i}.match": group.match for i, group in enumerate(turn.optimiser.groups)}
+    for field, patterns in {"only": turn.only, "freeze": turn.freeze, **groups}.items():
+        for pattern in patterns:
+            if not any(matches(name, (pattern,)) for name in names):
+                expected = f"a pattern that fits parameters of {turn.trains}, such as {names[0]}"
+                raise Refused("pattern", f"{where}.{field}", expected, pattern, "change or remove the pattern")
+    layered = any("." in name for asked in needs.values() for name in asked)
+    if any(isinstance(a, LayerMap) for a in align) and not layered:
+        do = "remove the map, or add the objective"
+        raise Refused("layer", f"{where}.align", "an objective that compares layers", "a layer map without one", do)
 
 
 def match(needs: Needs, offers: Needs, align: Sequence[Align], where: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:

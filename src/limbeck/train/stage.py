@@ -29,7 +29,7 @@ class Turn(Document):
     every: int = Field(default=1, gt=0)
     """Runs at each so-manieth step of the stage."""
     data: tuple[AnyStep, ...] = ()
-    """Steps on each window, after those of the recipe."""
+    """Steps on each window, after those of the recipe; sources belong to the recipe or the stage."""
     forward: AnyForward = Paired()
     """How the roles are run."""
     align: tuple[AnyAlign, ...] = ()
@@ -47,8 +47,8 @@ class Turn(Document):
 class Select(Document):
     """Keeps the best state by a held-out metric, and stops when it no longer improves."""
 
-    metric: str = "kl"
-    """Name of the held-out metric: kl, perplexity, ..."""
+    metric: Literal["kl", "top1", "perplexity"] = "kl"
+    """The held-out metric."""
     every: int = Field(default=100, gt=0)
     """Measured after each so many steps, and after the last."""
     patience: int | None = Field(default=None, gt=0)
@@ -61,7 +61,7 @@ class Checkpoint(Document):
     """How often a run is made safe."""
 
     every: int = Field(default=100, gt=0)
-    """Steps between checkpoints; there is always one at the end of a stage."""
+    """Steps between checkpoints; a finished stage leaves its result."""
     keep: int = Field(default=2, gt=0)
     """How many stay on disk."""
 
@@ -71,7 +71,7 @@ class Stage(Document):
 
     in_place: ClassVar[tuple[str, ...]] = ("turn",)
 
-    name: str = ""
+    name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=60)] = ""
     """What others refer to; empty: stage-0, stage-1, ..."""
     start: str | None = None
     """Where the student comes from: `student`, or the name of an earlier stage or merge; none: the stage before."""
@@ -84,7 +84,7 @@ class Stage(Document):
     teacher: AnyTeacher | None = None
     """Another teacher than the recipe's, for this stage."""
     data: tuple[AnyStep, ...] | None = None
-    """Other data than the recipe's, for this stage."""
+    """Other data than the recipe's, for this stage, in place of it; steps on windows alone are written in `turn:`."""
     repeat: int = Field(default=1, gt=0, le=1000)
     """Runs the stage so many times, each a stage of its own with fresh optimisers."""
     select: Select | None = None
@@ -102,5 +102,5 @@ class Stage(Document):
     def one_turn(cls, value: Any) -> Any:
         if not isinstance(value, dict) or "turn" in value:
             return value
-        own = {name for name in cls.model_fields if name not in ("turn", "data")}
+        own = set(cls.model_fields) - {"turn"}
         return {**{k: v for k, v in value.items() if k in own}, "turn": [{k: v for k, v in value.items() if k not in own}]}

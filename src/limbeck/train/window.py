@@ -10,7 +10,8 @@ from torch import nn
 from limbeck.align.base import Aligned, raw
 from limbeck.data.base import Place, Rows, Step
 from limbeck.model.base import Models
-from limbeck.signals import Batch, Loss
+from limbeck.numerics import Streams
+from limbeck.signals import Batch, Loss, Row
 from limbeck.teacher.base import Teacher
 from limbeck.train.settle import Settled
 from limbeck.train.stage import Turn
@@ -35,7 +36,7 @@ def prepare(running: Running, rows: Rows, teacher: Teacher | None, kept: Mapping
     """Makes the window final: data, rollouts, what was captured, alignment, random draws. After this nothing changes a count."""
     turn, batch = running.turn, None
     if rows.parts:
-        batch = place.models.batch(rows.draw(place.window * turn.batch, turn.batch, place.streams))
+        batch = place.models.batch(rows.draw(place.window * turn.batch, turn.batch, order(place.streams, spot[0], spot[1])))
     for step, memory in zip(running.steps, running.memory, strict=True):
         batch = step.window(batch, place, memory)  # type: ignore[arg-type]
     assert batch is not None, "no data step made a window"
@@ -49,6 +50,16 @@ def prepare(running: Running, rows: Rows, teacher: Teacher | None, kept: Mapping
             batch = replace(batch, said={**batch.said, role: place.models.says(role, batch, names)})
         batch = align.index(batch, place.models)
     return forward.draw(batch, place.streams, spot)  # type: ignore[attr-defined]
+
+
+def order(streams: Streams, stage: int, turn: int) -> Streams:
+    """The order in which a turn of a stage draws rows: one of its own, so that no two look at the same windows."""
+    return Streams(streams.number("rows", stage, turn))
+
+
+def drawn(rows: Rows, turn: Turn, steps: int, streams: Streams, stage: int, number: int) -> list[Row]:
+    """All rows that a turn (the `number`-th of its stage) will draw in so many steps, in order: what a capture must cover."""
+    return rows.draw(0, -(-steps // turn.every) * turn.batch, order(streams, stage, number)) if rows.parts else []
 
 
 def device_of(models: Models) -> torch.device:
