@@ -17,7 +17,7 @@ import limbeck.evaluate.speed
 from limbeck.errors import LimbeckError, Refused
 from limbeck.job import Job
 from limbeck.start import Run, evaluate, resume, run
-from limbeck.store import is_sound, load_tensors
+from limbeck.store import is_sound, load_state, load_tensors
 from limbeck.teacher.cached import Cached
 from toy import FEW, TINY, after, at_home, metrics, same, stages, state, toy, words  # noqa: F401
 
@@ -219,6 +219,75 @@ def test_a_repeated_stage_is_the_stage_written_so_many_times(tmp_path):
     assert [same(state(thrice.path, name), state(written.path, name)) for name in ("x.0", "x.1", "x")] == [True] * 3
     assert metrics(thrice.path) == metrics(written.path)
     assert thrice.summary["steps"] == written.summary["steps"] == 6
+
+
+def test_a_stage_after_a_merge_goes_on_with_every_merged_role_also_after_a_stop(tmp_path):
+    peer = {
+        "turn": [
+            {"trains": "peer", "objective": [{"kind": "forward_kl", "seats": {"student": "peer"}}], "batch": 2, "optimiser": {"lr": 1e-3}},
+            {"objective": [{"kind": "forward_kl", "seats": {"teacher": "peer"}}], "batch": 2, "optimiser": {"lr": 1e-3}},
+        ]
+    }
+    short = {"steps": 2, "checkpoint": {"every": 1}}
+    train = [{**short, "name": "a", **peer}, {**short, "name": "b", "start": "student", **peer}, {**short, "name": "c", "start": "m", **peer}]
+    recipe = toy(tmp_path, role={"peer": {"start": "student"}}, train=train, merge=[{"kind": "average", "of": ["a", "b"], "name": "m"}], result="c")
+    undisturbed = run(recipe, runs=tmp_path / "one")
+    roles = {name: load_state(undisturbed.path / "results" / "student" / name, "state")["roles"] for name in ("a", "b", "m", "c")}
+    for role in ("student", "peer"):
+        for name, tensor in roles["m"][role].items():
+            torch.testing.assert_close(tensor.double(), (roles["a"][role][name].double() + roles["b"][role][name].double()) / 2, rtol=1e-6, atol=1e-7)
+    stopped = run(recipe, stop=after(4), runs=tmp_path / "two")
+    assert not stopped.finished
+    done = resume(stopped.path)
+    again = load_state(done.path / "results" / "student" / "c", "state")["roles"]
+    assert same(again, roles["c"]) and metrics(done.path) == metrics(undisturbed.path)
+
+
+def test_no_two_turns_or_stages_look_at_the_same_windows(tmp_path, monkeypatch):
+    from limbeck.data.base import Rows
+
+    drawn, draw = [], Rows.draw
+
+    def watched(self, first, num, streams):
+        rows = draw(self, first, num, streams)
+        drawn.append(tuple(row.key for row in rows))
+        return rows
+
+    monkeypatch.setattr(Rows, "draw", watched)
+    run(toy(tmp_path, train=stages({"name": "a"}, {"name": "b"})))
+    windows = drawn[-4:]                                      # the two steps of each stage
+    assert len(set(windows)) == 4
+
+
+def test_other_data_or_another_model_behind_the_same_recipe_is_refused(tmp_path):
+    recipe = toy(tmp_path)
+    stopped = run(recipe, name="mine", stop=after(2))
+    assert not stopped.finished
+    words(tmp_path, seed=9)
+    with pytest.raises(Refused) as caught:
+        run(recipe, name="mine")
+    assert caught.value.slug == "inputs" and "rows" in caught.value.got
+    words(tmp_path)
+    assert run(recipe, name="mine").finished
+
+
+def test_a_stage_with_data_of_its_own_trains_on_no_held_out_document(tmp_path, monkeypatch):
+    from limbeck.data.base import Rows
+
+    whole = {**FEW, "path": str(tmp_path / "words.txt"), "split": 0.0}
+    recipe = toy(tmp_path, {"data": [whole, {"kind": "pack", "length": 40}]}, data=[{**whole, "split": 0.5}, {"kind": "pack", "length": 40}])
+    words(tmp_path)
+    held, without = [], Rows.without
+
+    def watched(self, rows):
+        found = without(self, rows)
+        held.append(({row.source for row in rows}, {row.source for row in found.train}, found.notes))
+        return found
+
+    monkeypatch.setattr(Rows, "without", watched)
+    run(recipe)
+    ((out, train, notes),) = held
+    assert out and train and not out & train and "left out" in notes[-1]
 
 
 def test_another_role_that_learns_is_what_its_branch_left_also_after_a_stop(tmp_path):

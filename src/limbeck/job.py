@@ -38,7 +38,7 @@ CALIBRATION_ROWS = 16
 """Training rows that surgeries are measured on."""
 CLOSING_SECONDS = 60
 """What timings of decoding, samples and the report take."""
-WATCHED_ROWS, LOOKS = 8, 5
+WATCHED_ROWS, LOOKS = 4, 4
 """Held-out rows that are looked at while training, and how often a stage."""
 SILENT = ("gradient_norm", "learning_rate", "step_seconds")
 """Metrics that are kept, and not told while a run goes."""

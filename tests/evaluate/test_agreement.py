@@ -135,3 +135,32 @@ def test_without_a_teacher_there_is_no_agreement(examine, speaker, rows):
 def test_negative_counts_are_refused():
     with pytest.raises(ValidationError):
         Agreement(worst=-1)
+
+
+def test_the_gap_of_two_subjects_is_paired_over_documents():
+    from limbeck.evaluate._scoring import by_document
+    from limbeck.evaluate.base import Exam, Table
+    from limbeck.signals import Row
+
+    rows = [Row(str(i), {"text": "x"}, source=str(i)) for i in range(4)]
+    row = torch.arange(4).repeat_interleave(5)
+    best = torch.arange(20) % 3
+
+    def table(own, kl):
+        return Table(
+            row=row,
+            label=best,
+            label_logprob=torch.zeros(20),
+            best=own,
+            best_prob=torch.ones(20),
+            teacher_best=best,
+            teacher_best_prob=torch.ones(20),
+            kl=kl,
+        )
+
+    noise = torch.tensor([0.0, 1.0, 2.0, 3.0]).repeat_interleave(5)  # documents differ much, the subjects by 0.5 everywhere
+    student, other = table(best, noise), table(best, noise + 0.5)
+    exam = Exam(rows, ("teacher", "student", "other"), open=None, table={"student": student, "other": other}.get)
+    found = Agreement().gap(student, other, exam)
+    assert found["kl"] == pytest.approx(-0.5) and found["kl_error"] == pytest.approx(0, abs=1e-9) and found["top1"] == 0
+    assert by_document(student.kl, student, rows)[1] > 0.5

@@ -672,3 +672,11 @@ def test_nothing_overflows_or_overlaps_in_a_browser(tmp_path: Path, width: int, 
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
     report = html.unescape(dom.rpartition("<pre>")[2].partition("</pre>")[0]).split("\n")
     assert report == [f"scroll {width}", f"opened {width}"]
+
+
+def test_the_verdict_pairs_the_arms_over_documents_where_it_can() -> None:
+    arms = {"student": {"top1": 0.55, "top1_error": 0.02}, "baseline": {"top1": 0.496, "top1_error": 0.02}, "start": {"top1": 0.41, "top1_error": 0.02}}
+    assert verdict(arms).startswith("The teacher did not help")
+    gap = {"top1": 0.054, "top1_error": 0.006}
+    assert verdict({**arms, "gaps": {"baseline": gap}}).startswith("The student keeps 55 %")
+    assert verdict({**arms, "gaps": {"baseline": {**gap, "top1_error": 0.03}}}).startswith("The teacher did not help")

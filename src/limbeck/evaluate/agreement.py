@@ -64,6 +64,7 @@ class Agreement(Evaluator):
         main = "student" if "student" in others else list(others)[-1]
         found = self.by_kind(others, main, exam)
         parts = {"by_certainty": self.by_certainty(others, main), "slices": found, "worst_tokens": self.worst_tokens(others[main], main, exam)}
+        parts["gaps"] = {name: self.gap(tables["student"], table, exam) for name, table in others.items() if "student" in tables and name != "student"}
         if found:
             parts["weakest"] = min(found, key=lambda x: x[main])
         return figures | parts
@@ -73,6 +74,13 @@ class Agreement(Evaluator):
         assert table.kl is not None
         (kl, kl_error), (top1, top1_error) = by_document(table.kl, table, exam.rows), by_document(same(table), table, exam.rows)
         return {"kl": kl, "kl_error": kl_error, "top1": top1, "top1_error": top1_error}
+
+    def gap(self, student: Table, other: Table, exam: Exam) -> dict[str, float | None]:
+        """The student's agreement and KL minus another subject's, with errors paired over documents: much smaller than those of each alone."""
+        assert student.kl is not None and other.kl is not None
+        top1 = by_document(same(student).double() - same(other).double(), student, exam.rows)
+        kl = by_document(student.kl - other.kl, student, exam.rows)
+        return {"top1": top1[0], "top1_error": top1[1], "kl": kl[0], "kl_error": kl[1]}
 
     def by_certainty(self, tables: Mapping[str, Table], main: str) -> list[dict[str, float]]:
         """Agreement of each subject by the probability that the teacher gives to its choice; empty bins are left out."""

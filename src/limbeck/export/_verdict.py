@@ -28,11 +28,13 @@ class Measure(NamedTuple):
     unit: str
     sign: int
     """1 where more is better, -1 where less is."""
+    paired: Mapping[str, float] = {}
+    """Standard error of the student's difference from an arm, over documents that both have seen; where it is not known, errors are added up."""
 
     def told_apart(self, other: str) -> int:
         """1 if the student is ahead of another arm by more than the error, -1 if behind, 0 if they cannot be told apart."""
         ahead = self.sign * (self.values["student"] - self.values[other])
-        margin = STANDARD_ERRORS * math.hypot(self.errors["student"], self.errors[other])
+        margin = STANDARD_ERRORS * self.paired.get(other, math.hypot(self.errors["student"], self.errors[other]))
         return (ahead > margin) - (ahead < -margin)
 
 
@@ -71,7 +73,8 @@ def measure(summary: Mapping[str, Any]) -> Measure | None:
         errors = (*path[:-1], "error") if len(path) > 1 else (f"{path[0]}_error",)
         values = {x: value for x in ARMS if (value := finite(arm(summary, x, *path))) is not None}
         if "student" in values:
-            return Measure(name, values, {x: finite(arm(summary, x, *errors)) or 0.0 for x in ARMS}, of if isinstance(of, str) else "", sign)
+            gaps = {x: error for x in ARMS if (error := finite(arm(summary, "gaps", x, f"{name}_error"))) is not None}
+            return Measure(name, values, {x: finite(arm(summary, x, *errors)) or 0.0 for x in ARMS}, of if isinstance(of, str) else "", sign, gaps)
     return None
 
 

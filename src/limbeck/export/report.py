@@ -18,6 +18,7 @@ by_certainty     [{low, high, share, student, baseline}]      agreement where th
 slices           [{name, share, student, error, baseline}]    agreement by kind of text
 calibration      [{stated, teacher, student, baseline}]       how often right minus stated, by stated probability
 decode_by_context [{context, teacher_ms [median, 10 %, 90 %], student_ms}]
+gaps             {<arm>: {top1, top1_error, kl, kl_error}}   the student minus that arm, errors paired over documents
 runs             [{name, speed (times the teacher's), top1}]  comparable runs: same data, same held-out text
 elsewhere        [{where, teacher, student, unit}]            planned for other machines, never measured
 worst_tokens     [{before, token, teacher, kl}]               held-out text: leave it out together with the samples
