@@ -675,7 +675,7 @@ def test_nothing_overflows_or_overlaps_in_a_browser(tmp_path: Path, width: int, 
 
 
 def test_the_verdict_pairs_the_arms_over_documents_where_it_can() -> None:
-    arms = {"student": {"top1": 0.55, "top1_error": 0.02}, "baseline": {"top1": 0.496, "top1_error": 0.02}, "start": {"top1": 0.41, "top1_error": 0.02}}
+    arms = {name: {"top1": top1, "top1_error": 0.02} for name, top1 in (("student", 0.55), ("baseline", 0.496), ("start", 0.41))}
     assert verdict(arms).startswith("The teacher did not help")
     gap = {"top1": 0.054, "top1_error": 0.006}
     assert verdict({**arms, "gaps": {"baseline": gap}}).startswith("The student keeps 55 %")

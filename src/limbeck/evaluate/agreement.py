@@ -64,7 +64,8 @@ class Agreement(Evaluator):
         main = "student" if "student" in others else list(others)[-1]
         found = self.by_kind(others, main, exam)
         parts = {"by_certainty": self.by_certainty(others, main), "slices": found, "worst_tokens": self.worst_tokens(others[main], main, exam)}
-        parts["gaps"] = {name: self.gap(tables["student"], table, exam) for name, table in others.items() if "student" in tables and name != "student"}
+        if "student" in tables:
+            parts["gaps"] = {name: self.gap(tables["student"], table, exam) for name, table in others.items() if name != "student"}
         if found:
             parts["weakest"] = min(found, key=lambda x: x[main])
         return figures | parts
