@@ -20,6 +20,7 @@ from limbeck.text.bytes_tokenizer import ByteTokenizer
 from limbeck.text.tokens import fingerprint
 from limbeck.train.loop import Loop, World
 from limbeck.train.stage import Stage
+from limbeck.train.window import order
 
 ROWS, LENGTH, PAIRS, WARM = 8, 128, 10, 2
 
@@ -52,8 +53,8 @@ def main() -> None:
     )
     loop = Loop(stage, World(models, Rows((Part(rows),)), teacher=Live(model="given:teacher"), streams=Streams(0)))
     optimiser = torch.optim.AdamW(bare.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
-    order = loop.world.rows.draw(0, (PAIRS + WARM) * ROWS, Streams(0))
-    windows = torch.tensor([row.content["ids"][mark] for row in order]).view(-1, ROWS, LENGTH)
+    drawn = loop.world.rows.draw(0, (PAIRS + WARM) * ROWS, order(Streams(0), 0, 0))
+    windows = torch.tensor([row.content["ids"][mark] for row in drawn]).view(-1, ROWS, LENGTH)
 
     def plain(x: torch.Tensor) -> None:
         bare.train()

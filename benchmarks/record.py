@@ -26,6 +26,7 @@ def record(name: str, found: dict[str, Any]) -> None:
         "python": platform.python_version(),
     }
     path = Path(__file__).parent / "results" / f"{name}-{where['date']}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**where, **found}, indent=1) + "\n")
     print(f"wrote {path}")
 
