@@ -10,6 +10,7 @@ from torch import nn
 from limbeck.check import check, contracts, models, window
 from limbeck.check.suite import bite
 from limbeck.component import LOADED
+from limbeck.forward.paired import Paired
 from limbeck.numerics import kl, log_probs, upcast
 from limbeck.objective.base import AbstractDivergence, AbstractLayers, Objective, by_chunks
 from limbeck.schedule import Share
@@ -163,15 +164,25 @@ def a_revision_that_was_never_begun():
 
 @planted("exports_nothing", "projector.weight: it would be exported")
 def a_projector_in_the_student():
-    class Grafted(Plain):
+    class Grafted(Paired):
         kind: Literal["bite:grafted"] = "bite:grafted"
 
-        def build(self, example):
-            head = getattr(example["student"]["logits"], "head", None)
-            if head is not None:
-                head.__self__.module.projector = nn.Linear(16, 24, dtype=torch.float64)
+        def __call__(self, models, batch, needs):
+            models.models["student"].module.projector = nn.Linear(16, 24, dtype=torch.float64)
+            return super().__call__(models, batch, needs)
 
     return Grafted
+
+
+@planted("lazy_logits", "gradient of a lazy head against a dense one")
+def a_derivative_that_is_not_that_of_its_value():
+    class Halved(KL):
+        kind: Literal["bite:halved"] = "bite:halved"
+
+        def slope(self, log_p, log_q):
+            return kl(log_p, log_q), -0.5 * log_p.exp()
+
+    return Halved
 
 
 class Remembering(nn.Module):

@@ -19,7 +19,7 @@ from limbeck.model.base import Role
 from limbeck.numerics import Streams
 from limbeck.planning import plan_of
 from limbeck.planning.refusals import refuse_rows
-from limbeck.planning.steps import affordable
+from limbeck.planning.steps import FEWEST, affordable
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
 from limbeck.signals import Row
@@ -73,9 +73,7 @@ class Job:
             with self.step("before") as said:
                 said += [f"{name} {value:.4g}" for name, value in self.examiner.metrics("start").items()]
         self.steps_auto = self.settle_steps()
-        for number, node in enumerate(graph(self.recipe)):
-            if isinstance(node.what, Stage) and node.what.teacher is None and node.what.data is None:
-                self.capture(self.drawn(number, node.what, self.rows), self.recipe.teacher, self.teacher, self.kept)
+        self.ask_ahead()
         for name, arm in self.arms.items():
             with self.step("train" if name == "student" else f"baseline {name}") as said:
                 if not arm.run(self.observe, self.stop):
@@ -177,20 +175,28 @@ class Job:
         return replace(world, teacher=source, kept=kept)
 
     def settle_steps(self) -> int:
-        """Steps of stages that say `auto`: as many as fit into `minutes`, at the speed measured on held-out rows; decided once."""
+        """Steps of stages that say `auto`: as many as fit into `minutes`, at the pace of one step of each arm, which is tried; decided once."""
         path, stages = self.folder / "steps" / "plan.json", [s for s in self.recipe.train if s.steps == "auto"]
         if stages and not path.is_file():
             if self.recipe.minutes is None or not self.rows.held_out:
                 raise Refused("steps", "train.0.steps", "a number, or auto with minutes: and held-out rows", "auto", "write steps: 200")
-            window = self.cast.readers()["student"].view(self.rows.draw(0, stages[0].turn[-1].batch, self.streams))
-            subjects = {"teacher": "teacher", "student": "start"}
-            speed = {name: self.examiner.seconds_a_target(subject) for name, subject in subjects.items() if subject in self.examiner.openers}
-            after = CLOSING_SECONDS + len(self.arms) * speed["student"] * len(self.examiner.table("start").row)
-            spent = time.time() - self.began
-            minutes = self.recipe.minutes / sum(stage.repeat for stage in stages)
-            steps = affordable(minutes, spent, speed, len(window.targets), len(self.arms), after)
-            write_json(path, {"steps": steps, "seconds_a_target": speed})
+            began, self.steps_auto = time.perf_counter(), FEWEST
+            self.ask_ahead()
+            asking = (time.perf_counter() - began) / FEWEST
+            with self.step("pace") as said:
+                pace = {name: arm.pace() for name, arm in self.arms.items()}
+                said.append(f"a step takes {sum(pace.values()):.3g} s: {', '.join(f'{name} {seconds:.3g} s' for name, seconds in pace.items())}")
+            look = self.examiner.seconds_a_target("start") * len(self.examiner.table("start").row)
+            left = self.recipe.minutes * 60 - (time.time() - self.began) - CLOSING_SECONDS - len(self.arms) * look + FEWEST * asking
+            steps = affordable(left / sum(stage.repeat for stage in stages), asking + sum(pace.values()))
+            write_json(path, {"steps": steps, "pace_seconds": pace, "asking_seconds": asking})
         return int(read_json(path)["steps"]) if stages else 0
+
+    def ask_ahead(self) -> None:
+        """Captures what all stages with the teacher and the data of the recipe will ask."""
+        for number, node in enumerate(graph(self.recipe)):
+            if isinstance(node.what, Stage) and node.what.teacher is None and node.what.data is None:
+                self.capture(self.drawn(number, node.what, self.rows), self.recipe.teacher, self.teacher, self.kept)
 
     def steps_in(self, stage: Stage) -> int:
         return self.steps_auto if stage.steps == "auto" else stage.steps

@@ -62,7 +62,11 @@ def top_k(log_p: Float[Tensor, "target vocab"], k: int) -> tuple[Int[Tensor, "ta
 
 def coarsen(log_q: Float[Tensor, "target vocab"], ids: Int[Tensor, "target k"]) -> Float[Tensor, "target k1"]:
     """A distribution seen through the given entries and one bucket for all others (the last column)."""
-    kept = log_q.gather(-1, ids)
+    return completed(log_q.gather(-1, ids))
+
+
+def completed(kept: Float[Tensor, "target k"]) -> Float[Tensor, "target k1"]:
+    """Log-probabilities of some entries, and of all others together (the last column)."""
     return torch.cat([kept, log1mexp(kept.logsumexp(-1))[:, None]], -1)
 
 

@@ -75,6 +75,43 @@ class Row:
     """The document it was cut from: standard errors are over these."""
 
 
+def shaped(logits: Float[Tensor, "target vocab"], scale: float, cap: float | None) -> Float[Tensor, "target vocab"]:
+    """What some families do to logits: a factor, then a soft cap."""
+    logits = logits if scale == 1 else logits * scale
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear map to logits with what some families do to them: a factor, a soft cap. A head that is more than this stays a function."""
+
+    weight: Float[Tensor, "vocab dim"]
+    bias: Float[Tensor, " vocab"] | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def __call__(self, hidden: Float[Tensor, "target dim"]) -> Float[Tensor, "target vocab"]:
+        return shaped(torch.nn.functional.linear(hidden, self.weight, self.bias), self.scale, self.cap)
+
+    def back(self, gradient: Float[Tensor, "target vocab"], logits: Float[Tensor, "target vocab"]) -> Float[Tensor, "target vocab"]:
+        """The gradient by what the matrix gives, from that by the logits; it may be changed in place."""
+        if self.cap is not None:
+            gradient = gradient * (1 - (logits / self.cap) ** 2)
+        return gradient if self.scale == 1 else gradient * self.scale
+
+    def of(self, weight: Tensor, bias: Tensor | None) -> "Head":
+        """The same head with other tensors."""
+        return replace(self, weight=weight, bias=bias)
+
+    def cut(self, num: int) -> "Head":
+        """The head of the first so many ids."""
+        return self.of(self.weight[:num], None if self.bias is None else self.bias[:num])
+
+
 @dataclass(frozen=True)
 class Logits:
     """Logits that are not computed until asked for: the final hidden states at the targets, and the head."""

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from limbeck.align.base import Align
 from limbeck.errors import Refused
-from limbeck.signals import Logits
+from limbeck.signals import Head, Logits
 from limbeck.text.tokens import fingerprint
 
 
@@ -56,7 +56,8 @@ class SharedVocab(Align):
             return said
         logits, num = said.values["logits"], self.num
         if isinstance(logits, Logits):
-            cut = Logits(logits.hidden, lambda hidden: logits.head(hidden)[..., :num], logits.learns)
+            head = logits.head.cut(num) if isinstance(logits.head, Head) else lambda hidden: logits.head(hidden)[..., :num]
+            cut = Logits(logits.hidden, head, logits.learns)
         else:
             cut = logits[..., :num]
         return replace(said, values={**said.values, "logits": cut})

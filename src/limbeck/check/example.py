@@ -11,7 +11,7 @@ from limbeck.check.contract import NotClaimed, Unfit
 from limbeck.errors import LimbeckError
 from limbeck.numerics import log_probs, top_k
 from limbeck.objective.base import Objective
-from limbeck.signals import VOCABULARY, Batch, Logits, Loss, Signals, TopK, View, unit_of
+from limbeck.signals import VOCABULARY, Batch, Head, Logits, Loss, Signals, TopK, View, unit_of
 
 ROWS = 6
 LENGTHS, PROMPTS = (4, 5, 3, 4, 6, 3), (1, 2, 1, 1, 3, 0)
@@ -145,8 +145,10 @@ def solve(objective: Objective, said: Said, learned: nn.Module | None = None) ->
     return total.detach(), gradient(objective, said), count
 
 
-def with_heads(objective: Objective, said: Mapping[str, Signals], frozen: bool, seed: int = 0) -> tuple[Said, Said, list[tuple[Tensor, Tensor]]]:
-    """Signals whose logits are lazy, the same with dense ones, and pairs of leaves whose gradients must agree."""
+def with_heads(
+    objective: Objective, said: Mapping[str, Signals], frozen: bool, seed: int = 0, known: bool = True
+) -> tuple[Said, Said, list[tuple[Tensor, Tensor]]]:
+    """Signals whose logits are lazy, the same with dense ones, and pairs of leaves whose gradients must agree. `known`: its head is a matrix."""
     lazy, plain, pairs = {}, {}, []
     for i, (role, s) in enumerate(said.items()):
         learns, ours, theirs = role == objective.role(objective.teaches), dict(s.values), dict(s.values)
@@ -154,7 +156,7 @@ def with_heads(objective: Objective, said: Mapping[str, Signals], frozen: bool, 
             random = torch.Generator().manual_seed(1000 * seed + i)
             hidden, weight = (torch.randn(n, 5, generator=random, dtype=torch.float64) for n in (len(s["logits"]), SHARED["vocab"]))
             a, b = ((leaf(hidden, learns), leaf(weight, learns and not frozen)) for _ in range(2))
-            ours["logits"] = Logits(a[0], lambda h, w=a[1]: h @ w.mT, learns)
+            ours["logits"] = Logits(a[0], Head(a[1]) if known else lambda h, w=a[1]: h @ w.mT, learns)
             theirs["logits"] = b[0] @ b[1].mT
             pairs += zip(a, b, strict=True)
         lazy[role], plain[role] = replace(s, values=ours), replace(s, values=theirs)

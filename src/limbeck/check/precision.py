@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import math
 import textwrap
 from dataclasses import replace
@@ -111,8 +112,8 @@ def lazy_logits(objective: Objective, seed: int = 0) -> None:
     if not any("logits" in names(objective, seat) for seat in objective.needs):
         raise NotClaimed("it needs no logits")
     small = changed(objective, chunk=3) if "chunk" in type(objective).model_fields else objective
-    for frozen in (False, True):
-        lazy, plain, pairs = with_heads(small, say(small, seed), frozen, seed)
+    for frozen, known in itertools.product((False, True), repeat=2):
+        lazy, plain, pairs = with_heads(small, say(small, seed), frozen, seed, known)
         learned = build(small, plain)
         totals = [loss(small, said, learned).total for said in (lazy, plain)]
         close(totals[0], totals[1], VALUE, "value from lazy logits against dense ones")

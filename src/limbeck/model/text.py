@@ -10,7 +10,7 @@ from limbeck.errors import Refused
 from limbeck.model.anatomy import Anatomy
 from limbeck.model.base import Role, Tap, taps
 from limbeck.numerics import log_probs
-from limbeck.signals import Logits, Row, View
+from limbeck.signals import Head, Logits, Row, View, shaped
 from limbeck.text.spans import encode
 
 LAYERED = frozenset({"hidden", "input", "mixer", "query", "key", "value"})
@@ -91,11 +91,15 @@ class Text(Role):
         extra = {"use_cache": False} if self.anatomy.causal else {}
         return self.module.get_submodule(self.anatomy.path("body"))(**inputs, **extra)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Final hidden states to logits, with the cap that some families put on them."""
-        logits = self.module.get_submodule(self.anatomy.path("head"))(hidden)
-        cap = getattr(self.module.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """Final hidden states to logits, with the factor and the cap that some families put on them: a `Head`, where it is a plain matrix."""
+        part, config = self.module.get_submodule(self.anatomy.path("head")), self.module.config
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        cap = getattr(config, "final_logit_softcapping", None)
+        if type(part) is nn.Linear and not any(hooks for name, hooks in vars(part).items() if name.endswith("_hooks")):
+            return Head(part.weight, part.bias, scale, cap)
+        return lambda hidden: shaped(part(hidden), scale, cap)
 
     def lay_out(self, view: View) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], dict[str, Tensor]]:
         """Functions between flat [pos, ...] and the model's layout, and the model's inputs."""

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from limbeck.chunked import at_entries, fold, foldable
 from limbeck.component import Choice, Component
 from limbeck.errors import Refused
-from limbeck.numerics import coarsen, log_probs, segment_mean, upcast
+from limbeck.numerics import coarsen, completed, log_probs, segment_mean, upcast
 from limbeck.schedule import Positive
 from limbeck.signals import Loss, Needs, Signals, TopK, dense
 
@@ -65,10 +66,14 @@ class Objective(Component):
         """Sum and count over what the roles said; weights of rows are factors, they do not change the count."""
         seated = {seat: said[self.role(seat)].on(self.tag) for seat in self.needs}
         taught = seated[self.teaches]
-        values = upcast(self.values(**seated, **({} if learned is None else {"learned": learned})))
-        if self.unit != "group" and not (taught.weights == 1).all():
-            values = values * taught.weights[taught.rows[self.unit]]
-        return Loss(values.sum(), len(values))
+        plain = self.unit == "group" or bool((taught.weights == 1).all())
+        factors = None if plain else taught.weights[taught.rows[self.unit]]
+        return Loss(self.total(factors, **seated, **({} if learned is None else {"learned": learned})), taught.num(self.unit))
+
+    def total(self, factors: Float[Tensor, " unit"] | None, **said: Any) -> Float[Tensor, ""]:
+        """The sum of the values, each times its factor."""
+        values = upcast(self.values(**said))
+        return (values if factors is None else values * factors).sum()
 
 
 def by_chunks(part: Any, chunk: int, *aligned: Any) -> Float[Tensor, " target"]:
@@ -77,6 +82,15 @@ def by_chunks(part: Any, chunk: int, *aligned: Any) -> Float[Tensor, " target"]:
     if num <= chunk:
         return part(*aligned)
     return torch.cat([checkpoint(part, *(x[i : i + chunk] for x in aligned), use_reentrant=False) for i in range(0, num, chunk)])
+
+
+def per_target(factors: Float[Tensor, " unit"] | None, said: Signals, per: str) -> Float[Tensor, " target"]:
+    """What each target is multiplied by, where a unit is a target, or the mean over the targets of a row; in the precision of the states."""
+    rows, dtype = said.rows["target"], upcast(said["logits"].hidden).dtype
+    each = torch.ones(len(rows), dtype=dtype, device=rows.device)
+    if factors is not None:
+        each = each * (factors if per == "target" else factors[rows])
+    return each if per == "target" else each / torch.bincount(rows, minlength=said.num("row"))[rows]
 
 
 class AbstractDivergence(Objective):
@@ -103,6 +117,33 @@ class AbstractDivergence(Objective):
     def needs(self) -> Needs:
         return {"student": ("logits",), "teacher": (self.teacher_needs,)}
 
+    def total(self, factors: Float[Tensor, " unit"] | None, student: Signals, teacher: Signals) -> Float[Tensor, ""]:
+        q, p = student["logits"], teacher[self.teacher_needs]
+        if type(self).part is not AbstractDivergence.part or not foldable(q, p):
+            return super().total(factors, student=student, teacher=teacher)
+        each = per_target(factors, student, self.per) * self.temperature**self.order
+        return fold(self.chunk_slope, q, (p,), each, self.chunk, self.temperature)
+
+    def chunk_slope(self, log_q: Float[Tensor, "target vocab"], p: Any) -> tuple[Float[Tensor, " target"], Any]:
+        """The divergence of one chunk, and its derivative by log q."""
+        if isinstance(p, TopK):
+            log_p = self.with_tail(p)
+            return at_entries(lambda kept: self.divergence(log_p, completed(kept)), log_q, p.ids)
+        return self.slope(log_probs(dense(p), self.temperature), log_q)
+
+    def slope(self, log_p: Float[Tensor, "target k"], log_q: Float[Tensor, "target k"]) -> tuple[Float[Tensor, " target"], Float[Tensor, "target k"]]:
+        """The divergence and its derivative by log q: by autograd, unless a class writes it in fewer operations. log_p may be used up."""
+        with torch.enable_grad():
+            leaf = log_q.detach().requires_grad_()
+            value = self.divergence(log_p, leaf)
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+    def with_tail(self, p: TopK) -> Float[Tensor, "target k1"]:
+        """A truncated teacher's entries, and one bucket for all the others."""
+        if self.temperature != 1:
+            raise ValueError("a truncated teacher cannot be softened: its tail is known at temperature 1 only")
+        return torch.cat([p.log_probs, p.tail[:, None]], -1)
+
     @abstractmethod
     def divergence(self, log_p: Float[Tensor, "target k"], log_q: Float[Tensor, "target k"]) -> Float[Tensor, " target"]:
         """The divergence of each target, in nats; p is the teacher, q the student."""
@@ -114,10 +155,8 @@ class AbstractDivergence(Objective):
     def part(self, q: Any, p: Any) -> Float[Tensor, " target"]:
         """The divergence of one chunk: this function compiles whole."""
         log_q = log_probs(dense(q), self.temperature)
-        if isinstance(p, TopK):  # both sides on the teacher's k entries, and one bucket for all the others
-            if self.temperature != 1:
-                raise ValueError("a truncated teacher cannot be softened: its tail is known at temperature 1 only")
-            return self.divergence(torch.cat([p.log_probs, p.tail[:, None]], -1), coarsen(log_q, p.ids))
+        if isinstance(p, TopK):
+            return self.divergence(self.with_tail(p), coarsen(log_q, p.ids))
         return self.divergence(log_probs(dense(p), self.temperature), log_q)
 
 

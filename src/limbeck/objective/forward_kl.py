@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import torch
+
 from limbeck.numerics import kl
 from limbeck.objective.base import AbstractDivergence
 
@@ -26,3 +28,7 @@ class ForwardKL(AbstractDivergence):
 
     def divergence(self, log_p, log_q):
         return kl(log_p, log_q)
+
+    def slope(self, log_p, log_q):
+        p = log_p.exp()
+        return torch.linalg.vecdot(p, log_p.sub_(log_q)), p.neg_()

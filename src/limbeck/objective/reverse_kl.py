@@ -2,6 +2,8 @@
 
 from typing import ClassVar, Literal
 
+import torch
+
 from limbeck.numerics import kl
 from limbeck.objective.base import AbstractDivergence
 
@@ -28,3 +30,7 @@ class ReverseKL(AbstractDivergence):
 
     def divergence(self, log_p, log_q):
         return kl(log_q, log_p)
+
+    def slope(self, log_p, log_q):
+        q, gap = log_q.exp(), log_p.neg_().add_(log_q)
+        return torch.linalg.vecdot(q, gap), gap.add_(1).mul_(q)

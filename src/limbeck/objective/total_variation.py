@@ -26,3 +26,8 @@ class TotalVariation(AbstractDivergence):
 
     def divergence(self, log_p, log_q):
         return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+
+    def slope(self, log_p, log_q):
+        q = log_q.exp()
+        gap = q - log_p.exp_()
+        return 0.5 * gap.abs().sum(-1), gap.sign_().mul_(q).mul_(0.5)

@@ -45,8 +45,8 @@ class Pricing:
         if self.recipe.minutes is None:
             return FEWEST
         fixed = EVALUATION_SECONDS + self.held * (self.seconds.get("teacher", 0) + (1 + self.arms) * self.seconds["student"])
-        asked = {name: self.seconds[name] for name in ("teacher", "student") if name in self.seconds}
-        return affordable(self.recipe.minutes, fixed, asked, self.recipe.train[0].turn[-1].batch * self.length, self.arms, 0)
+        a_step = self.seconds.get("teacher", 0.0) + self.arms * BACKWARD * self.seconds["student"]
+        return affordable(self.recipe.minutes * 60 - fixed, a_step * self.recipe.train[0].turn[-1].batch * self.length)
 
     def steps(self, stage: Stage) -> int:
         """Optimiser steps of a stage, all its repeats together."""

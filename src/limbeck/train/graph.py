@@ -1,8 +1,10 @@
 """Runs a graph of stages and merges, and goes on where it was stopped: finished nodes are kept, the current one has checkpoints."""
 
+import contextlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,6 +85,16 @@ class Arm:
         finally:
             del self.world  # roles and what was trained beside them: they are on the disk
 
+    def pace(self) -> float:
+        """Seconds of one step of the first stage that says `auto`, as it will be run; what the step made is thrown away."""
+        number, node = next((i, n) for i, n in enumerate(self.nodes.values()) if isinstance(n.what, Stage) and n.what.steps == "auto")
+        loop = Loop(node.what.lasting(1), self.world_of(number, node.what, self.make()), number, node.where)
+        began = time.perf_counter()
+        with contextlib.suppress(NotFinite):  # the run itself will say so
+            for t, running in enumerate(loop.running):
+                loop.take(t, running)
+        return time.perf_counter() - began
+
     def run_nodes(self, observe: Observe, stop: Callable[[], bool]) -> bool:
         """The nodes that have no result yet."""
         if not is_sound(self.result("student")):
@@ -109,7 +121,7 @@ class Arm:
     def train(self, number: int, node: Node, observe: Observe, stop: Callable[[], bool]) -> bool:
         """One stage, from its last sound checkpoint or from its start."""
         surgery = self.enter(node)
-        stage = node.what.model_copy(update={"steps": self.steps(node)})
+        stage = node.what.lasting(self.steps(node))
         loop = Loop(stage, self.world_of(number, stage, self.world), number, node.where)
         folder = self.checkpoints(node)
         self.resume(loop, folder)

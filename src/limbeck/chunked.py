@@ -1,0 +1,137 @@
+"""A sum over many targets and its gradient through the head, never more than a chunk of logits alive.
+
+With final states $h$, head $W$, targets' factors $f$ and a divergence $D$ of $\\log q = \\mathrm{log\\,softmax}(W h / \\tau)$:
+
+$$ L = \\sum_i f_i D_i, \\quad s = \\frac{\\partial D}{\\partial \\log q}, \\quad
+   \\frac{\\partial D}{\\partial z} = \\frac1\\tau \\Big(s - q \\sum_v s_v\\Big), \\quad
+   \\frac{\\partial L}{\\partial h_i} = f_i W^\\top \\frac{\\partial D_i}{\\partial z_i}, \\quad
+   \\frac{\\partial L}{\\partial W} = \\sum_i \\frac{\\partial D_i}{\\partial z_i} (f_i h_i)^\\top $$
+
+All of it is known once a chunk's logits are there, so they are made once, and not a second time in the backward pass, which only
+multiplies by what comes from above. Gradients are returned to autograd; nothing is written to `.grad`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from limbeck.numerics import RULED_OUT, upcast
+from limbeck.signals import Head, Logits, TopK
+
+
+class Sparse(NamedTuple):
+    """A derivative that is 0 but for some entries of each target."""
+
+    ids: Int[Tensor, "target k"]
+    values: Float[Tensor, "target k"]
+
+
+Slope = Callable[..., tuple[Float[Tensor, " target"], Any]]
+"""Log q of a chunk, and what else belongs to it -> the value of each target, and its derivative by log q: [target, vocab] or Sparse."""
+
+
+def foldable(q: Any, *aligned: Any) -> bool:
+    """Whether `fold` will do: a head that is known as a matrix, and nothing else that learns."""
+    return isinstance(q, Logits) and isinstance(q.head, Head) and all(map(constant, aligned))
+
+
+def constant(x: Any) -> bool:
+    """Whether no gradient can flow into what a role said."""
+    if isinstance(x, Logits):
+        return not x.learns or isinstance(x.head, Head) and not any(t.requires_grad for t in (x.hidden, *x.head.tensors))
+    return not any(t.requires_grad for t in ((x.log_probs, x.tail) if isinstance(x, TopK) else (x,)))
+
+
+def fold(
+    slope: Slope, q: Logits, aligned: Sequence[Any], factors: Float[Tensor, " target"], chunk: int, temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """The sum of factor times value over all targets.
+
+    Args:
+        slope: value and derivative of a chunk.
+        q: what is taught; its head must be a `Head`.
+        aligned: whatever else has one entry a target, and is constant: the teacher, labels.
+        factors: of the targets; no gradient flows to them.
+        chunk: targets whose logits exist at the same time.
+        temperature: softens q.
+    """
+    assert isinstance(q.head, Head), "the head is not known as a matrix"
+    weight, bias = q.head.weight, q.head.bias
+    if not q.learns:
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+    return Fold.apply(q.hidden, weight, bias, factors.detach(), (q.head, slope, aligned, chunk, temperature))  # type: ignore[no-any-return]
+
+
+def at_entries(value: Callable[[Tensor], Tensor], log_q: Float[Tensor, "target vocab"], ids: Int[Tensor, "target k"]) -> tuple[Tensor, Sparse]:
+    """A value that looks at some entries of log q only, and its derivative there."""
+    with torch.enable_grad():
+        kept = log_q.detach().gather(-1, ids).requires_grad_()
+        found = value(kept)
+        return found.detach(), Sparse(ids, torch.autograd.grad(found.sum(), kept)[0])
+
+
+class Fold(torch.autograd.Function):
+    """See the module."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor, how: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias, factors)
+        ctx.how, ctx.wants = how, ctx.needs_input_grad[:3]
+        device = hidden.device.type
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64 else hidden.dtype
+        with torch.autocast(device, enabled=False):
+            total, ctx.gradients = walk(hidden, weight, bias, factors, how, ctx.wants, ctx.dtype)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Any, ...]:
+        found, ctx.gradients = ctx.gradients, None  # they are handed over: a second pass makes them anew
+        if found is None:
+            found = walk(*ctx.saved_tensors, ctx.how, ctx.wants, ctx.dtype)[1]
+        kinds = [None if x is None else x.dtype for x in ctx.saved_tensors[:3]]
+        return (*(None if x is None else x.mul_(above).to(kind) for x, kind in zip(found, kinds, strict=True)), None, None)
+
+
+def walk(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: Tensor, how: tuple[Any, ...], wants: Sequence[bool], dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The sum, and its gradients by hidden states, weight and bias as far as they are wanted; sums over chunks are at least float32."""
+    head, slope, aligned, chunk, temperature = how
+    head = head.of(weight.to(dtype), None if bias is None else bias.to(dtype))
+    wide = torch.promote_types(dtype, torch.float32)
+    total = factors.new_zeros((), dtype=wide)
+    by_hidden = torch.empty_like(hidden, dtype=dtype) if wants[0] else None
+    by_weight = torch.zeros_like(weight, dtype=wide) if wants[1] else None
+    by_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wants[2] else None
+    for i in range(0, len(hidden), chunk):
+        here = slice(i, i + chunk)
+        h, f = hidden[here].to(dtype), factors[here].to(wide)[:, None]
+        logits = head(h)
+        log_q = torch.log_softmax(upcast(logits) if temperature == 1 else upcast(logits) / temperature, -1)
+        if bias is not None:
+            log_q.clamp_(min=RULED_OUT)  # a bias may rule entries out
+        value, s = slope(log_q, *(x[here] for x in aligned))
+        total += (value * f[:, 0]).sum()
+        if not any(wants):
+            continue
+        z = upstream(s, log_q).to(dtype)
+        z = head.back(z, logits) if temperature == 1 else head.back(z, logits).div_(temperature)
+        if by_hidden is not None:
+            torch.mm(z, head.weight, out=by_hidden[here]).mul_(f)
+        if by_weight is not None:
+            by_weight.addmm_(z.mT, h * f) if dtype == wide else by_weight.add_(z.mT @ (h * f.to(dtype)))
+        if by_bias is not None:
+            by_bias += (z.mT @ f.to(dtype))[:, 0]
+    return total, [by_hidden, by_weight, by_bias]
+
+
+def upstream(s: Any, log_q: Float[Tensor, "target vocab"]) -> Float[Tensor, "target vocab"]:
+    """The derivative by logits from that by log q; log q is used up."""
+    if isinstance(s, Sparse):
+        return log_q.exp_().mul_(-s.values.sum(-1, keepdim=True)).scatter_add_(-1, s.ids, s.values)
+    return s.addcmul_(log_q.exp_(), s.sum(-1, keepdim=True), value=-1)

@@ -1,0 +1,182 @@
+"""The chunked sum against plain autograd over all logits at once."""
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from limbeck.chunked import Fold, foldable
+from limbeck.numerics import TOLERANCE, log_probs, top_k
+from limbeck.objective.cross_entropy import CrossEntropy
+from limbeck.objective.forward_kl import ForwardKL
+from limbeck.objective.jsd import JSD
+from limbeck.objective.reverse_kl import ReverseKL
+from limbeck.objective.skew_kl import SkewKL
+from limbeck.objective.total_variation import TotalVariation
+from limbeck.signals import Head, Logits, Signals, TopK
+
+TARGETS, VOCAB, DIM = 7, 13, 5
+DIVERGENCES = [ForwardKL, ReverseKL, JSD, SkewKL, TotalVariation]
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def signals(logits: Any, name: str = "logits", **more: Any) -> Signals:
+    """Three rows of 3, 4 and no targets, the second with the weight 2."""
+    rows = {"target": torch.tensor([0, 0, 0, 1, 1, 1, 1]), "row": torch.arange(3)}
+    return Signals({name: logits, **more}, rows, ("",) * 3, torch.arange(3), torch.tensor([1.0, 2.0, 1.0]))
+
+
+def leaves(bias: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    shapes = [(TARGETS, DIM), (VOCAB, DIM), *([(VOCAB,)] if bias else [])]
+    return [random(*shape, seed=i, dtype=dtype).requires_grad_() for i, shape in enumerate(shapes)]
+
+
+def both(objective: Any, teacher: Any, bias: bool = False, scale: float = 1.0, cap: float | None = None, name: str = "logits") -> list[Any]:
+    """Total and gradients from a known head, and from the same logits as one tensor."""
+    out = []
+    for lazy in (True, False):
+        x = leaves(bias)
+        head = Head(x[1], x[2] if bias else None, scale, cap)
+        logits = Logits(x[0], head, True) if lazy else head(x[0])
+        total = objective({"student": signals(logits), "teacher": signals(teacher, name)}).total
+        out.append((total.detach(), torch.autograd.grad(total, x)))
+    return out
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("per, temperature", [("target", 1.0), ("row", 1.0), ("target", 2.5), ("row", 0.5)])
+@pytest.mark.parametrize("bias, scale, cap", [(False, 1.0, None), (True, 1.0, None), (True, 0.3, None), (False, 1.0, 2.0), (True, 1.7, 1.5)])
+def test_every_head_gives_what_dense_logits_give(kind: Any, per: str, temperature: float, bias: bool, scale: float, cap: float | None) -> None:
+    lazy, dense = both(kind(per=per, temperature=temperature, chunk=3), random(TARGETS, VOCAB, seed=9), bias, scale, cap)
+    torch.testing.assert_close(lazy[0], dense[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(lazy[1], dense[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 4, VOCAB - 1])
+def test_a_truncated_teacher_too(k: int) -> None:
+    lazy, dense = both(ForwardKL(chunk=2), TopK(*top_k(log_probs(random(TARGETS, VOCAB, seed=9)), k)), name="top_logits")
+    torch.testing.assert_close(lazy, dense, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("label", ["hard", "soft"])
+@pytest.mark.parametrize("per", ["target", "row"])
+def test_labels_give_what_torchs_cross_entropy_gives(label: str, per: str) -> None:
+    x = leaves(bias=True)
+    wanted = torch.arange(TARGETS) if label == "hard" else random(TARGETS, VOCAB, seed=3).softmax(-1)
+    head = Head(x[1], x[2])
+    total = CrossEntropy(per=per, chunk=2)({"student": signals(Logits(x[0], head, True), label=wanted)}).total
+    each = torch.nn.functional.cross_entropy(head(x[0]), wanted, reduction="none")
+    factors = torch.tensor([1.0] * 3 + [2.0] * 4) if per == "target" else torch.tensor([1 / 3] * 3 + [2 / 4] * 4, dtype=torch.float64)
+    expected = (each * factors).sum()
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(total, x), torch.autograd.grad(expected, x), rtol=1e-10, atol=1e-13)
+
+
+def solved(objective: Any, x: list[torch.Tensor], teacher: torch.Tensor) -> torch.Tensor:
+    return objective({"student": signals(Logits(x[0], Head(x[1]), True)), "teacher": signals(teacher)}).total
+
+
+def test_a_second_backward_pass_gives_the_same_again() -> None:
+    x, teacher = leaves(bias=False), random(TARGETS, VOCAB, seed=9)
+    total = solved(ForwardKL(chunk=3), x, teacher)
+    first = torch.autograd.grad(3 * total, x, retain_graph=True)
+    second = torch.autograd.grad(total, x)
+    torch.testing.assert_close([3 * g for g in second], list(first), rtol=1e-12, atol=0)
+
+
+def test_two_objectives_on_one_tied_head() -> None:
+    """The embedding is the head, and is asked twice: three gradients flow into one tensor."""
+    teacher, found = random(TARGETS, VOCAB, seed=9), []
+    for lazy in (True, False):
+        weight = random(VOCAB, DIM, seed=1).requires_grad_()
+        hidden = torch.tanh(weight[:TARGETS] * 2)
+        logits = Logits(hidden, Head(weight), True) if lazy else hidden @ weight.mT
+        said = {"student": signals(logits), "teacher": signals(teacher)}
+        (ForwardKL(chunk=3)(said).total + 0.5 * ReverseKL(chunk=2)(said).total).backward()
+        found.append(weight.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_gets_no_gradient(frozen: int) -> None:
+    x, teacher = leaves(bias=False), random(TARGETS, VOCAB, seed=9)
+    x[frozen].requires_grad_(False)
+    solved(ForwardKL(chunk=3), x, teacher).backward()
+    assert x[frozen].grad is None and x[1 - frozen].grad is not None
+
+
+def test_a_role_that_spoke_without_gradients_gets_none() -> None:
+    x = leaves(bias=False)
+    said = {"student": signals(Logits(x[0].detach(), Head(x[1]), False)), "teacher": signals(random(TARGETS, VOCAB, seed=9))}
+    assert not ForwardKL(chunk=3)(said).total.requires_grad
+
+
+def test_hooks_of_the_tensors_hear_the_gradient() -> None:
+    x, heard = leaves(bias=False), []
+    x[1].register_hook(lambda g: heard.append(g.clone()))
+    solved(ForwardKL(chunk=3), x, random(TARGETS, VOCAB, seed=9)).backward()
+    torch.testing.assert_close(heard, [x[1].grad])
+
+
+def test_a_teacher_that_learns_too_takes_the_plain_way() -> None:
+    x, theirs = leaves(bias=False), random(TARGETS, VOCAB, seed=9).requires_grad_()
+    assert not foldable(Logits(x[0], Head(x[1]), True), theirs)
+    solved(ForwardKL(chunk=3), x, theirs).backward()
+    assert theirs.grad is not None and theirs.grad.any()
+
+
+@pytest.mark.parametrize("way", ["autocast", "bfloat16 weights"])
+def test_sixteen_bits_are_near_thirty_two(way: str) -> None:
+    x, teacher = leaves(bias=True, dtype=torch.float32), random(TARGETS, VOCAB, seed=9, dtype=torch.float32)
+    low = [t.detach().bfloat16().requires_grad_() for t in x] if way != "autocast" else [t.detach().clone().requires_grad_() for t in x]
+    totals = []
+    for tensors, context in ((x, contextlib.nullcontext()), (low, torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"))):
+        with context:
+            logits = Logits(tensors[0], Head(tensors[1], tensors[2]), True)
+            totals.append(ForwardKL(chunk=3)({"student": signals(logits), "teacher": signals(teacher)}).total)
+        totals[-1].backward()
+    assert totals[1].dtype == torch.float32
+    rtol, atol = TOLERANCE["bfloat16", "value"]
+    torch.testing.assert_close(totals[1], totals[0], rtol=rtol, atol=atol)
+    rtol, atol = TOLERANCE["bfloat16", "gradient"]
+    for a, b in zip(low, x, strict=True):
+        assert a.grad is not None and b.grad is not None and a.grad.dtype == a.dtype
+        torch.testing.assert_close(a.grad.float(), b.grad, rtol=rtol, atol=atol)
+
+
+def test_no_targets_give_a_connected_zero() -> None:
+    hidden, weight = torch.zeros(0, DIM, requires_grad=True), random(VOCAB, DIM, seed=1, dtype=torch.float32).requires_grad_()
+    how = (Head(weight), ForwardKL().chunk_slope, (torch.zeros(0, VOCAB),), 4, 1.0)
+    total: Any = Fold.apply(hidden, weight, None, torch.zeros(0), how)
+    total.backward()
+    assert total.item() == 0 and weight.grad is not None and not weight.grad.any()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor had that any operation made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.size = max([self.size, *(x.numel() for x in (out if isinstance(out, tuple | list) else [out]) if isinstance(x, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("objective", [*DIVERGENCES, CrossEntropy])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_no_tensor_is_larger_than_a_chunk_of_logits_or_the_head(objective: Any, chunk: int) -> None:
+    num, vocab, dim = 64, 200, 2
+    ours = Logits(random(num, dim, seed=0).requires_grad_(), Head(random(vocab, dim, seed=1).requires_grad_()), True)
+    theirs = Logits(random(num, dim, seed=2), Head(random(vocab, dim, seed=3)), False)
+    rows = {"target": torch.zeros(num, dtype=torch.long), "row": torch.arange(1)}
+    said = {"student": {"logits": ours, "label": torch.arange(num)}, "teacher": {"logits": theirs}}
+    heard = {role: Signals(values, rows, ("",), torch.arange(1), torch.ones(1)) for role, values in said.items()}
+    with Largest() as largest:
+        objective(chunk=chunk)(heard).total.backward()
+    assert largest.size == max(chunk, dim) * vocab
