@@ -10,7 +10,7 @@ from torch import nn
 from limbeck.check import check, contracts, models, window
 from limbeck.check.suite import bite
 from limbeck.component import LOADED
-from limbeck.forward.paired import Paired
+from limbeck.forward.base import Forward
 from limbeck.numerics import kl, log_probs, upcast
 from limbeck.objective.base import AbstractDivergence, AbstractLayers, Objective, by_chunks
 from limbeck.schedule import Share
@@ -164,12 +164,12 @@ def a_revision_that_was_never_begun():
 
 @planted("exports_nothing", "projector.weight: it would be exported")
 def a_projector_in_the_student():
-    class Grafted(Paired):
+    class Grafted(Forward):
         kind: Literal["bite:grafted"] = "bite:grafted"
 
         def __call__(self, models, batch, needs):
             models.models["student"].module.projector = nn.Linear(16, 24, dtype=torch.float64)
-            return super().__call__(models, batch, needs)
+            return {role: models.says(role, batch, names) for role, names in needs.items()}
 
     return Grafted
 

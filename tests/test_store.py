@@ -58,17 +58,16 @@ def flip(path: Path, place: int = -1) -> None:
 
 
 def scenario(root: str, text: str) -> None:
-    """A small run: a checkpoint that replaces one, the pointer to it, metrics since, two steps in the cache of which one is collected."""
+    """A small run: a checkpoint that replaces one, metrics since, two steps in the cache of which one is collected."""
     from pathlib import Path
 
-    from limbeck.store import Cache, Log, new_folder, sweep, switch, write_bytes, write_json
+    from limbeck.store import Cache, Log, new_folder, sweep, write_bytes, write_json
 
     run = Path(root)
     sweep(run)
     with new_folder(run / "saved") as folder:
         write_json(folder / "about.json", {"text": text})
         write_bytes(folder / "deep" / "weights", text.encode() * 100)
-    switch(run / "current", "saved")
     log = Log(run / "metrics.jsonl")
     log.keep(lambda record: record["step"] < 2)
     log.append([{"step": 2, "text": text}, {"step": 3, "text": text}])
@@ -138,8 +137,7 @@ def test_a_process_killed_anywhere_leaves_old_or_new_and_ends_as_if_uninterrupte
         deaths += 1
         assert [record["step"] for record in Log(run / "metrics.jsonl").read()] in ([2, 3], [2], []), "two records, cut at most at the end"
         sweep(run)
-        saved = store.pointed(run / "current")
-        assert saved is not None
+        saved = run / "saved"
         verify(saved)
         text = store.read_json(saved / "about.json")["text"]
         assert text in ("before", "after") and (saved / "deep" / "weights").read_bytes() == text.encode() * 100
@@ -464,19 +462,6 @@ def test_hashes_are_those_of_the_standard_and_see_names_and_contents_only(tmp_pa
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Refused, match="pipe"):
         store.sha256_folder(tmp_path)
-
-
-def test_a_pointer_names_what_it_was_switched_to(tmp_path: Path):
-    assert store.pointed(tmp_path / "current") is None
-    for name in ("step-1", "step-2"):
-        store.switch(tmp_path / "current", name)
-        assert store.pointed(tmp_path / "current") == tmp_path / name
-    with pytest.raises(Refused):
-        store.switch(tmp_path / "current", "../elsewhere")
-    for content in (b"/etc\n", b"../a", b"", b"\xff\0"):
-        (tmp_path / "current").write_bytes(content)
-        with pytest.raises(Refused):
-            store.pointed(tmp_path / "current")
 
 
 def test_json_is_checked_on_both_ways(tmp_path: Path):

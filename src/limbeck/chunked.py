@@ -92,7 +92,8 @@ class Fold(torch.autograd.Function):
     def backward(ctx: Any, above: Tensor) -> tuple[Any, ...]:
         found, ctx.gradients = ctx.gradients, None  # they are handed over: a second pass makes them anew
         if found is None:
-            found = walk(*ctx.saved_tensors, ctx.how, ctx.wants, ctx.dtype)[1]
+            hidden, weight, bias, factors = ctx.saved_tensors
+            found = walk(hidden, weight, bias, factors, ctx.how, ctx.wants, ctx.dtype)[1]
         kinds = [None if x is None else x.dtype for x in ctx.saved_tensors[:3]]
         return (*(None if x is None else x.mul_(above).to(kind) for x, kind in zip(found, kinds, strict=True)), None, None)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
@@ -49,6 +49,14 @@ class Document(BaseModel):
             own["properties"] = {**part["properties"], **own["properties"]}
             own["required"] = [other for other in own.get("required", ()) if other != name]
         return made
+
+
+D = TypeVar("D", bound=Document)
+
+
+def changed(document: D, **fields: Any) -> D:
+    """The same document with some fields changed, validated again."""
+    return type(document).model_validate({**dict(document), **fields})
 
 
 class Component(Document):

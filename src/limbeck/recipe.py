@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from limbeck.component import Document, nearest, validate
+from limbeck.component import Document, changed, nearest, validate
 from limbeck.data.base import AnyStep
 from limbeck.errors import Refused
 from limbeck.evaluate.base import AnyEvaluator
@@ -182,8 +182,8 @@ def ordered(nodes: Mapping[str, Node]) -> list[Node]:
 
 def text_only(recipe: Recipe) -> Recipe:
     """The same student, data, order, steps and optimiser, without the teacher: only the objective differs."""
-    stages = [stage.model_copy(update={"teacher": None, "turn": tuple(without_teacher(turn) for turn in stage.turn)}) for stage in recipe.train]
-    return recipe.model_copy(update={"train": tuple(stages), "teacher": None, "baseline": ()})
+    stages = [changed(stage, teacher=None, turn=tuple(without_teacher(turn) for turn in stage.turn)) for stage in recipe.train]
+    return changed(recipe, train=tuple(stages), teacher=None, baseline=())
 
 
 def without_teacher(turn: Turn) -> Turn:
@@ -191,7 +191,7 @@ def without_teacher(turn: Turn) -> Turn:
 
     seats = {} if turn.trains == "student" else {"student": turn.trains}
     through = tuple(role for role in turn.through if role != "teacher")
-    return turn.model_copy(update={"objective": (CrossEntropy(seats=seats),), "align": (), "forward": Paired(), "through": through})
+    return changed(turn, objective=(CrossEntropy(seats=seats),), align=(), forward=Paired(), through=through)
 
 
 def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = (), toy: bool = False) -> Recipe:

@@ -55,6 +55,7 @@ class SharedVocab(Align):
         if "logits" not in said.values:
             return said
         logits, num = said.values["logits"], self.num
+        assert num is not None, "settled before it is used"
         if isinstance(logits, Logits):
             head = logits.head.cut(num) if isinstance(logits.head, Head) else lambda hidden: logits.head(hidden)[..., :num]
             cut = Logits(logits.hidden, head, logits.learns)

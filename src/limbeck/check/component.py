@@ -12,9 +12,9 @@ from typing import Annotated, Any, get_args
 import yaml as pyyaml
 from pydantic import TypeAdapter, ValidationError
 
-from limbeck.check.contract import MODULES, NotClaimed, base_of, changed, contract, snake
+from limbeck.check.contract import MODULES, NotClaimed, base_of, contract, snake
 from limbeck.check.reads import recorded, variants
-from limbeck.component import ROOMS, Choice, Component, canonical, canonical_json, find
+from limbeck.component import ROOMS, Choice, Component, canonical, canonical_json, changed, find
 from limbeck.schedule.base import Schedule
 from limbeck.schedule.linear import Linear
 from limbeck.text import document

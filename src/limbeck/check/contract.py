@@ -53,11 +53,6 @@ def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def changed(component: Any, **fields: Any) -> Any:
-    """The same component with some fields changed, validated again."""
-    return type(component).model_validate({**dict(component), **fields})
-
-
 def close(got: Any, expected: Any, tolerance: tuple[float, float], what: str) -> None:
     """Raises with both numbers where two tensors (or numbers) lie further apart than the relative and absolute tolerance.
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from limbeck.check.contract import NotClaimed, changed, close, contract
+from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.check.models import family_of, quiet, rows
 from limbeck.check.reads import over_choices
+from limbeck.component import changed
 from limbeck.export.base import Exporter, Parcel
 from limbeck.model.text import Text
 from limbeck.signals import dense

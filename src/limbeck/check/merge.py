@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from limbeck.check.contract import NotClaimed, changed, close, contract
+from limbeck.check.contract import NotClaimed, close, contract
+from limbeck.component import changed
 from limbeck.merge.base import Merge, merge
 
 SHAPES = {"model.layers.0.mlp.up_proj.weight": (6, 4), "model.norm.weight": (4,), "model.embed_tokens.weight": (9, 4)}

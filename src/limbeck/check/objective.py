@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from limbeck.check.contract import NotClaimed, changed, close, contract
+from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.check.example import ROWS, batch, build, each, floats, gradient, loss, names, say, solve
 from limbeck.check.reads import over_choices
-from limbeck.component import find
+from limbeck.component import changed, find
 from limbeck.numerics import TOLERANCE
 from limbeck.objective.base import Objective
 from limbeck.signals import VOCABULARY

@@ -12,9 +12,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from limbeck.check.contract import NotClaimed, changed, close, contract
+from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.check.example import build, each, floats, loss, names, say, solve, with_heads
 from limbeck.check.reads import over_choices
+from limbeck.component import changed
 from limbeck.numerics import TOLERANCE, log_probs, top_k
 from limbeck.objective.base import AbstractDivergence, Objective
 from limbeck.signals import Signals, TopK

@@ -9,8 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from limbeck.check.contract import NotClaimed, Unfit, changed
-from limbeck.component import Component
+from limbeck.check.contract import NotClaimed, Unfit
+from limbeck.component import Component, changed
 
 
 @contextmanager

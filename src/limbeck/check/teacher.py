@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from limbeck.check.contract import NotClaimed, changed, close, contract
+from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.check.models import TOKENIZER, Trial, pair, rows
 from limbeck.check.reads import over_choices
 from limbeck.check.window import same
+from limbeck.component import changed
 from limbeck.model.base import Role
 from limbeck.objective.forward_kl import ForwardKL
 from limbeck.signals import Signals, TopK

@@ -20,7 +20,6 @@ class Parcel:
     summary: Mapping[str, Any]
     provenance: tuple[Mapping[str, Any], ...]
     """What the run used: name, revision, licence, part (teacher, start, data, endpoint)."""
-    policy: str = "stock"
 
 
 class Exporter(Component):

@@ -23,7 +23,7 @@ from limbeck.store.files import (
     write_parts,
     write_text,
 )  # fmt: skip
-from limbeck.store.folder import is_sound, manifest, new_folder, pointed, sha256_file, sha256_folder, sweep, switch, verify
+from limbeck.store.folder import is_sound, manifest, new_folder, sha256_file, sha256_folder, sweep, verify
 from limbeck.store.log import Log
 from limbeck.store.tensors import DTYPES, load_metadata, load_state, load_tensors, save_state, save_tensors
 
@@ -48,7 +48,6 @@ __all__ = [
     "manifest",
     "new_file",
     "new_folder",
-    "pointed",
     "read_json",
     "save_state",
     "save_tensors",
@@ -56,7 +55,6 @@ __all__ = [
     "sha256_folder",
     "sha256_json",
     "sweep",
-    "switch",
     "verify",
     "write_bytes",
     "write_json",

@@ -20,7 +20,7 @@ from limbeck.errors import Failed, Refused
 CRASH_POINTS = (
     "file.begin", "file.half", "file.written", "file.renamed",
     "folder.begin", "folder.filled", "folder.sealed", "folder.aside", "folder.renamed",
-    "pointer.before", "pointer.after", "log.begin", "log.torn", "log.end", "cache.removing",
+    "log.begin", "log.torn", "log.end", "cache.removing",
 )  # fmt: skip
 """Where a power cut can be played. Between two files of a folder, `file.renamed` of the first is passed."""
 PASSINGS: dict[str, int] = {}

@@ -25,7 +25,6 @@ from limbeck.store.files import (
     release,
     sha256_json,
     write_json,
-    write_text,
 )  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -162,18 +161,3 @@ def new_folder(path: Path | str, needed_bytes: int = 0, wait_seconds: float = 0.
     sweep(hidden(path, "partial").parent)
     with lock(path, wait_seconds), filled(path, needed_bytes) as partial:
         yield partial
-
-
-def switch(pointer: Path | str, name: str) -> None:
-    """Makes a small file, such as `checkpoints/current`, name another entry of its folder."""
-    inside(Path(pointer).parent, name)
-    crash_point("pointer.before")
-    write_text(pointer, name + "\n")
-    crash_point("pointer.after")
-
-
-def pointed(pointer: Path | str) -> Path | None:
-    """What `switch` named last; None if it never did."""
-    pointer = Path(pointer)
-    with disk(pointer):
-        return inside(pointer.parent, pointer.read_text(encoding="utf-8", errors="replace").removesuffix("\n")) if pointer.exists() else None

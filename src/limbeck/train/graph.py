@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from limbeck.component import canonical, find
+from limbeck.component import canonical, changed, find
 from limbeck.errors import Failed
 from limbeck.merge.base import Merge, merge
 from limbeck.model.base import Role
@@ -88,7 +88,7 @@ class Arm:
     def pace(self) -> float:
         """Seconds of one step of the first stage that says `auto`, as it will be run; what the step made is thrown away."""
         number, node = next((i, n) for i, n in enumerate(self.nodes.values()) if isinstance(n.what, Stage) and n.what.steps == "auto")
-        loop = Loop(node.what.lasting(1), self.world_of(number, node.what, self.make()), number, node.where)
+        loop = Loop(changed(node.what, steps=1), self.world_of(number, node.what, self.make()), number, node.where)
         began = time.perf_counter()
         with contextlib.suppress(NotFinite):  # the run itself will say so
             for t, running in enumerate(loop.running):
@@ -121,7 +121,7 @@ class Arm:
     def train(self, number: int, node: Node, observe: Observe, stop: Callable[[], bool]) -> bool:
         """One stage, from its last sound checkpoint or from its start."""
         surgery = self.enter(node)
-        stage = node.what.lasting(self.steps(node))
+        stage = changed(node.what, steps=self.steps(node))
         loop = Loop(stage, self.world_of(number, stage, self.world), number, node.where)
         folder = self.checkpoints(node)
         self.resume(loop, folder)

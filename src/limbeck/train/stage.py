@@ -104,7 +104,3 @@ class Stage(Document):
             return value
         own = set(cls.model_fields) - {"turn"}
         return {**{k: v for k, v in value.items() if k in own}, "turn": [{k: v for k, v in value.items() if k not in own}]}
-
-    def lasting(self, steps: int) -> "Stage":
-        """The same stage with its number of steps settled."""
-        return Stage.model_validate({**dict(self), "steps": steps})
