@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from limbeck.align.shared_vocab import SharedVocab
 from limbeck.data.base import Rows
@@ -172,14 +174,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
             for sample, i in zip(out, pick, strict=True):
                 ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens].to(next(role.parameters()).device)
                 began = time.perf_counter()
-                with torch.no_grad():
-                    made = role.module.generate(
-                        ids[None],
-                        attention_mask=torch.ones_like(ids)[None],
-                        max_new_tokens=new_tokens,
-                        do_sample=False,  # type: ignore[operator]
-                        pad_token_id=role.tokenizer.eos_token_id,
-                    )[0, len(ids) :]
+                made = continued(role, ids, new_tokens)
                 sample |= {
                     "prompt": role.tokenizer.decode(ids.tolist()),
                     subject: role.tokenizer.decode(made.tolist(), skip_special_tokens=True),
@@ -188,6 +183,18 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
                 if subject == "student" and examiner.teacher is not None:
                     sample |= differences(examiner.teacher, role.tokenizer, ids, made)
     return out
+
+
+def continued(role: Role, ids: Int[Tensor, " pos"], new_tokens: int) -> Int[Tensor, " new"]:
+    """What a role writes after some ids, greedily, up to an end of text."""
+    with torch.no_grad():
+        return role.module.generate(  # type: ignore[operator]
+            ids[None],
+            attention_mask=torch.ones_like(ids)[None],
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=role.tokenizer.eos_token_id,
+        )[0, len(ids) :]
 
 
 def differences(teacher: Role, tokenizer: Any, prompt: Any, answer: Any) -> dict[str, Any]:

@@ -220,7 +220,16 @@ class Job:
             )
 
         return Arm(
-            name, graph(recipe), world, self.folder, self.cast.fresh, self.log, self.score, lambda node: self.steps_in(node.what), self.world_of
+            name,
+            graph(recipe),
+            world,
+            self.folder,
+            self.cast.fresh,
+            self.log,
+            self.score,
+            lambda node: self.steps_in(node.what),
+            self.world_of,
+            self.cast.compiled,
         )
 
     def result(self, arm: Arm) -> str:

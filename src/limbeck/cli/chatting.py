@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import Refused
-from limbeck.examine import differences
+from limbeck.examine import continued, differences
 from limbeck.recipe import load
 from limbeck.roles import Cast
 from limbeck.store import Cache
@@ -19,8 +19,6 @@ SYSTEM = "/system "
 
 def chat(folder: Path, new_tokens: int) -> None:
     """Reads lines from stdin until it ends or says /quit; `/system TEXT` sets the system message, `/new` forgets the talk."""
-    import torch
-
     from limbeck.model.opening import open_pretrained
     from limbeck.model.role import as_role
 
@@ -52,14 +50,7 @@ def chat(folder: Path, new_tokens: int) -> None:
         for name, role in roles.items():
             ids = prompt(role.tokenizer, messages).to(next(role.parameters()).device)
             began = time.perf_counter()
-            with torch.no_grad():
-                made = role.module.generate(
-                    ids[None],
-                    attention_mask=torch.ones_like(ids)[None],
-                    max_new_tokens=new_tokens,
-                    do_sample=False,  # type: ignore[union-attr, operator]
-                    pad_token_id=role.tokenizer.eos_token_id,
-                )[0, len(ids) :]
+            made = continued(role, ids, new_tokens)
             answers[name] = role.tokenizer.decode(made.tolist(), skip_special_tokens=True)
             share = f" · {differences(teacher, role.tokenizer, ids, made)['agreement']:.0%} agreement" if name == "student" else ""
             out.print(f"  {name} · {duration(time.perf_counter() - began)}{share}\n  {visible(answers[name], 4000, 100)}")

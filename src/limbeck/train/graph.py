@@ -52,6 +52,7 @@ class Arm:
         score: Score | None = None,
         steps: Callable[[Node], int] = lambda node: node.what.steps,
         world_of: Callable[[int, Stage, World], World] = lambda number, stage, world: world,
+        ready: Callable[[Role], Role] = lambda role: role,
     ):
         """Args:
         name: of the arm, in metrics and folders.
@@ -63,9 +64,10 @@ class Arm:
         score: for surgeries of stages that measure.
         steps: of a stage; settles `auto`.
         world_of: the world of a stage, which may bring its own teacher or data.
+        ready: what is done to a student that a stage has rebuilt, before it trains.
         """
         self.name, self.nodes, self.make, self.folder, self.fresh, self.log = name, {n.name: n for n in nodes}, make, folder, fresh, log
-        self.score, self.steps, self.world_of = score, steps, world_of
+        self.score, self.steps, self.world_of, self.ready = score, steps, world_of, ready
         self.built: tuple[Surgery, ...] = ()  # surgeries of stages in the student that is in memory
 
     def result(self, node: str) -> Path:
@@ -149,6 +151,7 @@ class Arm:
         """The student (and what else was trained) as they were after the node's start, with the stage's own surgery; its settled form."""
         start = node.after[0]
         built = tuple(surgery for name in self.chain(start) for surgery in self.surgery_of(name))
+        rebuilt = built != self.built or bool(node.what.surgery)
         if built != self.built:
             self.world.models["student"] = self.fresh()
             for surgery in built:
@@ -157,6 +160,8 @@ class Arm:
         settled = [s.settle(self.world.models["student"], self.score or unscored) for s in node.what.surgery]
         for surgery in settled:
             self.world.models["student"] = surgery(self.world.models["student"])
+        if rebuilt:
+            self.world.models["student"] = self.ready(self.world.models["student"])
         self.built = (*built, *settled)
         return [s.model_dump(mode="json") for s in settled]
 
