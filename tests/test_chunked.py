@@ -14,11 +14,12 @@ from limbeck.objective.forward_kl import ForwardKL
 from limbeck.objective.jsd import JSD
 from limbeck.objective.reverse_kl import ReverseKL
 from limbeck.objective.skew_kl import SkewKL
+from limbeck.objective.skew_reverse_kl import SkewReverseKL
 from limbeck.objective.total_variation import TotalVariation
 from limbeck.signals import Head, Logits, Signals, TopK
 
 TARGETS, VOCAB, DIM = 7, 13, 5
-DIVERGENCES = [ForwardKL, ReverseKL, JSD, SkewKL, TotalVariation]
+DIVERGENCES = [ForwardKL, ReverseKL, JSD, SkewKL, SkewReverseKL, TotalVariation]
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -147,6 +148,16 @@ def test_sixteen_bits_are_near_thirty_two(way: str) -> None:
     for a, b in zip(low, x, strict=True):
         assert a.grad is not None and b.grad is not None and a.grad.dtype == a.dtype
         torch.testing.assert_close(a.grad.float(), b.grad, rtol=rtol, atol=atol)
+
+
+def test_states_of_sixteen_bits_are_heard_through_a_head_of_thirty_two() -> None:
+    x, theirs = leaves(bias=False, dtype=torch.float32), random(TARGETS, DIM, seed=8).bfloat16()
+    weight = random(VOCAB, DIM, seed=7, dtype=torch.float32)
+    totals = [
+        ForwardKL(chunk=3)({"student": signals(Logits(x[0], Head(x[1]), True)), "teacher": signals(said)}).total
+        for said in (Logits(theirs, Head(weight), False), theirs.float() @ weight.mT)
+    ]
+    torch.testing.assert_close(totals[0], totals[1])
 
 
 def test_no_targets_give_a_connected_zero() -> None:

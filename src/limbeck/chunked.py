@@ -30,6 +30,8 @@ class Sparse(NamedTuple):
     values: Float[Tensor, "target k"]
 
 
+SLICE = 32
+"""Targets that are worked on at a time once a chunk's logits are there."""
 Slope = Callable[..., tuple[Float[Tensor, " target"], Any]]
 """Log q of a chunk, and what else belongs to it -> the value of each target, and its derivative by log q: [target, vocab] or Sparse."""
 
@@ -109,26 +111,47 @@ def walk(
     by_hidden = torch.empty_like(hidden, dtype=dtype) if wants[0] else None
     by_weight = torch.zeros_like(weight, dtype=wide) if wants[1] else None
     by_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wants[2] else None
+    say, others = Room(head, min(chunk, len(hidden))), [roomy(x, chunk) for x in aligned]
     for i in range(0, len(hidden), chunk):
         here = slice(i, i + chunk)
-        h, f = hidden[here].to(dtype), factors[here].to(wide)[:, None]
-        logits = head(h)
-        log_q = torch.log_softmax(upcast(logits) if temperature == 1 else upcast(logits) / temperature, -1)
-        if bias is not None:
-            log_q.clamp_(min=RULED_OUT)  # a bias may rule entries out
-        value, s = slope(log_q, *(x[here] for x in aligned))
-        total += (value * f[:, 0]).sum()
-        if not any(wants):
-            continue
-        z = upstream(s, log_q).to(dtype)
-        z = head.back(z, logits) if temperature == 1 else head.back(z, logits).div_(temperature)
+        h, f = hidden[here].to(dtype), factors[here].to(wide)
+        logits, said = say(h), [other(here) for other in others]
+        for j in range(0, len(h), SLICE):  # in place, and small enough for the cache of a processor
+            some = slice(j, j + SLICE)
+            log_q = torch.log_softmax(upcast(logits[some]) if temperature == 1 else upcast(logits[some]) / temperature, -1)
+            if bias is not None:
+                log_q.clamp_(min=RULED_OUT)  # a bias may rule entries out
+            value, s = slope(log_q, *(x[some] for x in said))
+            total += (value * f[some]).sum()
+            if any(wants):
+                logits[some] = head.back(upstream(s, log_q), logits[some]).mul_(f[some, None] / temperature)
         if by_hidden is not None:
-            torch.mm(z, head.weight, out=by_hidden[here]).mul_(f)
+            torch.mm(logits, head.weight, out=by_hidden[here])
         if by_weight is not None:
-            by_weight.addmm_(z.mT, h * f) if dtype == wide else by_weight.add_(z.mT @ (h * f.to(dtype)))
+            by_weight.addmm_(logits.mT, h) if dtype == wide else by_weight.add_(logits.mT @ h)
         if by_bias is not None:
-            by_bias += (z.mT @ f.to(dtype))[:, 0]
+            by_bias += logits.sum(0, dtype=wide)
     return total, [by_hidden, by_weight, by_bias]
+
+
+class Room:
+    """Runs a head into one piece of memory, again and again: what it gave before is lost."""
+
+    def __init__(self, head: Head, num: int):
+        self.head, self.room = head, head.weight.new_empty(num, len(head.weight))
+
+    def __call__(self, hidden: Float[Tensor, "target dim"]) -> Float[Tensor, "target vocab"]:
+        return self.head.into(hidden, self.room[: len(hidden)])
+
+
+def roomy(x: Any, chunk: int) -> Callable[[slice], Any]:
+    """Chunks of what else is there, with logits made when they are due."""
+    if not isinstance(x, Logits):
+        return lambda here: x[here]
+    if not isinstance(x.head, Head):
+        return lambda here: x[here].dense()
+    run = Room(x.head, min(chunk, len(x)))
+    return lambda here: run(x.hidden[here])
 
 
 def upstream(s: Any, log_q: Float[Tensor, "target vocab"]) -> Float[Tensor, "target vocab"]:

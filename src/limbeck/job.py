@@ -219,18 +219,8 @@ class Job:
                 autocast,
             )
 
-        return Arm(
-            name,
-            graph(recipe),
-            world,
-            self.folder,
-            self.cast.fresh,
-            self.log,
-            self.score,
-            lambda node: self.steps_in(node.what),
-            self.world_of,
-            self.cast.compiled,
-        )
+        own = (self.cast.fresh, self.log, self.score, lambda node: self.steps_in(node.what), self.world_of, self.cast.compiled)
+        return Arm(name, graph(recipe), world, self.folder, *own)
 
     def result(self, arm: Arm) -> str:
         """The node that is evaluated and exported."""

@@ -97,6 +97,17 @@ class Head:
     def __call__(self, hidden: Float[Tensor, "target dim"]) -> Float[Tensor, "target vocab"]:
         return shaped(torch.nn.functional.linear(hidden, self.weight, self.bias), self.scale, self.cap)
 
+    def into(self, hidden: Float[Tensor, "target dim"], out: Float[Tensor, "target vocab"]) -> Float[Tensor, "target vocab"]:
+        """The same into given memory, in the precision of the head; no gradients."""
+        hidden = hidden.to(self.weight.dtype)
+        if self.bias is None:
+            torch.mm(hidden, self.weight.mT, out=out)
+        else:
+            torch.addmm(self.bias, hidden, self.weight.mT, out=out)
+        if self.scale != 1:
+            out.mul_(self.scale)
+        return out if self.cap is None else out.div_(self.cap).tanh_().mul_(self.cap)
+
     def back(self, gradient: Float[Tensor, "target vocab"], logits: Float[Tensor, "target vocab"]) -> Float[Tensor, "target vocab"]:
         """The gradient by what the matrix gives, from that by the logits; it may be changed in place."""
         if self.cap is not None:

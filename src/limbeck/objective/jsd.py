@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from limbeck.numerics import kl, mix
 from limbeck.objective.base import AbstractDivergence
 from limbeck.schedule import Share
@@ -36,3 +38,12 @@ class JSD(AbstractDivergence):
             return kl(log_q, log_p) if s else kl(log_p, log_q)
         middle = mix(log_p, log_q, s)
         return (s * kl(log_p, middle) + (1 - s) * kl(log_q, middle)) / (s * (1 - s))
+
+    def slope(self, log_p, log_q):
+        s = self.share
+        if s in (0, 1):
+            return super().slope(log_p, log_q)
+        q, middle = log_q.exp(), mix(log_p, log_q, s)
+        gap = q.mul_(log_q - middle)  # the terms with the derivative of the middle cancel
+        value = torch.linalg.vecdot(log_p.exp(), log_p - middle) / (1 - s) + gap.sum(-1) / s
+        return value, gap.div_(s)

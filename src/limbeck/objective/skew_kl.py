@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from limbeck.numerics import kl, mix
 from limbeck.objective.base import AbstractDivergence
 from limbeck.schedule import Share
@@ -30,3 +32,8 @@ class SkewKL(AbstractDivergence):
 
     def divergence(self, log_p, log_q):
         return kl(log_p, mix(log_p, log_q, self.alpha))
+
+    def slope(self, log_p, log_q):
+        mixture, p = mix(log_p, log_q, self.alpha), log_p.exp()
+        value = torch.linalg.vecdot(p, log_p - mixture)
+        return value, p.mul_((log_q - mixture).exp_()).mul_(self.alpha - 1)
