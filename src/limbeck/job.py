@@ -36,7 +36,7 @@ from limbeck.workspace import same_inputs
 
 CALIBRATION_ROWS = 16
 """Training rows that surgeries are measured on."""
-CLOSING_SECONDS = 60
+CLOSING_SECONDS = 75
 """What timings of decoding, samples and the report take."""
 WATCHED_ROWS, LOOKS = 4, 4
 """Held-out rows that are looked at while training, and how often a stage."""
