@@ -5,11 +5,11 @@ import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 from limbeck.store import home, read_json, write_json
+from limbeck.workspace import runs_folder
 
 PROBE_SECONDS = 5.0
 ASSUMED_FLOPS = 5e10
@@ -31,7 +31,9 @@ class Machine:
 
     @property
     def free_disk_bytes(self) -> int:
-        return shutil.disk_usage(next(p for p in (Path.cwd(), *Path.cwd().parents) if p.exists())).free
+        """Where runs are written."""
+        folder = runs_folder().absolute()
+        return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 
 
 def machine(probe: bool = True) -> Machine:
