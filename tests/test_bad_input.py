@@ -434,13 +434,13 @@ def test_a_flipped_byte_in_what_the_teacher_said_is_set_aside_and_asked_again(tm
 def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch_and_an_intact_checkpoint(says, tmp_path, monkeypatch):
     from limbeck.objective.forward_kl import ForwardKL
 
-    recipe, values, asked = toy(tmp_path), ForwardKL.values, []
+    recipe, total, asked = toy(tmp_path), ForwardKL.total, []
 
-    def poisoned(self: Any, **said: Any) -> Any:
+    def poisoned(self: Any, factors: Any, **said: Any) -> Any:
         asked.append(1)
-        return values(self, **said) * (float("nan") if len(asked) > 2 else 1.0)
+        return total(self, factors, **said) * (float("nan") if len(asked) > 2 else 1.0)
 
-    monkeypatch.setattr(ForwardKL, "values", poisoned)
+    monkeypatch.setattr(ForwardKL, "total", poisoned)
     error = says(run, recipe, code=5)
     assert isinstance(error, Failed) and error.slug == "nan" and "step 2" in error.where and "forward_kl" in error.where
     folder = tmp_path / "runs" / "run-1"
@@ -452,7 +452,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch_and_an_intact_
     assert all(torch.isfinite(x).all() for x in tensors.values())
     assert not (folder / "summary.json").exists()
     says(run, recipe, code=5)  # the same again, with the same answer
-    monkeypatch.setattr(ForwardKL, "values", values)
+    monkeypatch.setattr(ForwardKL, "total", total)
     done = run(recipe)
     monkeypatch.undo()
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
