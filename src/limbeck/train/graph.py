@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from limbeck.train.loop import Loop, NotFinite, World
 from limbeck.train.stage import Stage
 
 logger = logging.getLogger(__name__)
+TRIED, TRIED_SECONDS = 3, 5.0
+"""Steps that are tried to learn the pace, and the time after which no further one is begun."""
 Observe = Callable[[str, str, Loop, list[dict[str, Any]]], None]
 """Hears arm, node, loop and the records of a step; reads, and never writes."""
 
@@ -88,14 +91,18 @@ class Arm:
             del self.world  # roles and what was trained beside them: they are on the disk
 
     def pace(self) -> float:
-        """Seconds of one step of the first stage that says `auto`, as it will be run; what the step made is thrown away."""
+        """Seconds of a step of the first stage that says `auto`, as it will be run: the median of a few, or of the first alone where one
+        takes long; what they made is thrown away."""
         number, node = next((i, n) for i, n in enumerate(self.nodes.values()) if isinstance(n.what, Stage) and n.what.steps == "auto")
-        loop = Loop(changed(node.what, steps=1), self.world_of(number, node.what, self.make()), number, node.where)
-        began = time.perf_counter()
+        loop, seconds = Loop(changed(node.what, steps=TRIED), self.world_of(number, node.what, self.make()), number, node.where), []
         with contextlib.suppress(NotFinite):  # the run itself will say so
-            for t, running in enumerate(loop.running):
-                loop.take(t, running)
-        return time.perf_counter() - began
+            while loop.step < loop.steps and sum(seconds) < TRIED_SECONDS:
+                began = time.perf_counter()
+                for t, running in enumerate(loop.running):
+                    loop.take(t, running)
+                loop.step += 1
+                seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds) if seconds else 0.0
 
     def run_nodes(self, observe: Observe, stop: Callable[[], bool]) -> bool:
         """The nodes that have no result yet."""
