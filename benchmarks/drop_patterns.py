@@ -40,7 +40,8 @@ def main() -> None:
             "contiguous": DropBlocks(drop=drop, choose="contiguous"),
             "influence": DropBlocks(drop=drop, choose="influence"),
         }
-        rest = DropBlocks(drop=drop - (total - len(greedy)), choose="greedy").settle(given(greedy)(job.cast.fresh()), job.score)
+        smaller = job.cast.fresh() if len(greedy) == total else given(greedy)(job.cast.fresh())
+        rest = DropBlocks(drop=drop - (total - len(greedy)), choose="greedy").settle(smaller, job.score)
         greedy = tuple(greedy[i] for i in rest.keep)
         for name, pattern in {**patterns, "greedy": given(greedy)}.items():
             settled = pattern.settle(job.cast.fresh(), job.score)
