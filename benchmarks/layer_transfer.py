@@ -64,7 +64,7 @@ def main() -> None:
                     {
                         "seed": seed,
                         "data": DATA,
-                        "teacher": f"path:{whole.folder / 'student'}",
+                        "teacher": f"path:{whole.path / 'student'}",
                         "student": {"start": f"config:{folder / f'student-{seed}.json'}"},
                         "train": [stage(TRANSFER_STEPS, **what), stage(FIT_STEPS, objective=["cross_entropy"])],
                         "evaluate": ["perplexity"],
