@@ -211,7 +211,7 @@ def test_changes_go_by_dotted_path_through_the_loader_of_values() -> None:
         source, ["seed=7", "train.0.optimiser.lr=1e-4", "train.0.batch=16", "train.-1.steps=5", "about=yes", "teacher=path:a=b", "device=cpu"]
     )
     assert (made.seed, made.train[0].turn[0].optimiser.lr, made.train[0].turn[0].batch, made.train[0].steps) == (7, 1e-4, 16, 5)
-    assert (made.about, made.device, made.teacher.reference) == ("yes", "cpu", "path:a=b")  # type: ignore[union-attr]
+    assert (made.about, made.device, made.teacher.references) == ("yes", "cpu", ("path:a=b",))  # type: ignore[union-attr]
 
 
 def test_null_removes_and_a_list_can_be_written_whole() -> None:

@@ -26,7 +26,6 @@ from limbeck.signals import Row
 from limbeck.store import Cache, Log, read_json, sha256_json, write_json, write_text
 from limbeck.teacher._capture import capture
 from limbeck.teacher.base import Teacher
-from limbeck.teacher.cached import Cached
 from limbeck.tell import Tell
 from limbeck.train.graph import Arm
 from limbeck.train.loop import Loop, World
@@ -148,9 +147,9 @@ class Job:
 
     def capture(self, rows: Sequence[Row], source: Teacher | None, role: Role | None, kept: dict[str, Any]) -> None:
         """Adds to `kept` what a cached teacher says about rows, each asked once in all runs."""
-        if isinstance(source, Cached) and role is not None and any(row.key not in kept for row in rows):
+        if source is not None and source.remembers and role is not None and any(row.key not in kept for row in rows):
             with self.step("capture") as said:
-                identity = self.cast.identity(role, source.reference)
+                identity = self.cast.identity(role, source.references)
                 bar = functools.partial(self.tell.bar, "capture", text="rows")
                 kept.update(capture(source, role, rows, self.cache, identity, tell=lambda done, total: bar(done=done, total=total)))
                 said.append(f"the teacher on {len(rows):,} rows")
@@ -170,7 +169,7 @@ class Job:
         if stage.teacher is not None:
             role, kept = self.cast.share(source.open(self.cast.opener), "train.teacher"), {}
         assert role is not None
-        world.models["teacher"] = role
+        world.models["teacher"] = source.beside(role, world.models)
         self.capture(self.drawn(number, stage, world.rows), source, role, kept)
         return replace(world, teacher=source, kept=kept)
 
@@ -251,7 +250,7 @@ class Job:
     def measure(self) -> dict[str, Any]:
         """What evaluators find: subjects with metrics, and tables by name."""
         parts: dict[str, Any] = {}
-        folders = {"student": self.folder / "student", "teacher": self.cast.folder(self.recipe.teacher.reference) if self.recipe.teacher else None}
+        folders = {"student": self.folder / "student", "teacher": self.cast.folder(self.recipe.teacher.references) if self.recipe.teacher else None}
         folders = {name: folder for name, folder in folders.items() if folder is not None and folder.is_dir()}
         with self.step("evaluate") as said:
             for evaluator in self.recipe.evaluate if self.rows.held_out else ():

@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,21 +49,23 @@ class Cast:
         reference = Reference.parse(located(text, self.base))
         return as_role(open_pretrained(reference, dtype=self.recipe.dtype, cache=self.cache)).to(device_named(self.recipe.device))
 
-    def identity(self, role: Role, text: str) -> dict[str, Any]:
-        """What a role's answers depend on: weights, tokenizer, dtype."""
-        weights = identity(Reference.parse(located(text, self.base)))
+    def identity(self, role: Role, texts: Sequence[str]) -> dict[str, Any]:
+        """What a role's answers depend on: the weights of all models that speak, tokenizer, dtype."""
+        weights = [identity(Reference.parse(located(text, self.base))) for text in texts]
         return {"weights": weights, "tokenizer": fingerprint(role.tokenizer) if role.tokenizer else None, "dtype": self.recipe.dtype}
 
     def identities(self) -> dict[str, Any]:
         """What every opened role is made of."""
-        named = {"student": self.recipe.student.start, **{name: how.start for name, how in self.recipe.role.items()}}
+        named = {"student": (self.recipe.student.start,), **{name: (how.start,) for name, how in self.recipe.role.items()}}
         if self.recipe.teacher is not None:
-            named["teacher"] = self.recipe.teacher.reference
+            named["teacher"] = self.recipe.teacher.references
         return {name: self.identity(role, named[name]) for name, role in self.originals.items()}
 
-    def folder(self, text: str) -> Path | None:
-        """The folder that holds a model's weights in transformers' format: its own, or the converted one."""
-        reference = Reference.parse(located(text, self.base))
+    def folder(self, texts: Sequence[str]) -> Path | None:
+        """The folder that holds a model's weights in transformers' format, its own or the converted one; none for several models."""
+        if len(texts) != 1:
+            return None
+        reference = Reference.parse(located(texts[0], self.base))
         if reference.scheme == "path":
             return Path(reference.name)
         return self.cache.get(conversion_key(self.cache, reference)) if reference.scheme in ("gguf", "package") else None
@@ -152,9 +154,10 @@ class Cast:
     def models(self) -> Models:
         """Every role, for training."""
         roles = {"student": self.compiled(self.fresh()), **{name: self.make(name, how) for name, how in self.recipe.role.items()}}
-        if "teacher" in self.originals:
-            roles["teacher"] = self.originals["teacher"]
-        return Models(roles)
+        models = Models(roles)
+        if self.recipe.teacher is not None:
+            models["teacher"] = self.recipe.teacher.beside(self.originals["teacher"], models)
+        return models
 
 
 def shown(name: str) -> str:

@@ -34,7 +34,7 @@ def whole(teacher: Teacher) -> Teacher:
 
 def kept_of(teacher: Teacher, seed: int = 0) -> dict[str, Any]:
     """What a capture keeps; nothing for a teacher that remembers nothing."""
-    return teacher.capture(rows(seed).train, opened(teacher, seed)[0]) if hasattr(teacher, "capture") else {}  # type: ignore[attr-defined]
+    return teacher.capture(rows(seed).train, opened(teacher, seed)[0]) if teacher.remembers else {}
 
 
 def attached(teacher: Teacher, seed: int = 0) -> Signals | None:
@@ -54,7 +54,7 @@ def exercise(teacher: Teacher) -> None:
 def opens(teacher: Teacher) -> None:
     """It opens the reference that it names, and what comes can say something."""
     role, asked = opened(teacher)
-    assert asked == [teacher.reference], f"opened {asked}, expected {[teacher.reference]}"
+    assert asked == list(teacher.references), f"opened {asked}, expected {list(teacher.references)}"
     assert isinstance(role, Role) and role.offers, "the role offers nothing"
 
 

@@ -33,7 +33,7 @@ def chat(folder: Path, new_tokens: int) -> None:
     }
     teacher = roles["teacher"]
     out, messages = console(), []
-    out.print(f"teacher {recipe.teacher.reference} │ student {folder.name} · greedy · /system TEXT  /new  /quit")
+    out.print(f"teacher {', '.join(recipe.teacher.references)} │ student {folder.name} · greedy · /system TEXT  /new  /quit")
     for line in sys.stdin:
         line = line.strip()
         if line == "/quit":

@@ -22,7 +22,6 @@ from limbeck.recipe import Recipe, find, graph, load
 from limbeck.roles import Cast, located
 from limbeck.store import Cache
 from limbeck.teacher._capture import shards
-from limbeck.teacher.cached import Cached
 from limbeck.text.show import duration, size
 from limbeck.train.settle import settle
 from limbeck.train.stage import Stage
@@ -185,7 +184,7 @@ def asked(recipe: Recipe, models: Models) -> list[str]:
 def captured(recipe: Recipe, rows: Rows, cast: Cast, pricing: Pricing) -> str:
     """How much of what a cached teacher will be asked is there already."""
     source, role = recipe.teacher, cast.originals["teacher"]
-    if not isinstance(source, Cached) or role.tokenizer is None or not rows.parts:
+    if source is None or not source.remembers or role.tokenizer is None or not rows.parts:
         return "not known yet"
     streams, lists = Streams(recipe.seed), [rows.held_out]
     for number, node in enumerate(graph(recipe)):
@@ -193,7 +192,7 @@ def captured(recipe: Recipe, rows: Rows, cast: Cast, pricing: Pricing) -> str:
             steps = pricing.steps(node.what) // node.what.repeat
             asked = (drawn(rows, turn, steps, streams, number, t) for t, turn in enumerate(node.what.turn))
             lists.append(tuple({row.key: row for some in asked for row in some}.values()))
-    identity = cast.identity(role, source.reference)
+    identity = cast.identity(role, source.references)
     keys = [key for some in lists for key, _ in shards(source, some, cast.cache, identity)]
     there = sum(cast.cache.path(key).is_dir() for key in keys)
     return "yes" if there == len(keys) else f"{there} of {len(keys)} shards" if there else "no: never asked about these rows"
@@ -202,7 +201,7 @@ def captured(recipe: Recipe, rows: Rows, cast: Cast, pricing: Pricing) -> str:
 def describe(recipe: Recipe, role: str) -> str:
     """What a role is made of, in a few words."""
     if role == "teacher":
-        return f"{recipe.teacher.reference}, {recipe.teacher.kind}" if recipe.teacher else ""  # type: ignore[attr-defined]
+        return f"{', '.join(recipe.teacher.references)}, {recipe.teacher.kind}" if recipe.teacher else ""  # type: ignore[attr-defined]
     how = recipe.student if role == "student" else recipe.role[role]
     return ", ".join([how.start, *(s.kind for s in how.surgery)])  # type: ignore[attr-defined]
 

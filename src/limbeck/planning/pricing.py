@@ -6,15 +6,12 @@ from limbeck.data.base import Rows
 from limbeck.planning.cost import Cost
 from limbeck.planning.steps import BACKWARD, FEWEST, affordable
 from limbeck.recipe import Recipe
-from limbeck.teacher.cached import Cached
 from limbeck.train.stage import Stage
 
 EVALUATION_SECONDS = 60.0
 """Timings of decoding, samples and the report."""
 CHECKPOINT_COPIES = 3
 """Weights and the two means of AdamW."""
-ENTRY_BYTES = 12
-"""An id and a log-probability of a top-k teacher."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,10 @@ class Pricing:
         if self.teacher is None:
             return None
         source = self.recipe.teacher
-        if not isinstance(source, Cached):
+        if source is None or not source.remembers:
             return Line("teacher", f"live, {positions:,} positions", positions * self.seconds["teacher"], self.teacher.weight_bytes)
         once = min(positions, len(self.rows.train) * self.length) if self.rows.train else positions
-        kept = ENTRY_BYTES * source.k if source.keep == "top_k" else 4 * self.teacher.width
-        disk = (once + self.held) * kept
+        disk = (once + self.held) * source.bytes_a_target(self.teacher.width)
         return Line("capture", f"{once + self.held:,} positions", once * self.seconds["teacher"], self.teacher.weight_bytes, disk)
 
     def lines(self) -> list[Line]:

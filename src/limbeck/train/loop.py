@@ -92,6 +92,8 @@ class Loop:
             if stop():
                 return False
             records = [record for t, running in enumerate(self.running) if self.step % running.turn.every == 0 for record in self.take(t, running)]
+            if self.world.teacher is not None:
+                self.world.teacher.follow(self.world.models)
             self.step += 1
             records += self.select()
             observe(self, records)
@@ -174,7 +176,8 @@ class Loop:
 
     def roles(self) -> list[str]:
         """Roles that this stage changes; the others are as they were opened."""
-        return list(dict.fromkeys(turn.trains for turn in self.stage.turn))
+        moving = ("teacher",) if self.world.teacher is not None and self.world.teacher.moves else ()
+        return list(dict.fromkeys((*(turn.trains for turn in self.stage.turn), *moving)))
 
     def load(self, state: Mapping[str, Any]) -> "Loop":
         """Goes back to a state."""
