@@ -56,7 +56,8 @@ class Cast:
 
     def identities(self) -> dict[str, Any]:
         """What every opened role is made of."""
-        named = {"student": (self.recipe.student.start,), **{name: (how.start,) for name, how in self.recipe.role.items()}}
+        named: dict[str, tuple[str, ...]] = {"student": (self.recipe.student.start,)}
+        named |= {name: (how.start,) for name, how in self.recipe.role.items()}
         if self.recipe.teacher is not None:
             named["teacher"] = self.recipe.teacher.references
         return {name: self.identity(role, named[name]) for name, role in self.originals.items()}

@@ -1,23 +1,22 @@
 """A teacher that is asked once about each row."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.model.base import Models, Role
+from limbeck.model.base import Role
 from limbeck.numerics import log_probs, top_k
-from limbeck.signals import Batch, Logits, Row, TopK, dense
-from limbeck.teacher.base import Teacher
+from limbeck.signals import Logits, Row, dense
+from limbeck.teacher._remembering import AbstractRemembering
 
 ENTRY_BYTES = 12
 """An id and a log-probability."""
 
 
-class Cached(Teacher):
+class Cached(AbstractRemembering):
     """Asks the model once about each row and keeps the answer, by the content of the row.
 
     `hidden` keeps the final hidden states, and the teacher's own head makes the logits again: exact, for any temperature.
@@ -33,7 +32,6 @@ class Cached(Teacher):
     """
 
     kind: Literal["cached"] = "cached"
-    remembers: ClassVar[bool] = True
     model: str
     """Model reference: hf:org/name, path:DIR, gguf:FILE, package:NAME, run:NAME, config:FILE."""
     keep: Literal["hidden", "top_k"] = "hidden"
@@ -76,14 +74,3 @@ class Cached(Teacher):
         parts = [top_k(log_probs(dense(said[i : i + 256])), self.k) for i in range(0, max(len(said), 1), 256)]
         ids, best, tail = (torch.cat(x) for x in zip(*parts, strict=True))
         return {"ids": ids, "log_probs": best, "tail": tail}
-
-    def attach(self, batch: Batch, models: Models, kept: Mapping[str, Any]) -> Batch:
-        device = batch.group.device
-        tensors = {name: torch.cat([kept[key][name].to(device) for key in batch.keys]) for name in kept[batch.keys[0]]} if batch.keys else {}
-        if "hidden" in tensors:
-            said: Any = {"logits": Logits(tensors["hidden"], models["teacher"].head, False)}  # type: ignore[attr-defined]
-        else:
-            said = {"top_logits": TopK(tensors["ids"], tensors["log_probs"], tensors["tail"])}
-        view = batch.view("teacher")
-        said["label"] = view.inputs["ids"][view.targets]
-        return replace(batch, said={**batch.said, "teacher": batch.signals("teacher", said)})
