@@ -43,7 +43,8 @@ class JSD(AbstractDivergence):
         s = self.share
         if s in (0, 1):
             return super().slope(log_p, log_q)
-        q, middle = log_q.exp(), mix(log_p, log_q, s)
+        p, q = log_p.exp(), log_q.exp()
+        middle = torch.lerp(q, p, s).clamp_(min=torch.finfo(q.dtype).tiny).log_()  # where both vanish they multiply it by 0
         gap = q.mul_(log_q - middle)  # the terms with the derivative of the middle cancel
-        value = torch.linalg.vecdot(log_p.exp(), log_p - middle) / (1 - s) + gap.sum(-1) / s
+        value = torch.linalg.vecdot(p, log_p.sub_(middle)) / (1 - s) + gap.sum(-1) / s
         return value, gap.div_(s)
