@@ -1,9 +1,11 @@
 """What does a divergence through two heads cost, in time and in memory? Forward KL and others, value and gradients, float32, student 576 and
-teacher 960 channels wide, 49,152 entries; against dense PyTorch and against the four matrix products alone. `python benchmarks/chunked_head.py`.
+teacher 960 channels wide, 49,152 entries; against dense PyTorch, the four matrix products alone, and released peers where they are installed
+(`pip install trl==1.16.0`, `pip install --no-deps liger-kernel==0.8.5`, in an environment of their own). `python benchmarks/chunked_head.py`.
 
 Times: all arms in one process, interleaved. Memory: each arm in a process of its own, its peak less what stood there before.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -32,8 +34,8 @@ def said(name: str, value: object, num: int) -> Signals:
     return Signals({name: value}, rows, ("",), torch.arange(1), torch.ones(1))
 
 
-def arms(num: int) -> tuple[dict[str, Arm], Arm]:
-    """Name -> runs one value with its gradients, which are left in `.grad`; and what clears them, and is run first each time."""
+def arms(num: int) -> tuple[dict[str, Arm], Arm, torch.Tensor]:
+    """Name -> runs one value with its gradients, which are left in `.grad`; what clears them, and is run first each time; the hidden states."""
     random = torch.Generator().manual_seed(0)
     hidden, theirs = torch.randn(num, STUDENT, generator=random), torch.randn(num, TEACHER, generator=random)
     head, other = torch.randn(VOCAB, STUDENT, generator=random) * 0.05, torch.randn(VOCAB, TEACHER, generator=random) * 0.05
@@ -77,10 +79,21 @@ def arms(num: int) -> tuple[dict[str, Arm], Arm]:
         f"forward_kl, top {K}": truncated,
     }
 
+    with contextlib.suppress(ImportError):
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+        liger = LigerFusedLinearJSDLoss(0.0, 1.0, beta=0.0, compiled=False, chunk_size=128)
+        labels = torch.zeros(num, dtype=torch.long)
+        found["Liger, chunks of 128"] = lambda: liger(hidden, head, theirs, other, labels).backward()
+    with contextlib.suppress(ImportError):
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+        found["TRL, chunked"] = lambda: ChunkedDivergenceFunction.apply(hidden, head, None, theirs, other, None, 0.0)[0].mean().backward()
+
     def cleared(arm: Arm) -> Arm:
         return lambda: (clear(), arm())[1]
 
-    return {name: cleared(arm) for name, arm in found.items()}, clear
+    return {name: cleared(arm) for name, arm in found.items()}, clear, hidden
 
 
 def extra_bytes(num: int, name: str) -> int:
@@ -90,7 +103,7 @@ def extra_bytes(num: int, name: str) -> int:
 
 
 def alone(num: int, name: str) -> int:
-    work, clear = arms(num)
+    work, clear, _ = arms(num)
     arm = work[name]
     arm()  # the matrix library takes its own memory once, and the truncated teacher is made once
     clear()
@@ -104,16 +117,19 @@ def main() -> None:
     torch.set_num_threads(2)
     found = {}
     for num in TARGETS:
-        (work, _), seconds = arms(num), {}
+        (work, _, hidden), seconds, slopes = arms(num), {}, {}
         for turn in range(REPEATS + 1):
             for name, arm in work.items():
                 began = time.perf_counter()
                 arm()
                 if turn:
                     seconds.setdefault(name, []).append(time.perf_counter() - began)
+                else:
+                    slopes[name] = hidden.grad.clone()
         median = {name: spread(values) for name, values in seconds.items()}
         found[num] = {
             name: {
+                "gradient_to_dense": float((slopes[name] - slopes["dense"]).norm() / slopes["dense"].norm()),
                 "seconds": of,
                 "to_dense": of["median"] / median["dense"]["median"],
                 "to_products": of["median"] / median["four matrix products"]["median"],

@@ -417,7 +417,7 @@ def test_a_flipped_byte_in_a_finished_stage_has_it_computed_again(undisturbed, t
 def test_a_flipped_byte_in_what_the_teacher_said_is_set_aside_and_asked_again(tmp_path, caplog):
     recipe = toy(tmp_path, evaluate=["agreement"], teacher={"kind": "cached", "model": f"config:{TINY}"})
     first = run(recipe, name="first").path
-    shards = sorted((tmp_path / "home").rglob("said.safetensors"))
+    shards = sorted((tmp_path / "home").rglob("answers.safetensors"))
     assert shards
     flip(shards[0])
     Cache.verified.clear()  # as in another process

@@ -56,7 +56,7 @@ class Examiner:
         """The teacher's logits at the targets of some rows: as captured, or asked now."""
         assert self.teacher is not None
         source = self.recipe.teacher
-        if isinstance(source, Teacher) and self.kept:
+        if isinstance(source, Teacher) and self.kept and "sampled_logits" not in self.teacher.offers:  # draws tell too little of one target
             models = Models({"teacher": self.teacher, "student": self.teacher})
             return source.attach(models.batch(rows).to(view.device), models, self.kept).said["teacher"]["logits|top_logits"]
         with torch.no_grad():
@@ -123,7 +123,7 @@ class Calibration:
         self.teacher, self.rows, self.said = teacher, rows, []
 
     def __call__(self, role: Role) -> float:
-        if self.teacher is None or not self.rows:
+        if self.teacher is None or not self.teacher.at_hand or not self.rows:
             do = "choose without measuring, or give data and teacher"
             raise Refused("score", "student.surgery", "training rows and a teacher to measure with", "none", do)
         if not self.said:                                   # asked once, and only if something measures
@@ -138,6 +138,9 @@ class Calibration:
 def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
     """What was checked about the run itself, as lines of the report."""
     out = []
+    if examiner.teacher is not None and not examiner.teacher.at_hand:
+        result = "it is not at hand: no speed, size, samples or figures of its own; the student is compared with the answers that were kept"
+        out.append({"name": "Teacher by itself", "open": True, "result": result})
     if "teacher" in examiner.openers and examiner.rows.held_out:
         itself = examiner.metrics("teacher")
         good = itself["kl"] < 1e-4 and itself["top1"] == 1
@@ -180,21 +183,24 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
                     subject: role.tokenizer.decode(made.tolist(), skip_special_tokens=True),
                     f"{subject}_seconds": time.perf_counter() - began,
                 }
-                if subject == "student" and examiner.teacher is not None:
+                if subject == "student" and examiner.teacher is not None and examiner.teacher.at_hand:
                     sample |= differences(examiner.teacher, role.tokenizer, ids, made)
     return out
 
 
 def continued(role: Role, ids: Int[Tensor, " pos"], new_tokens: int) -> Int[Tensor, " new"]:
     """What a role writes after some ids, greedily, up to an end of text."""
+    end = role.tokenizer.eos_token_id
     with torch.no_grad():
-        return role.module.generate(  # type: ignore[operator]
-            ids[None],
-            attention_mask=torch.ones_like(ids)[None],
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=role.tokenizer.eos_token_id,
-        )[0, len(ids) :]
+        if callable(getattr(role.module, "generate", None)):
+            how = {"attention_mask": torch.ones_like(ids)[None], "max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": end}
+            return role.module.generate(ids[None], **how)[0, len(ids) :]  # type: ignore[operator]
+        made = ids
+        while len(made) < len(ids) + new_tokens and not (len(made) > len(ids) and int(made[-1]) == end):
+            asked = torch.arange(len(made) + 1, device=ids.device) == len(made)
+            view = View({"ids": torch.cat([made, made[-1:]])}, asked.new_tensor([len(asked)], dtype=torch.long), asked, shift=role.shift)
+            made = torch.cat([made, dense(role.says(view, ("logits",), {})["logits"]).argmax(-1)])
+        return made[len(ids) :]
 
 
 def differences(teacher: Role, tokenizer: Any, prompt: Any, answer: Any) -> dict[str, Any]:

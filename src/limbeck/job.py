@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from limbeck.data._overlap import drop_overlap
 from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Refused
 from limbeck.examine import Calibration, Examiner, draw_samples, trust
+from limbeck.model.adapters import merged
 from limbeck.model.base import Role
 from limbeck.numerics import Streams
 from limbeck.planning import plan_of
+from limbeck.planning.keeping import choose
 from limbeck.planning.refusals import refuse_rows
 from limbeck.planning.steps import FEWEST, affordable
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
 from limbeck.signals import Row
-from limbeck.store import Cache, Log, read_json, sha256_json, write_json, write_text
+from limbeck.store import Answers, Cache, Log, read_json, sha256_json, write_json, write_text
 from limbeck.teacher._capture import capture
 from limbeck.teacher.base import Teacher
 from limbeck.tell import Tell
@@ -53,7 +55,7 @@ class Job:
     def __init__(self, recipe: Recipe, folder: Path, tell: Tell, base: str = "."):
         self.recipe, self.folder, self.tell, self.base = recipe, folder, tell, base
         self.cache, self.log, self.streams = Cache(), Log(folder / "metrics.jsonl"), Streams(recipe.seed)
-        self.began, self.kept = time.time(), {}
+        self.began = time.time()
         self.steps_auto, self.stop = 0, lambda: False
 
     def go(self, stop: Callable[[], bool]) -> dict[str, Any] | None:
@@ -85,6 +87,7 @@ class Job:
         torch.set_num_threads(self.recipe.threads or torch.get_num_threads())
         plan_of(self.recipe, self.folder.name, self.base, probe=False, rows=Rows())
         self.cast = Cast(self.recipe, self.cache, self.base)
+        choose(self.cast)
         with self.step("data") as said:
             self.rows = self.read(self.recipe.data)
             refuse_rows(self.recipe, self.rows, self.cast.originals)
@@ -92,10 +95,12 @@ class Job:
             same_inputs(self.folder, {**{name: sha256_json([row.key for row in rows]) for name, rows in keys.items()}, **self.cast.identities()})
             write_text(self.folder / "plan.txt", f"{plan_of(self.recipe, self.folder.name, self.base, probe=False, rows=self.rows)}\n")
             said += [f"{len(self.rows.train):,} rows to train on, {len(self.rows.held_out):,} held out", *self.rows.notes]
+        self.recipe = self.cast.recipe  # the plan has said what was chosen
         with self.step("student") as said:
             said.append(self.student())
         recipes = {"student": self.recipe, **{name: text_only(self.recipe) for name in self.recipe.baseline}}
         self.arms = {name: self.arm(name, recipe) for name, recipe in recipes.items()}
+        self.kept: Mapping[str, Any] = self.cast.answers(self.recipe.teacher, self.teacher)
         self.capture(self.rows.held_out, self.recipe.teacher, self.teacher, self.kept)
         self.examiner = Examiner(self.recipe, self.rows, self.teacher, self.kept, self.folder, self.openers())
 
@@ -106,8 +111,8 @@ class Job:
     def openers(self) -> dict[str, Callable[[], Role]]:
         """Subject -> makes its role; teacher first."""
         teacher = self.teacher
-        first: dict[str, Callable[[], Role]] = {} if teacher is None else {"teacher": lambda: teacher}
-        return first | {"start": self.cast.fresh, **{name: lambda arm=arm: arm.student(self.result(arm)) for name, arm in self.arms.items()}}
+        first: dict[str, Callable[[], Role]] = {} if teacher is None or not teacher.at_hand else {"teacher": lambda: teacher}
+        return first | {"start": self.cast.fresh, **{name: lambda arm=arm: merged(arm.student(self.result(arm))) for name, arm in self.arms.items()}}
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
@@ -145,14 +150,12 @@ class Job:
         rows = self.rows.draw(0, CALIBRATION_ROWS, self.streams) if self.rows.parts else []
         return Calibration(self.teacher, rows)
 
-    def capture(self, rows: Sequence[Row], source: Teacher | None, role: Role | None, kept: dict[str, Any]) -> None:
-        """Adds to `kept` what a cached teacher says about rows, each asked once in all runs."""
-        if source is not None and source.remembers and role is not None and any(row.key not in kept for row in rows):
+    def capture(self, rows: Sequence[Row], source: Teacher | None, role: Role | None, kept: Mapping[str, Any]) -> None:
+        """Asks a teacher that remembers about rows, each once in all runs."""
+        if isinstance(kept, Answers) and kept.missing(row.key for row in rows):
             with self.step("capture") as said:
-                identity = self.cast.identity(role, source.references)
-                bar = functools.partial(self.tell.bar, "capture", text="rows")
-                kept.update(capture(source, role, rows, self.cache, identity, tell=lambda done, total: bar(done=done, total=total)))
-                said.append(f"the teacher on {len(rows):,} rows")
+                num = capture(source, role, rows, kept, lambda done, total: self.tell.bar("capture", done, total, "rows"))  # type: ignore[arg-type]
+                said += [f"the teacher on {num:,} rows", *(role.told() if role else ())]
 
     def drawn(self, number: int, stage: Stage, rows: Rows) -> list[Row]:
         """Rows that the stage in this place of the graph will ask the teacher about, in the order in which it will."""
@@ -167,7 +170,8 @@ class Job:
             return world
         source, role, kept = stage.teacher or world.teacher, self.teacher, self.kept
         if stage.teacher is not None:
-            role, kept = self.cast.share(source.open(self.cast.opener), "train.teacher"), {}
+            role = self.cast.share(source.open(self.cast.opener), "train.teacher")
+            kept = self.cast.answers(source, role)
         assert role is not None
         world.models["teacher"] = source.beside(role, world.models)
         self.capture(self.drawn(number, stage, world.rows), source, role, kept)

@@ -1,7 +1,10 @@
 """The numeric rules of the library, each written once. `p` is always the teacher, `q` the student."""
 
+import functools
 import hashlib
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,6 +44,16 @@ def mix(log_a: Float[Tensor, "*unit k"], log_b: Float[Tensor, "*unit k"], share:
     return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
 
 
+def mixture(
+    log_ps: Sequence[Float[Tensor, "*unit k"]], weights: Sequence[float], mean: Literal["arithmetic", "geometric"] = "arithmetic"
+) -> Float[Tensor, "*unit k"]:
+    """Log of the weighted mean of distributions, by log-sum-exp; of their geometric mean, normalised. The weights make one."""
+    weighed = zip(log_ps, weights, strict=True)
+    if mean == "arithmetic":
+        return functools.reduce(torch.logaddexp, (log_p + math.log(weight) for log_p, weight in weighed))
+    return log_probs(functools.reduce(torch.add, (log_p * weight for log_p, weight in weighed)))
+
+
 def kl(log_p: Float[Tensor, "*unit k"], log_q: Float[Tensor, "*unit k"]) -> Float[Tensor, "*unit"]:
     """KL(p || q) over the last axis, in nats."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -58,6 +71,23 @@ def top_k(log_p: Float[Tensor, "target vocab"], k: int) -> tuple[Int[Tensor, "ta
     best = log_p.topk(k, -1)
     tail = log_p.scatter(-1, best.indices, -math.inf).logsumexp(-1).clamp(min=RULED_OUT)
     return best.indices, best.values, tail
+
+
+def draws(
+    log_p: Float[Tensor, "target vocab"], k: int, power: float, stream: torch.Generator
+) -> tuple[Int[Tensor, "target k"], Float[Tensor, "target k"]]:
+    """Ids of k draws with replacement from p to some power, each once, and the log of what each counts for: on average, that is p.
+
+    Drawn on the CPU. Places that are left over have the id 0 and are ruled out.
+    """
+    log_p = log_p.cpu()
+    log_r = log_p if power == 1 else log_probs(log_p * power)
+    drawn = torch.multinomial(log_r.exp(), k, replacement=True, generator=stream).sort(-1).values
+    place = (drawn.diff(dim=-1, prepend=drawn[:, :1] - 1) != 0).cumsum(-1) - 1
+    counts = torch.zeros_like(drawn, dtype=log_p.dtype).scatter_add(-1, place, torch.ones_like(drawn, dtype=log_p.dtype))
+    ids = torch.zeros_like(drawn).scatter(-1, place, drawn)
+    log_weights = (counts / k).log() if power == 1 else (counts / k).log() + (log_p - log_r).gather(-1, ids)
+    return ids, log_weights.clamp(min=RULED_OUT)
 
 
 def coarsen(log_q: Float[Tensor, "target vocab"], ids: Int[Tensor, "target k"]) -> Float[Tensor, "target k1"]:

@@ -16,7 +16,7 @@ from limbeck.export.base import AnyExporter
 from limbeck.merge.base import AnyMerge, Merge
 from limbeck.objective.cross_entropy import CrossEntropy
 from limbeck.student.base import AnySurgery
-from limbeck.teacher.base import AnyTeacher
+from limbeck.teacher.base import AnyTeacher, spelled
 from limbeck.text import document
 from limbeck.train.stage import Stage, Turn
 
@@ -100,7 +100,7 @@ class Recipe(Document):
     @field_validator("teacher", mode="before")
     @classmethod
     def a_reference_is_live(cls, value: Any) -> Any:
-        return {"kind": "live", "model": value} if isinstance(value, str) and ":" in value else value
+        return spelled(value)
 
     @field_validator("export", "evaluate", "baseline", "merge", "data", mode="before")
     @classmethod
@@ -111,6 +111,11 @@ class Recipe(Document):
     def names_are_known(self) -> "Recipe":
         if self.student.start == "student":
             raise ValueError("student.start: teacher, or a model reference; a student cannot start from itself")
+        starts = (self.student.start, *(role.start for role in self.role.values()))
+        if self.teacher is not None and len(self.teacher.references) > 1 and "teacher" in starts:
+            raise ValueError(f"student.start: a model reference, such as {self.teacher.references[0]}, since the teacher is several models")
+        if self.teacher is not None and self.teacher.of_student and self.student.start not in ("teacher", *self.teacher.references):
+            raise ValueError(f"student.start: teacher, since {dict(self.teacher)['kind']} is the student in another form")
         taken = [name for name in self.role if name in ("student", "teacher")]
         if taken:
             raise ValueError(f"role: {taken[0]} has a key of its own")

@@ -1,6 +1,5 @@
 """The roles of a recipe: opened, checked against each other, changed by their surgeries."""
 
-import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,54 +9,98 @@ import torch
 
 from limbeck.component import find
 from limbeck.data.base import Rows
-from limbeck.errors import Refused
-from limbeck.model.base import Models, Role
+from limbeck.errors import LimbeckError, Refused
+from limbeck.model.base import Models, Role, clone
 from limbeck.model.conversion import conversion_key
 from limbeck.model.opening import open_pretrained
+from limbeck.model.recorded import Recorded, facts_of, open_recorded
 from limbeck.model.reference import Reference, identity
-from limbeck.model.role import as_role
+from limbeck.model.role import as_role, share_tokenizer
+from limbeck.model.served import open_served
 from limbeck.model.text import Text
 from limbeck.recipe import Recipe, Student
-from limbeck.store import Cache
+from limbeck.store import ANSWERS, Answers, Cache
 from limbeck.student.base import Score, Surgery
+from limbeck.teacher._packing import unpack
+from limbeck.teacher._remembering import AbstractRemembering
+from limbeck.teacher.base import Teacher
 from limbeck.text.spans import fingerprint
 
 
 class Cast:
     """Opens every role of a recipe once; `fresh` makes the student as it is before training."""
 
-    def __init__(self, recipe: Recipe, cache: Cache, base: str = ".", opener: Callable[[str], Role] | None = None, plan: bool = False):
+    def __init__(self, recipe: Recipe, cache: Cache, base: str = ".", opener: Callable[..., Role] | None = None, plan: bool = False):
         self.plan = plan
         """Only shapes matter: surgeries take a form that measures nothing."""
         self.recipe, self.cache, self.base = recipe, cache, base
         self.opener = opener or self.open
+        self.place: Path | None = None
+        """Where answers are kept; none: in the cache, by all that they depend on."""
         self.surgeries: dict[str, tuple[Surgery, ...]] = {}
         """Settled surgeries by role: from the run's folder, or measured now."""
         self.originals: dict[str, Role] = {}
         if recipe.teacher is not None:
             self.originals["teacher"] = recipe.teacher.open(self.opener)
         for name, how in {"student": recipe.student, **recipe.role}.items():
-            if how.start not in ("teacher", "student"):
-                self.originals[name] = self.opener(how.start)
+            if self.begins(how) not in ("teacher", "student"):
+                self.originals[name] = self.opened(f"{name}.start", how)
+            elif how.start == "teacher" and "teacher" in self.originals and not self.originals["teacher"].at_hand:
+                do = "name a model with the teacher's tokenizer: start: path:FOLDER"
+                raise Refused("start", f"{name}.start", "a model reference, since the teacher's weights are not at hand", "teacher", do)
             elif how.start == "teacher" and "teacher" not in self.originals:
                 raise Refused("start", f"{name}.start", "a model reference, since there is no teacher", "teacher", "name a model, or add teacher:")
         if not plan:
             self.one_tokenizer()
 
-    def open(self, text: str) -> Role:
-        """A role from a model reference; relative files start from the recipe's folder."""
+    def begins(self, how: Student) -> str:
+        """What a role starts from: where that is a teacher whose answers were recorded, the model that spoke."""
+        teacher = self.originals.get("teacher")
+        return teacher.models[0] if how.start == "teacher" and isinstance(teacher, Recorded) else how.start
+
+    def opened(self, where: str, how: Student) -> Role:
+        """The model that a role starts from; one that was recorded must be at hand, and be the same."""
+        text, teacher, do = self.begins(how), self.originals.get("teacher"), "name a model that is at hand, such as path:FOLDER"
+        if text != how.start and isinstance(teacher, Recorded):
+            expected = f"the recorded teacher's weights, {text}"
+            try:
+                there = [identity(Reference.parse(located(text, self.base)))]
+            except LimbeckError as error:
+                raise Refused("start", where, expected, error.got, do) from error
+            if there != teacher.about["identity"]["weights"]:
+                raise Refused("start", where, f"{expected}: {teacher.about['identity']['weights']}", str(there), do)
+        elif text.startswith("cache:"):
+            raise Refused("start", where, "a model with weights", text, do)
+        return self.opener(text)
+
+    def answers(self, source: Teacher | None, role: Role | None) -> Mapping[str, Any]:
+        """Where what a teacher says about rows is kept, if it remembers: the same for all runs that would be told the same."""
+        if role is None or not isinstance(source, AbstractRemembering):
+            return {}
+        if isinstance(role, Recorded):
+            return Answers(role.folder, unpack=unpack)
+        about = {"teacher": source.keeps, "temperature": 1, **self.identity(role, source.references)}
+        return Answers(self.place or self.cache.root / ANSWERS / self.cache.key(about), about, facts_of(role, source.references), unpack)
+
+    def open(self, text: str, reads: str = "") -> Role:
+        """A role from a model reference; relative files start from the recipe's folder. A served model reads as another one does."""
         reference = Reference.parse(located(text, self.base))
+        if reference.scheme == "endpoint":
+            return open_served(reference, located(reads, self.base), self.cache)
+        if reference.scheme == "cache":
+            return open_recorded(reference.path).to(device_named(self.recipe.device))
         return as_role(open_pretrained(reference, dtype=self.recipe.dtype, cache=self.cache)).to(device_named(self.recipe.device))
 
     def identity(self, role: Role, texts: Sequence[str]) -> dict[str, Any]:
         """What a role's answers depend on: the weights of all models that speak, tokenizer, dtype."""
         weights = [identity(Reference.parse(located(text, self.base))) for text in texts]
-        return {"weights": weights, "tokenizer": fingerprint(role.tokenizer) if role.tokenizer else None, "dtype": self.recipe.dtype}
+        more = {"says": dict(role.self_description)} if role.self_description else {}
+        return {"weights": weights, "tokenizer": fingerprint(role.tokenizer) if role.tokenizer else None, "dtype": self.recipe.dtype, **more}
 
     def identities(self) -> dict[str, Any]:
         """What every opened role is made of."""
-        named: dict[str, tuple[str, ...]] = {"student": (self.recipe.student.start,)}
-        named |= {name: (how.start,) for name, how in self.recipe.role.items()}
+        named: dict[str, tuple[str, ...]] = {"student": (self.begins(self.recipe.student),)}
+        named |= {name: (self.begins(how),) for name, how in self.recipe.role.items()}
         if self.recipe.teacher is not None:
             named["teacher"] = self.recipe.teacher.references
         return {name: self.identity(role, named[name]) for name, role in self.originals.items()}
@@ -81,22 +124,18 @@ class Cast:
         first = next((r for r in self.originals.values() if r.tokenizer is not None), None)
         if role.tokenizer is None or first is None or role is first:
             return role
-        if fingerprint(role.tokenizer) == fingerprint(first.tokenizer):
-            role.tokenizer = first.tokenizer
-        elif self.recipe.teacher is not None:
-            raise Refused(
-                "tokenizer",
-                where,
-                "one tokenizer for teacher and student",
-                f"{len(first.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
-                "start from a model with the teacher's tokenizer; two tokenizers cannot be aligned yet",
-            )
+        if self.recipe.teacher is not None or fingerprint(role.tokenizer) == fingerprint(first.tokenizer):
+            share_tokenizer(role, first, where)
         return role
 
     def make(self, name: str, how: Student, score: Score | None = None) -> Role:
         """A role as it is before training, in memory of its own; surgeries that measure are settled the first time."""
-        source = {"teacher": "teacher", "student": "student"}.get(how.start, name)
-        role = self.fresh() if source == "student" and name != "student" else clone(self.originals[source])
+        source = {"teacher": "teacher", "student": "student"}.get(self.begins(how), name)
+        if source == "student" and name != "student":
+            role = self.fresh()
+        else:
+            same = bool(how.surgery) and all(surgery.keeps_weights for surgery in how.surgery)
+            role = clone(self.originals[source], self.originals[source].parameters() if same else ())
         if name not in self.surgeries:
             settled = []
             for surgery in how.surgery:
@@ -132,7 +171,8 @@ class Cast:
         """What was used: roles and data, each with name, revision, licence and its part."""
         models = (
             {**role.provenance, "role": name, "name": shown(str(role.provenance.get("name", "a module at hand")))}
-            for name, role in self.originals.items()
+            for name, original in self.originals.items()
+            for role in original.speakers
         )
         return (*models, *({**p, "role": "data"} for p in rows.provenance))
 
@@ -169,7 +209,7 @@ def shown(name: str) -> str:
 def located(text: str, base: str) -> str:
     """A reference whose relative file starts from a folder, if it is there."""
     scheme, _, name = text.partition(":")
-    there = scheme in ("path", "gguf", "config") and not Path(name).is_absolute() and (Path(base) / name).exists()
+    there = scheme in ("path", "gguf", "config", "cache") and not Path(name).is_absolute() and (Path(base) / name).exists()
     return f"{scheme}:{Path(base) / name}" if there else text
 
 
@@ -177,14 +217,6 @@ def unscored(role: Role) -> float:
     raise Refused(
         "score", "student.surgery", "training rows and a teacher to measure with", "none", "choose without measuring, or give data and teacher"
     )
-
-
-def clone(role: Role) -> Role:
-    """A copy of a role with weights of its own, and the same tokenizer. It offers what its kind offers, even if the original was narrowed."""
-    made = copy.deepcopy(role, {id(role.tokenizer): role.tokenizer})
-    if type(role).offers:
-        made.offers = type(role).offers
-    return made
 
 
 def device_named(name: str) -> torch.device:

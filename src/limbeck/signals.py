@@ -28,6 +28,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "label": ("target", ""),
     "logits": ("target", "vocab"),
     "top_logits": ("target", "k"),
+    "sampled_logits": ("target", "k"),
     "target_logprob": ("target", ""),
     "hidden": ("pos", "dim"),
     "input": ("pos", "dim"),
@@ -145,7 +146,10 @@ class Logits:
 
 @dataclass(frozen=True)
 class TopK:
-    """A truncated distribution: the k best log-probs and the exact log-mass of all the others."""
+    """A truncated distribution: the k best log-probs and the exact log-mass of all the others.
+
+    As `sampled_logits`: ids that were drawn and the log of what each counts for, an estimate of all of it; the tail is ruled out.
+    """
 
     ids: Int[Tensor, "target k"]
     log_probs: Float[Tensor, "target k"]

@@ -96,9 +96,11 @@ def a_forward_that_forgets_what_was_asked():
 class Keeping(Teacher):
     """Keeps final states; a final class spoils it."""
 
+    remembers: ClassVar[bool] = True
+
     @property
-    def reference(self):
-        return "config:tiny"
+    def references(self):
+        return ("config:tiny",)
 
     def capture(self, rows, role):
         return Cached(model="config:tiny").capture(rows, role)
@@ -268,6 +270,46 @@ def new_weights_from_the_global_generator():
             return role
 
     return Dicey
+
+
+@planted("keeps_weights", "may learn")
+def a_surgery_that_lets_shared_weights_learn():
+    class Sharing(Surgery):
+        kind: Literal["bite:sharing"] = "bite:sharing"
+        keeps_weights: ClassVar[bool] = True
+
+        def __call__(self, role):
+            return role
+
+    return Sharing
+
+
+@planted("learns", "and is not to learn")
+def weights_that_learn_in_secret():
+    class Secret(Surgery):
+        kind: Literal["bite:secret"] = "bite:secret"
+
+        def __call__(self, role):
+            role.learns = ("*.mlp.*",)
+            role.module.get_submodule("model.norm").register_forward_pre_hook(open_up)
+            return role
+
+    def open_up(norm, _):
+        norm.weight.requires_grad_(True)
+
+    return Secret
+
+
+@planted("moves", "it does not say so")
+def a_teacher_that_moves_in_secret():
+    class Drifting(Keeping):
+        kind: Literal["bite:drifting"] = "bite:drifting"
+
+        def follow(self, models):
+            with torch.no_grad():
+                models["teacher"].module.model.norm.weight.mul_(1.5)
+
+    return Drifting
 
 
 @planted("symmetric", "depends on the order")

@@ -75,10 +75,49 @@ def test_a_reference_that_cannot_be_read_says_what_to_write(text: str, told: str
     assert str(caught.value).count("\n") == 3 and "\x1b" not in str(caught.value) and "\0" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["timm:resnet18", "endpoint:http://localhost:8000/v1#m", "cache:caches/x", "import:pkg.module:function"])
+@pytest.mark.parametrize("text", ["timm:resnet18", "import:pkg.module:function"])
 def test_a_scheme_of_a_later_version_is_refused_with_a_sentence_that_says_so(text: str):
     with pytest.raises(Refused, match="which this version does not open"):
         Reference.parse(text)
+
+
+def test_a_served_model_is_an_address_and_a_name() -> None:
+    found = Reference.parse("endpoint:https://host:8443/v1/#org/tutor-70b")
+    assert found == Reference("endpoint", "https://host:8443/v1", "org/tutor-70b", "endpoint:https://host:8443/v1#org/tutor-70b")
+    assert identity(found) == {"url": "https://host:8443/v1", "model": "org/tutor-70b"}
+    assert provenance(found)["name"] == "org/tutor-70b" and provenance(found)["licence"] is None
+
+
+@pytest.mark.parametrize(
+    "text, slug, told",
+    [
+        ("http://example.com/v1#m", "url", "https, or http on this machine"),
+        ("https://me:canary-77@host/v1#m", "url", "without a name or password"),
+        ("https://canary-77@host/v1#m", "url", "without a name or password"),
+        ("https://host/v1?api_key=canary-77#m", "url", "without a key"),
+        ("https://host/v1?#m", "url", "without a key"),
+        ("ftp://host/v1#m", "url", "https://host/v1"),
+        ("https:///v1#m", "url", "https://host/v1"),
+        ("https://host:0/v1#m", "url", "characters that no address has"),
+        ("https://host:canary/v1#m", "url", "cannot be read"),
+        ("https://ho st/v1#m", "url", "characters that no address has"),
+        ("https://h\u00f6st/v1#m", "url", "characters that no address has"),
+        ("http://127.0.0.1.example.com/v1#m", "url", "https, or http on this machine"),
+        ("http://localhost.example.com/v1#m", "url", "https, or http on this machine"),
+        ("https://host/v1", "reference", "no name of a model"),
+        ("https://host/v1#", "reference", "no name of a model"),
+    ],
+)
+def test_an_address_that_may_hold_a_secret_or_leak_one_is_refused_and_not_repeated(text: str, slug: str, told: str) -> None:
+    with pytest.raises(Refused) as caught:
+        Reference.parse(f"endpoint:{text}")
+    assert caught.value.slug == slug and told in str(caught.value) and "canary" not in str(caught.value).replace("host:canary", "")
+    assert str(caught.value).count("\n") == 3
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "[::1]"])
+def test_plain_http_is_for_this_machine(host: str) -> None:
+    assert Reference.parse(f"endpoint:http://{host}:8000/v1#m").name == f"http://{host}:8000/v1"
 
 
 def test_a_bare_folder_is_taken_on_the_command_line_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

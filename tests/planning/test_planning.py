@@ -72,6 +72,24 @@ def test_what_is_approximate_is_named():
     assert any("approximate: top_logits of teacher in place of logits" in line for line in found.needs)
 
 
+@pytest.mark.parametrize(
+    "objective, fields, keep, why",
+    [
+        ("forward_kl", {"k": 8}, "top_k", "k 8, approximate): 256 bytes a target as hidden, 52 as top_k, in 32 bits"),
+        ("forward_kl", {"k": 8, "bits": 8}, "top_k", "70 bytes a target as hidden, 30 as top_k, in 8 bits"),
+        ("forward_kl", {"k": 64, "bits": 16}, "hidden", "exact): 128 bytes a target as hidden, 264 as top_k"),
+        ("reverse_kl", {"k": 8}, "hidden", "reverse_kl needs the whole distribution)"),
+        ({"kind": "forward_kl", "temperature": 2.0}, {"k": 8}, "hidden", "forward_kl needs the whole distribution)"),
+    ],
+)
+def test_the_planner_chooses_what_is_kept_by_bytes_and_by_what_listens(objective, fields, keep, why):
+    teacher = {"kind": "cached", "model": MODEL, "keep": "auto", **fields}
+    found = plan(recipe(teacher=teacher, train=[{"steps": 5, "batch": 4, "objective": [objective]}]), probe=False)
+    (note,) = [note for note in found.notes if "keep: auto" in note]
+    assert note.startswith(f"teacher: keep: auto is {keep} (") and why in note
+    assert any("approximate: top_logits" in line for line in found.needs) == (keep == "top_k")
+
+
 def test_what_cannot_work_is_refused_before_a_weight_is_read(monkeypatch):
     monkeypatch.setattr("limbeck.model.opening.open_pretrained", lambda *a, **k: pytest.fail("a weight was read"))
     with pytest.raises(Refused) as caught:

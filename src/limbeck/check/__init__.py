@@ -52,7 +52,8 @@ def hold(component: Any, name: str, run: Contract, seed: int = 0) -> Outcome:
     except AssertionError as error:
         status, message = "failed", str(error) or "an assertion failed"
     except Exception as error:
-        status, message = "failed", f"{type(error).__name__}: {error}"
+        missing = isinstance(error, Refused) and error.slug == "extra"
+        status, message = ("not claimed", f"not tried: {error.do}") if missing else ("failed", f"{type(error).__name__}: {error}")  # type: ignore[attr-defined]
     return Outcome(name, status, message, time.perf_counter() - began)  # type: ignore[arg-type]
 
 

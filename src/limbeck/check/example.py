@@ -50,7 +50,7 @@ def value(name: str, num: int, dim: int, random: torch.Generator, dtype: torch.d
     """A signal of that name, standard normal where it may be; labels are below the vocabulary, log-probabilities below 0."""
     word = name.split(".")[0]
     axes = VOCABULARY[word][1].split()
-    if word == "top_logits":
+    if word in ("top_logits", "sampled_logits"):
         return TopK(*top_k(log_probs(torch.randn(num, SHARED["vocab"], generator=random, dtype=torch.float64)).to(dtype), SHARED["vocab"] - 1))
     shape = [num, *(dim if axis == "dim" else SHARED.get(axis, OTHER) for axis in axes)]
     if word in ("label", "ids"):

@@ -14,7 +14,7 @@ from limbeck.component import find, members
 from limbeck.data.base import Part, Place, Rows
 from limbeck.errors import Refused
 from limbeck.model.anatomy import anatomy, family_files, read_family
-from limbeck.model.base import Models
+from limbeck.model.base import Models, Role
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.signals import Loss, Row
@@ -68,6 +68,14 @@ def fresh(seed: int = 0, **sizes: int) -> Text:
     return copy.deepcopy(base_model(seed, tuple(sorted(sizes.items()))), {id(TOKENIZER): TOKENIZER})
 
 
+def move(role: Role, seed: int = 0) -> None:
+    """Moves all that may learn of a role a little, as training would."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, p in Models({"student": role}).trainable("student"):
+            p += 0.1 * torch.randn(p.shape, generator=draw, dtype=p.dtype)
+
+
 @cache
 def base_model(seed: int, sizes: tuple[tuple[str, int], ...]) -> Text:
     return family_of("llama", seed, torch.float32, **{"layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 64, **dict(sizes)})
@@ -104,22 +112,30 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def laid_out(models: Models, layout: Layout) -> Iterator[None]:
     """All text roles in one layout."""
-    before = {name: models[name].layout for name in models}
-    for name in models:
-        models[name].layout = layout  # type: ignore[assignment]
+    before = {speaker: speaker.layout for name in models for speaker in models[name].speakers if isinstance(speaker, Text)}
+    for speaker in before:
+        speaker.layout = layout
     try:
         yield
     finally:
-        for name in models:
-            models[name].layout = before[name]  # type: ignore[assignment]
+        for speaker, own in before.items():
+            speaker.layout = own
 
 
 class Trial:
     """One turn on the tiny models: the gradients of its window, however the window is cut, laid out and shared out."""
 
-    def __init__(self, seed: int = 0, teacher: Teacher | None = None, kept: Mapping[str, Any] | None = None, width: int = WIDE, **turn: Any):
+    def __init__(
+        self,
+        seed: int = 0,
+        teacher: Teacher | None = None,
+        kept: Mapping[str, Any] | None = None,
+        width: int = WIDE,
+        models: Models | None = None,
+        **turn: Any,
+    ):
         roles = {o.role(seat) for o in turn["objective"] for seat in o.needs} - {"student", "teacher"}
-        self.models = Models({**pair(seed, width), **{name: family_of("llama", seed + 2 + i) for i, name in enumerate(sorted(roles))}})
+        self.models = Models({**(models or pair(seed, width)), **{name: family_of("llama", seed + 2 + i) for i, name in enumerate(sorted(roles))}})
         self.world = World(self.models, rows(seed), (), teacher, kept or {}, Streams(seed))
         self.running = self.begin({"trains": turn["objective"][0].role(turn["objective"][0].teaches), **turn}).running[0]
         self.running.learned = [m if m is None else m.double() for m in self.running.learned]
@@ -128,17 +144,21 @@ class Trial:
 
     def begin(self, turn: Mapping[str, Any]) -> Loop:
         """A loop; where the objective needs an alignment, the first of the room that does."""
+        if "align" in turn:
+            return self.loop(turn)
         problem: Refused | None = None
         for align in (None, *members("align")):
             try:
-                extra = {} if align is None or "align" in turn else {"align": (find_align(align),)}
-                return Loop(Stage(steps=4, turn=(Turn(batch=GROUPS, **{**turn, **extra}),)), self.world)  # type: ignore[call-arg]
+                return self.loop({**turn, **({} if align is None else {"align": (find_align(align),)})})
             except Refused as error:
                 if error.slug not in ("need", "role", "layer"):
                     raise
                 problem = problem or error
         assert problem is not None
         raise NotClaimed(f"not for text models: {problem.expected}; {problem.got}")
+
+    def loop(self, turn: Mapping[str, Any]) -> Loop:
+        return Loop(Stage(steps=4, turn=(Turn(batch=GROUPS, **turn),)), self.world)  # type: ignore[call-arg]
 
     def gradients(self, micro: int = 1, layout: Layout = "packed", shares: int = 1) -> tuple[Tensor, list[Loss]]:
         """All gradients of the window as one vector, and sums and counts; each share of it knows the counts of all."""

@@ -135,7 +135,7 @@ def truncated(said: Signals, k: int) -> Signals:
 @contract
 def truncated_teacher(objective: Objective, seed: int = 0) -> None:
     """Where a truncated teacher will do: with all entries but one kept it gives what the whole one does; a divergence is never raised."""
-    seats = [seat for seat, asked in objective.needs.items() if "logits|top_logits" in asked]
+    seats = [seat for seat, asked in objective.needs.items() if any("logits|top_logits" in name for name in asked)]
     if not seats:
         raise NotClaimed("it needs the whole distribution")
     plain = changed(objective, temperature=1.0) if "temperature" in type(objective).model_fields else objective
@@ -161,7 +161,8 @@ def cached_teacher(objective: Objective, seed: int = 0) -> None:
     from limbeck.teacher.cached import Cached
 
     asked = {objective.role(seat): [n.split("|")[0] for n in names] for seat, names in objective.needs.items()}
-    teacher = Cached(model="config:tiny", keep="hidden")  # type: ignore[call-arg]
+    taps = tuple(n for n in asked.get("teacher", ()) if "." in n and "*" not in n)
+    teacher = Cached(model="config:tiny", keep="hidden", taps=taps)  # type: ignore[call-arg]
     missing = [n for n in asked.get("teacher", ()) if n not in teacher.offers]
     if missing:
         raise NotClaimed(f"what is kept of a teacher does not say {', '.join(missing)}")

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from limbeck.check import role as spoken
 from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.models import TOKENIZER, fresh, quiet, rows
+from limbeck.check.models import TOKENIZER, fresh, move, quiet, rows
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
-from limbeck.model.base import Role
+from limbeck.model.adapters import merged
+from limbeck.model.base import Models, Role
 from limbeck.model.text import Text
 from limbeck.numerics import kl, log_probs
 from limbeck.signals import dense
@@ -92,8 +93,11 @@ def settles(surgery: Surgery, seed: int = 0) -> None:
 @contract
 @over_choices
 def same_again(surgery: Surgery, seed: int = 0) -> None:
-    """On equal models it makes equal students, to the last bit."""
-    one, two = operated(surgery, seed)[1], operate(surgery, seed)
+    """On equal models it makes equal students, to the last bit, wherever the stream of the process stands."""
+    one = operated(surgery, seed)[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        two = operate(surgery, seed)
     ours, theirs = one.module.state_dict(), two.module.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in ours.items()), "two students of one model differ"
 
@@ -141,30 +145,56 @@ def keeps_function(surgery: Surgery, seed: int = 0) -> None:
 @contract
 @over_choices
 def reloads(surgery: Surgery, seed: int = 0) -> None:
-    """Where its class still fits: saved and loaded by stock transformers, the student says the same."""
+    """Where its class still fits: saved and loaded by stock transformers, the trained student says the same."""
     if surgery.policy != "stock":
         raise NotClaimed(f"the result is exported as {surgery.policy}")
     after = operated(surgery, seed)[1]
-    module: Any = after.module
+    move(after, seed)
+    stock = merged(after)
+    close(logits(stock, seed), logits(after, seed), (1e-5, 1e-5), "in a stock class against as it was trained, logits")
+    module: Any = stock.module
     with quiet(), tempfile.TemporaryDirectory() as folder:
         module.save_pretrained(folder)
         again, info = type(module).from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
     wrong = {what: sorted(names)[:3] for what, names in info.items() if names and what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     assert not wrong, f"the config does not fit the weights: {wrong}"
-    close(logits(Text(again.eval(), after.tokenizer, after.anatomy), seed), logits(after, seed), (0.0, 0.0), "loaded against in memory, logits")
+    close(logits(Text(again.eval(), after.tokenizer, after.anatomy), seed), logits(stock, seed), (0.0, 0.0), "loaded against in memory, logits")
 
 
 @contract
 @over_choices
 def learns(surgery: Surgery, seed: int = 0) -> None:
-    """Every weight of the student, new ones too, gets a gradient that is finite and not zero."""
+    """Every weight that may learn gets a gradient that is finite and, on the way, not zero; no other one gets any."""
     after = operated(surgery, seed)[1]
-    after.requires_grad_(True)
-    said = after.says(after.view(rows(seed).train), ("logits", "label"), {})
-    (-log_probs(dense(said["logits"])).gather(-1, said["label"][:, None])).sum().backward()
+    models = Models({"student": after})
+    learning = dict(models.trainable("student"))
+    for step in range(2):
+        with models.turn("student"):
+            said = after.eval().says(after.view(rows(seed).train), ("logits", "label"), {})
+            (-log_probs(dense(said["logits"])).gather(-1, said["label"][:, None])).sum().backward()
+        if not step:  # what is multiplied by zero at the start, as adapters are, gets a gradient only now
+            move(after, seed)
     for name, p in after.module.named_parameters():
+        if name not in learning:
+            assert p.grad is None, f"{name} gets a gradient, and is not to learn"
+            continue
         assert p.grad is not None and p.grad.isfinite().all(), f"{name} gets no finite gradient"
         assert p.grad.any() or name.endswith("bias"), f"the gradient of {name} is zero"
+
+
+@contract
+@over_choices
+def keeps_weights(surgery: Surgery, seed: int = 0) -> None:
+    """Where claimed: every weight that was there is there still, the same tensor with the same numbers, and may not learn."""
+    if not surgery.keeps_weights:
+        raise NotClaimed("keeps_weights is not claimed")
+    role = fresh(seed)
+    before = {name: (p, p.clone()) for name, p in role.module.named_parameters()}
+    after = surgery(role)
+    there, learning = ({id(p) for _, p in named} for named in (after.module.named_parameters(), Models({"student": after}).trainable("student")))
+    for name, (p, numbers) in before.items():
+        assert id(p) in there and torch.equal(p, numbers), f"claimed; but {name} is gone, or another tensor, or has other numbers"
+        assert id(p) not in learning, f"claimed; but {name} may learn"
 
 
 @contract

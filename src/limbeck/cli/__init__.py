@@ -1,4 +1,4 @@
-"""The command line: limbeck plan | run | resume | evaluate | compare | chat | list | show | check | doctor.
+"""The command line: limbeck plan | run | resume | capture | cache | evaluate | compare | chat | list | show | check | doctor.
 
 Results go to stdout, progress and advice to stderr. Exit codes: 0 done, 1 a defect of limbeck, 2 the request is wrong,
 3 impossible here, 4 the world failed, 5 it ran and the answer is no, 130 and 143 stopped and saved.

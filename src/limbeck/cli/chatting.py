@@ -27,12 +27,12 @@ def chat(folder: Path, new_tokens: int) -> None:
     recipe = load(folder / "recipe.yaml")
     if recipe.teacher is None:
         raise Refused("run", str(folder), "a run with a teacher", "none", "limbeck show " + folder.name)
-    roles = {
-        "teacher": Cast(recipe, Cache(), base_of(folder)).originals["teacher"],
-        "student": as_role(open_pretrained(f"path:{folder / 'student'}", cache=Cache())),
-    }
-    teacher = roles["teacher"]
+    teacher = Cast(recipe, Cache(), base_of(folder)).originals["teacher"]
+    student = as_role(open_pretrained(f"path:{folder / 'student'}", cache=Cache()))
+    roles = {"teacher": teacher, "student": student} if teacher.at_hand else {"student": student}
     out, messages = console(), []
+    if not teacher.at_hand:
+        out.print("the teacher is not at hand: the student answers alone")
     out.print(f"teacher {', '.join(recipe.teacher.references)} │ student {folder.name} · greedy · /system TEXT  /new  /quit")
     for line in sys.stdin:
         line = line.strip()
@@ -52,7 +52,8 @@ def chat(folder: Path, new_tokens: int) -> None:
             began = time.perf_counter()
             made = continued(role, ids, new_tokens)
             answers[name] = role.tokenizer.decode(made.tolist(), skip_special_tokens=True)
-            share = f" · {differences(teacher, role.tokenizer, ids, made)['agreement']:.0%} agreement" if name == "student" else ""
+            compared = name == "student" and teacher.at_hand
+            share = f" · {differences(teacher, role.tokenizer, ids, made)['agreement']:.0%} agreement" if compared else ""
             out.print(f"  {name} · {duration(time.perf_counter() - began)}{share}\n  {visible(answers[name], 4000, 100)}")
         messages.append({"role": "assistant", "content": answers["student"]})
 

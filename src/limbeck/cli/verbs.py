@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from limbeck.cli import Stop, app
+from limbeck.cli.caching import cache
 from limbeck.errors import Refused
 from limbeck.text.show import visible
 
@@ -14,6 +15,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 Name = Annotated[str | None, typer.Option("--run", help="Name of the run's folder.")]
 Toy = Annotated[bool, typer.Option("--toy", help="The recipe's toy form: seconds, no downloads.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only.")]
+
+
+app.add_typer(cache, name="cache")
 
 
 def out(value: Any) -> None:
@@ -58,6 +62,21 @@ def plan(
 
     found = plan_of(*recipe_of(recipe, changes or [], toy), probe=probe)
     out(found.as_json()) if as_json else print("\n".join(visible(line, 400) for line in str(found).split("\n")))
+
+
+@app.command()
+def capture(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a run.")],
+    changes: Changes = None,
+    into: Annotated[str | None, typer.Option(help="Folder of the recorded answers; none: in the cache, by all that they depend on.")] = None,
+    toy: Toy = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Records what the teacher says about all rows of a recipe; the same command goes on, and asks nothing twice."""
+    from limbeck.cli.caching import capture as captured
+
+    return captured(recipe, changes or [], toy, into, quiet, as_json)
 
 
 @app.command()
@@ -131,13 +150,30 @@ def check(
     as_json: Json = False,
 ) -> int:
     """Runs the contracts of a component: a stranger's, or ours."""
-    from limbeck.check import check_path, render
-
     if not what and not every:
         raise Refused("usage", "command line", "MODULE:CLASS, ROOM.KIND or --all", "nothing", "limbeck check mylab.losses:RankedKL")
-    reports = check_path(what, only=only, seed=seed) if what else check_path("all", only=only, seed=seed)
-    out([report.as_json() for report in reports]) if as_json else print("\n".join(render(report) for report in reports))
-    return 0 if all(report.passed for report in reports) else 5
+    if not what:
+        from limbeck.check.conformance import conformance, rendered
+
+        found = conformance(only, seed)
+        reports = [report.as_json() for report in found["reports"]]
+        out({**found, "schema": "limbeck.conformance/1", "reports": reports}) if as_json else print(rendered(found))
+        return 0 if found["passed"] else 5
+    from limbeck.check import check_path, render
+
+    checked = check_path(what, only=only, seed=seed)
+    out([report.as_json() for report in checked]) if as_json else print("\n".join(render(report) for report in checked))
+    return 0 if all(report.passed for report in checked) else 5
+
+
+@app.command()
+def matrix(seed: int = 0, as_json: Json = False) -> int:
+    """Every objective with every teacher and alignment: exact, approximate with its error, or refused and why."""
+    from limbeck.check.matrix import cells, rendered
+
+    found = list(cells(seed))
+    out({"schema": "limbeck.matrix/1", "cells": [cell._asdict() for cell in found]}) if as_json else print(rendered(found))
+    return 5 if any(cell.verdict == "wrong" for cell in found) else 0
 
 
 @app.command()

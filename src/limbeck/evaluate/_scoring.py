@@ -1,8 +1,7 @@
 """Scoring: one pass of a role over held-out rows, and means over targets with their errors over documents."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from limbeck.errors import Refused
 from limbeck.evaluate._token_bytes import token_bytes
 from limbeck.evaluate.base import Table
-from limbeck.model.base import Role
+from limbeck.model.base import Role, listening
 from limbeck.numerics import coarsen, kl, log_probs
 from limbeck.signals import Batch, Row, Signals, TopK, View, dense
 
@@ -40,12 +39,12 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     Raises:
         Refused: `data`, where nothing is to be predicted; `logits`, of a role without; `tokenizer`, where the teacher predicts something else.
     """
-    if not role.offers & {"logits", "top_logits"}:
+    if not role.offers & {"logits", "top_logits", "sampled_logits"}:
         raise Refused("logits", "evaluate", "a role that says logits", ", ".join(sorted(role.offers)) or "nothing", "leave out this evaluation")
     device = next((p.device for p in role.parameters()), torch.device("cpu"))
     sizes = token_bytes(role.tokenizer)
     parts: list[dict[str, Tensor]] = []
-    with listening(role):
+    with listening(role), torch.no_grad():
         for first in range(0, len(rows), rows_at_once):
             some = rows[first : first + rows_at_once]
             view = role.view(some).to(device)
@@ -64,19 +63,6 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
             "hold out more: split of the data source, or its held_out file",
         )
     return Table(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-
-
-@contextmanager
-def listening(role: Role) -> Iterator[None]:
-    """Inside, a role is in eval mode and keeps no gradients; afterwards each of its modules is in the mode it was in."""
-    modes = [(module, module.training) for module in role.modules()]
-    role.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def compare(role: Role, rows: Sequence[Row], view: View, teacher_logits: Answers | None, align: Aligner | None) -> dict[str, Tensor]:

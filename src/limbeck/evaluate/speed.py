@@ -13,9 +13,8 @@ import torch
 from pydantic import Field
 
 from limbeck.evaluate._memory import measured
-from limbeck.evaluate._scoring import listening
 from limbeck.evaluate.base import Evaluator, Exam
-from limbeck.model.base import Role
+from limbeck.model.base import Role, listening
 from limbeck.signals import Row, dense
 
 ROWS = 8
@@ -75,7 +74,7 @@ class Speed(Evaluator):
 
     def __call__(self, exam: Exam) -> dict[str, Any]:
         subjects = [name for name in ("teacher", "student") if name in exam.subjects] or list(exam.subjects[:1])
-        with ExitStack() as stack:
+        with ExitStack() as stack, torch.no_grad():
             roles = {name: stack.enter_context(exam.open(name)) for name in subjects}
             for role in roles.values():
                 stack.enter_context(listening(role))

@@ -9,6 +9,8 @@ import torch
 from limbeck.errors import Failed
 from limbeck.export._card import model_card
 from limbeck.export.base import Exporter, Parcel
+from limbeck.model.adapters import merged
+from limbeck.numerics import TOLERANCE
 from limbeck.store import write_text
 
 PROBE_TOKENS = 64
@@ -18,8 +20,8 @@ PROBE_TOKENS = 64
 class Safetensors(Exporter):
     """Writes config, weights and tokenizer as transformers reads them, loads them again, and compares.
 
-    The folder needs nothing of limbeck. Weights are safetensors only; the card names what the student was made of, with the
-    licences that it inherits.
+    The folder needs nothing of limbeck; adapters are added to the weights. Weights are safetensors only; the card names what the
+    student was made of, with the licences that it inherits.
 
     Example:
         >>> Safetensors(dtype="bfloat16").dtype
@@ -34,9 +36,10 @@ class Safetensors(Exporter):
     """Number format of the weights on disk."""
 
     def __call__(self, parcel: Parcel) -> list[dict[str, Any]]:
-        module: Any = parcel.role.module
+        module: Any = merged(parcel.role).module
         probe = torch.arange(PROBE_TOKENS)[None] % module.config.vocab_size
         before = self.says(module, probe)
+        apart = None if module is parcel.role.module else self.says(parcel.role.module, probe) - before
         if self.dtype != "as_trained":
             module = copy.deepcopy(module)  # the run still evaluates the student as it is
             for parameter in module.parameters():  # weights alone: transformers keeps rotary frequencies in float32
@@ -53,17 +56,27 @@ class Safetensors(Exporter):
                 "export", str(parcel.folder), "the logits of the student in memory", f"a difference of {gap:.3g} after loading", "report this", code=5
             )
         size = sum(path.stat().st_size for path in Path(parcel.folder).iterdir())
+        checks: list[dict[str, Any]] = [] if apart is None else [added(apart, before, module.dtype)]
         return [
+            *checks,
             {
                 "name": "Exported student, loaded by stock transformers",
                 "result": f"largest difference of a logit {gap} over {PROBE_TOKENS} tokens",
                 "open": False,
                 "bytes": size,
                 "class": type(again).__name__,
-            }
+            },
         ]
 
     @staticmethod
     @torch.no_grad()
     def says(module: Any, probe: torch.Tensor) -> torch.Tensor:
         return module.eval()(probe.to(module.device)).logits.float()
+
+
+def added(apart: torch.Tensor, logits: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """What adding the adapters to the weights has changed, which are rounded to their dtype: open, where it is more than that explains."""
+    relative, absolute = TOLERANCE.get((str(dtype).removeprefix("torch."), "gradient"), TOLERANCE["bfloat16", "gradient"])
+    gap, size = float(apart.abs().max()), float(logits.abs().max())
+    result = f"largest difference of a logit {gap:.3g}, of logits up to {size:.3g}"
+    return {"name": "Adapters added to the weights", "result": result, "open": gap > relative * size + absolute}

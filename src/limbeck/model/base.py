@@ -1,6 +1,7 @@
 """Role: a model with its part in a turn. It does one thing: it looks at a view and says signals."""
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,12 +37,27 @@ class Role(nn.Module):
     vocab: int | None = None
     """Entries of its logits, where it knows them."""
     state: Literal["frozen", "through", "trained"] = "frozen"
+    learns: tuple[str, ...] = ()
+    """Patterns of the names of parameters that may ever be trained; none: all of them."""
     provenance: Mapping[str, Any] = {}
     """Where the weights come from: name, revision, licence."""
+    at_hand: bool = True
+    """It can be run here; else there is only what was captured of it."""
+    self_description: Mapping[str, Any] = {}
+    """What its answers depend on beside the models that its references name: what a server says about itself."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
+
+    @property
+    def speakers(self) -> tuple["Role", ...]:
+        """The roles that speak in the end, where this one speaks for others: itself."""
+        return (self,)
+
+    def told(self) -> tuple[str, ...]:
+        """What there is to tell about how it was asked."""
+        return ()
 
     def view(self, rows: Sequence[Row]) -> View:
         """What this role sees of some rows: text roles use their own tokenizer."""
@@ -159,9 +175,32 @@ class Models(nn.ModuleDict):
                 self[name].eval()
 
     def trainable(self, trains: str | None, only: Sequence[str] = (), freeze: Sequence[str] = ()) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters that a turn trains."""
-        named = self[trains].module.named_parameters() if trains else iter(())
-        return [(name, p) for name, p in named if (not only or matches(name, only)) and not matches(name, freeze)]
+        """Names and parameters that a turn trains: of those that the role lets learn, what fits `only` and not `freeze`."""
+        named, learns = (self[trains].module.named_parameters(), self[trains].learns) if trains else (iter(()), ())
+        return [(name, p) for name, p in named if all(matches(name, some) for some in (learns, only) if some) and not matches(name, freeze)]
+
+
+def clone(role: Role, shared: Iterable[Tensor] = ()) -> Role:
+    """A copy of a role with weights of its own, but for those that are `shared`, and the same tokenizer.
+
+    It offers what its kind offers, even if the original was narrowed.
+    """
+    made = copy.deepcopy(role, {id(x): x for x in (role.tokenizer, *shared)})
+    if type(role).offers:
+        made.offers = type(role).offers
+    return made
+
+
+@contextmanager
+def listening(module: nn.Module) -> Iterator[None]:
+    """Inside, a module is in eval mode; afterwards each of its parts is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

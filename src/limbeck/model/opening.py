@@ -59,6 +59,8 @@ def open_pretrained(
         raise Refused("value", f"{reference}  dtype", "one of " + ", ".join(DTYPES), quoted(dtype), "write float32")
     if trust_code is not None and reference.scheme not in ("hf", "path", "run"):
         raise Refused("code", reference.text, "a folder, which can hold code", reference.scheme, "leave out --trust-code")
+    if reference.scheme == "cache":
+        raise Refused("reference", reference.text, "a model with weights", "what a teacher has said: only a teacher can be that", "name a model")
     if reference.scheme == "config":
         with own_file(reference):
             module, tokenizer = random_model(reference, dtype)

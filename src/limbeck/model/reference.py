@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.component import nearest
+from limbeck.endpoint import address
 from limbeck.errors import Failed, Refused
 from limbeck.model.folder import PICKLES, describe, inside
 from limbeck.model.headers import check_gguf, quoted, read_json
-from limbeck.store import sha256_file
+from limbeck.store import Answers, sha256_file, sha256_json
 from limbeck.text.document import load
 
 SCHEMES = {
@@ -24,9 +25,11 @@ SCHEMES = {
     "package": "package:NAME",
     "run": "run:NAME[/stage]",
     "config": "config:FILE",
+    "cache": "cache:FOLDER",
+    "endpoint": "endpoint:URL#model",
 }
 """How each scheme is written."""
-LATER = {"timm": "an image model of timm", "endpoint": "a served teacher", "cache": "a recorded teacher", "import": "a function that builds a model"}
+LATER = {"timm": "an image model of timm", "import": "a function that builds a model"}
 """Schemes that the design knows and this module does not open."""
 NAMES = {
     "hf": re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}(@[A-Za-z0-9][\w./-]{0,254})?", re.ASCII),
@@ -47,7 +50,7 @@ class Reference:
     scheme: str
     name: str
     revision: str | None
-    """Commit, branch or tag of `hf:`, stage of `run:`."""
+    """Commit, branch or tag of `hf:`, stage of `run:`, model of `endpoint:`."""
     text: str
     """As it is written in a recipe."""
 
@@ -66,6 +69,8 @@ class Reference:
         if not colon or scheme not in SCHEMES:
             raise unknown(text, scheme if colon else "")
         name, revision = rest, None
+        if scheme == "endpoint":
+            return served(rest)
         if scheme in NAMES:
             if not NAMES[scheme].fullmatch(rest) or ".." in rest or "//" in rest:
                 raise Refused("reference", text, SCHEMES[scheme], quoted(rest), f"correct what stands behind {scheme}:")
@@ -76,13 +81,26 @@ class Reference:
 
     @property
     def path(self) -> Path:
-        """The file or folder of `path:`, `gguf:`, `config:` and `run:`, which need not exist."""
+        """The file or folder of `path:`, `gguf:`, `config:`, `cache:` and `run:`, which need not exist."""
         if self.scheme == "run":
             return Path(os.environ.get("LIMBECK_RUNS") or "runs") / self.name / (self.revision or "student")
         return Path(self.name).expanduser()
 
     def __str__(self) -> str:
         return self.text
+
+
+def served(rest: str) -> Reference:
+    """A model that a server runs: `URL#model`, without anything secret in it.
+
+    Raises:
+        Refused: `url`, or `reference` where no model is named; what may be a secret is not repeated.
+    """
+    url, _, model = rest.partition("#")
+    url = address(url, "endpoint:URL#model")
+    if not model.strip() or len(model) > 200:
+        raise Refused("reference", f"endpoint:{url}", SCHEMES["endpoint"], "no name of a model behind #", f"endpoint:{url}#MODEL")
+    return Reference("endpoint", url, model, f"endpoint:{url}#{model}")
 
 
 def unknown(text: str, scheme: str) -> Refused:
@@ -112,7 +130,8 @@ def identity(reference: Reference) -> dict[str, str]:
     """What decides what a model computes, as plain data for cache keys; the same weights in another place have the same.
 
     Returns:
-        `sha256` of the content; for `hf:` the repository and the `commit`.
+        `sha256` of the content; for `hf:` the repository and the `commit`; for `endpoint:` the address and the model's name there, since
+        its weights cannot be seen.
 
     Raises:
         Refused: `reference` or `package`, if it is not there; for `hf:`, if the local cache of the hub does not know the commit.
@@ -120,9 +139,13 @@ def identity(reference: Reference) -> dict[str, str]:
     """
     if reference.scheme == "hf":
         return {"repository": reference.name, "commit": commit(reference)}
+    if reference.scheme == "endpoint":
+        return {"url": reference.name, "model": str(reference.revision)}
     if reference.scheme == "package":
         return {"sha256": package_digest(reference)}
     path = existing(reference)
+    if reference.scheme == "cache":
+        return {"answers": sha256_json(Answers(path).about["identity"])}
     if path.is_file():
         return {"sha256": digest(path)}
     if not (path / "config.json").is_file():
@@ -135,6 +158,8 @@ def identity(reference: Reference) -> dict[str, str]:
 def provenance(reference: Reference) -> dict[str, Any]:
     """What a run keeps about a model it used: identity, name, revision, `licence` (None where it is unknown), `restrictions`."""
     facts: dict[str, Any] = {"reference": reference.text, "name": reference.name, "revision": reference.revision, **identity(reference)}
+    if reference.scheme == "endpoint":
+        return facts | {"name": reference.revision, "revision": None, "licence": None, "restrictions": None}
     if reference.scheme == "package":
         entry = known("packages")[reference.name]
         facts |= {"licence": entry["licence"], "revision": entry["version"]}  # the version is certain: the hash is that of its file

@@ -5,11 +5,13 @@ from typing import Any
 from torch import nn
 
 from limbeck.errors import Refused
+from limbeck.model.adapters import learning
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
 from limbeck.model.opening import Opened
 from limbeck.model.plain import Plain
 from limbeck.model.text import Text
+from limbeck.text.spans import fingerprint
 
 
 def as_role(opened: Opened) -> Role:
@@ -26,10 +28,33 @@ def as_role(opened: Opened) -> Role:
 
 
 def given(module: Any, **fields: Any) -> Role:
-    """A role for a module that a user holds: a role as it is, a language model with its tokenizer, or any other module."""
+    """A role for a module that a user holds: a role as it is, a language model with its tokenizer, or any other module.
+
+    Where peft has put adapters into it, these alone learn.
+    """
     if isinstance(module, Role):
         return module
     if fields.get("tokenizer") is not None:
-        return Text(module, fields["tokenizer"], anatomy(module)).eval()
-    assert isinstance(module, nn.Module)
-    return Plain(module, **{name: value for name, value in fields.items() if name != "tokenizer"}).eval()
+        role: Role = Text(module, fields["tokenizer"], anatomy(module))
+    else:
+        assert isinstance(module, nn.Module)
+        role = Plain(module, **{name: value for name, value in fields.items() if name != "tokenizer"})
+    role.learns = learning(module)
+    return role.eval()
+
+
+def share_tokenizer(role: Role, first: Role, where: str, among: str = "teacher and student") -> None:
+    """Gives a role the tokenizer object of another one.
+
+    Raises:
+        Refused: `tokenizer`, where they are two: ids of one mean other text in the other.
+    """
+    if fingerprint(role.tokenizer) != fingerprint(first.tokenizer):
+        raise Refused(
+            "tokenizer",
+            where,
+            f"one tokenizer for {among}",
+            f"{len(first.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
+            "start from a model with the teacher's tokenizer; two tokenizers cannot be aligned yet",
+        )
+    role.tokenizer = first.tokenizer

@@ -18,6 +18,17 @@ WASTE = 0.25
 """Padding is preferred to packing up to this share of padded positions: packing pays with attention over the whole pack."""
 
 
+def text_view(rows: Sequence[Row], tokenizer: Any, shift: int) -> View:
+    """Rows as one tokenizer reads them, end to end."""
+    encoded = [encode(row, tokenizer) for row in rows]
+    return View(
+        {"ids": torch.tensor([i for ids, _ in encoded for i in ids], dtype=torch.long)},
+        torch.tensor([len(ids) for ids, _ in encoded], dtype=torch.long),
+        torch.tensor([a for _, asked in encoded for a in asked], dtype=torch.bool),
+        shift=shift,
+    )
+
+
 class Text(Role):
     """Speaks for a causal or masked language model.
 
@@ -41,14 +52,9 @@ class Text(Role):
         return None if head is None else len(head.weight)
 
     def view(self, rows: Sequence[Row]) -> View:
-        encoded = [encode(row, self.tokenizer) for row in rows]
-        self.fits([len(ids) for ids, _ in encoded], [row.key for row in rows])
-        return View(
-            {"ids": torch.tensor([i for ids, _ in encoded for i in ids], dtype=torch.long)},
-            torch.tensor([len(ids) for ids, _ in encoded], dtype=torch.long),
-            torch.tensor([a for _, asked in encoded for a in asked], dtype=torch.bool),
-            shift=self.shift,
-        )
+        view = text_view(rows, self.tokenizer, self.shift)
+        self.fits(view.ragged.tolist(), [row.key for row in rows])
+        return view
 
     def fits(self, lengths: Sequence[int], names: Sequence[str]) -> None:
         """Refuses rows that are longer than what the model was made for."""

@@ -1,6 +1,6 @@
 """Forward KL."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -25,6 +25,7 @@ class ForwardKL(AbstractDivergence):
     """
 
     kind: Literal["forward_kl"] = "forward_kl"
+    teacher_needs: ClassVar[str] = "logits|top_logits|sampled_logits"
 
     def divergence(self, log_p, log_q):
         return kl(log_p, log_q)

@@ -11,17 +11,19 @@ from limbeck.model.base import Models, Role
 from limbeck.model.conversion import conversion_key
 from limbeck.model.loading import bytes_tokenizer
 from limbeck.model.opening import open_meta
+from limbeck.model.recorded import Recorded, open_recorded, refuse_missing
 from limbeck.model.reference import Reference
+from limbeck.model.served import open_served
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.planning.cost import Cost, cost
+from limbeck.planning.keeping import choose
 from limbeck.planning.pricing import Line, Pricing
 from limbeck.planning.probe import Machine, machine
 from limbeck.planning.refusals import refuse_hopeless, refuse_rows
 from limbeck.recipe import Recipe, find, graph, load
 from limbeck.roles import Cast, located
 from limbeck.store import Cache
-from limbeck.teacher._capture import shards
 from limbeck.text.show import duration, size
 from limbeck.train.settle import settle
 from limbeck.train.stage import Stage
@@ -107,7 +109,9 @@ def plan(source: Any, *changes: str, toy: bool = False, probe: bool = True) -> P
 def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows | None = None) -> Plan:
     """The plan of a recipe at hand; `base` is the folder that its paths start from. Rows that were read already are not read again."""
     cache, here = Cache(), machine(probe)
-    cast = Cast(recipe, cache, base, opener=lambda text: on_meta(text, cache, base), plan=True)
+    cast = Cast(recipe, cache, base, opener=lambda text, reads="": on_meta(text, cache, base, reads), plan=True)
+    kept = choose(cast)
+    recipe = cast.recipe
     models = cast.models()
     refuse_hopeless(recipe, models)
     blind = [
@@ -131,14 +135,18 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
         f"{len(rows.train):,} rows to train on, {len(rows.held_out):,} held out" if known else "not read yet",
         tuple(needs),
         tuple(steps),
-        (*rows.notes, *(() if known else blind), *auto),
+        (*rows.notes, *(() if known else blind), *auto, *kept, *elsewhere(recipe, rows, pricing)),
     )
     return fitting(found)
 
 
-def on_meta(text: str, cache: Cache, base: str) -> Role:
+def on_meta(text: str, cache: Cache, base: str, reads: str = "") -> Role:
     """A role without weights; its tokenizer where that can be had without opening the model."""
     reference = Reference.parse(located(text, base))
+    if reference.scheme == "cache":
+        return open_recorded(reference.path, weights=False)
+    if reference.scheme == "endpoint":
+        return open_served(reference, located(reads, base), cache, plan=True)
     module, config = open_meta(reference, cache=cache)
     return Text(module, tokenizer_of(reference, cache), anatomy(module))
 
@@ -192,10 +200,19 @@ def captured(recipe: Recipe, rows: Rows, cast: Cast, pricing: Pricing) -> str:
             steps = pricing.steps(node.what) // node.what.repeat
             asked = (drawn(rows, turn, steps, streams, number, t) for t, turn in enumerate(node.what.turn))
             lists.append(tuple({row.key: row for some in asked for row in some}.values()))
-    identity = cast.identity(role, source.references)
-    keys = [key for some in lists for key, _ in shards(source, some, cast.cache, identity)]
-    there = sum(cast.cache.path(key).is_dir() for key in keys)
-    return "yes" if there == len(keys) else f"{there} of {len(keys)} shards" if there else "no: never asked about these rows"
+    keys, answers = {row.key for some in lists for row in some}, cast.answers(source, role)
+    there = sum(key in answers for key in keys)
+    if isinstance(role, Recorded):
+        refuse_missing(role.folder, len(keys), len(keys) - there)
+    return "yes" if there == len(keys) else f"{there:,} of {len(keys):,} rows" if there else "no: never asked about these rows"
+
+
+def elsewhere(recipe: Recipe, rows: Rows, pricing: Pricing) -> tuple[str, ...]:
+    """What the teacher takes on another machine, if it is there: each row is asked about once."""
+    positions, length = pricing.training()[0], pricing.length
+    most = positions // length
+    once = min(most, len(rows.train)) if rows.train else most
+    return () if recipe.teacher is None else recipe.teacher.notes(once + len(rows.held_out), (once + len(rows.held_out)) * length)
 
 
 def describe(recipe: Recipe, role: str) -> str:

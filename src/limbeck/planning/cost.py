@@ -1,15 +1,16 @@
 """Parameters, multiplications and memory of a role, from its shapes alone."""
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from limbeck.model.base import Role
+from limbeck.model.base import Role, matches
 from limbeck.model.text import Text
 
-TRAINED_COPIES = 4
-"""Weights, gradients and the two means of AdamW."""
+TRAINED_COPIES = 3
+"""Gradients and the two means of AdamW, beside the weights."""
 LOGIT_COPIES = 4
 """Logits of a chunk that exist at once: student, teacher, their log-probabilities."""
 
@@ -20,6 +21,9 @@ class Cost:
 
     parameters: int
     weight_bytes: int
+    """Of its own: a role that shares the weights of another one has none."""
+    trained_bytes: int
+    """Of those that may learn."""
     forward_flops: float
     """Of one position, with the head."""
     activation_bytes: float
@@ -31,16 +35,24 @@ class Cost:
 
     def train_bytes(self, positions: int, chunk: int) -> float:
         """Memory of training, with so many positions in a micro-batch."""
-        return TRAINED_COPIES * self.weight_bytes + positions * self.activation_bytes + LOGIT_COPIES * chunk * self.vocab * 4
+        return self.weight_bytes + TRAINED_COPIES * self.trained_bytes + positions * self.activation_bytes + LOGIT_COPIES * chunk * self.vocab * 4
 
 
 def cost(role: Role, length: int = 128) -> Cost:
-    """The cost of a role on rows of some length; the module may be on the meta device."""
+    """The cost of a role on rows of some length; the module may be on the meta device. Members of a mixture are added up."""
+    own = {id(p) for p in role.parameters()}
+    first, *others = [single(speaker, length, own) for speaker in role.speakers]
+    return replace(first, **{name: value + sum(vars(c)[name] for c in others) for name, value in vars(first).items() if name != "vocab"})
+
+
+def single(role: Role, length: int, own: Set[int]) -> Cost:
+    """The cost of one model; `own`: ids of the parameters that count as memory."""
     unique = {id(p): p for p in role.module.parameters()}.values()
-    parameters, weight_bytes = sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
+    parameters, weight_bytes = sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique if id(p) in own)
+    trained_bytes = sum(p.numel() * p.element_size() for name, p in role.module.named_parameters() if not role.learns or matches(name, role.learns))
     flops, kept = 0.0, 0.0
     for module in role.module.modules():
-        weight = getattr(module, "weight", None)
+        weight = dict(module.named_parameters(recurse=False)).get("weight")  # its own: a layer with adapters shows that of its base
         if weight is None or isinstance(module, nn.Embedding):
             continue
         if weight.ndim == 2:
@@ -53,4 +65,4 @@ def cost(role: Role, length: int = 128) -> Cost:
         vocab, width = role.anatomy.size(config, "vocab"), role.anatomy.size(config, "width")
         flops += layers * 4 * heads * dim * length  # scores and their sum over values
         kept += layers * 4 * (3 * heads * dim + 2 * role.anatomy.size(config, "mlp_width"))
-    return Cost(parameters, weight_bytes, flops, kept, vocab, layers, width)
+    return Cost(parameters, weight_bytes, trained_bytes, flops, kept, vocab, layers, width)

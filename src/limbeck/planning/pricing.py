@@ -10,8 +10,8 @@ from limbeck.train.stage import Stage
 
 EVALUATION_SECONDS = 60.0
 """Timings of decoding, samples and the report."""
-CHECKPOINT_COPIES = 3
-"""Weights and the two means of AdamW."""
+MEANS = 2
+"""Copies of what learns in a checkpoint, beside the weights: the two means of AdamW."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,17 @@ class Pricing:
             return None
         source = self.recipe.teacher
         if source is None or not source.remembers:
-            return Line("teacher", f"live, {positions:,} positions", positions * self.seconds["teacher"], self.teacher.weight_bytes)
+            kind = dict(source)["kind"] if source is not None else "live"
+            return Line("teacher", f"{kind}, {positions:,} positions", positions * self.seconds["teacher"], self.teacher.weight_bytes)
         once = min(positions, len(self.rows.train) * self.length) if self.rows.train else positions
-        disk = (once + self.held) * source.bytes_a_target(self.teacher.width)
+        disk = (once + self.held) * source.bytes_a_target(self.teacher.width, self.teacher.vocab)
         return Line("capture", f"{once + self.held:,} positions", once * self.seconds["teacher"], self.teacher.weight_bytes, disk)
 
     def lines(self) -> list[Line]:
         """One line a step."""
         weights = self.student.weight_bytes + (self.teacher.weight_bytes if self.teacher else 0)
         positions, seconds, memory = self.training()
-        disk, look = 2 * CHECKPOINT_COPIES * self.student.weight_bytes, self.held * self.seconds["student"]
+        disk, look = 2 * (self.student.weight_bytes + MEANS * self.student.trained_bytes), self.held * self.seconds["student"]
         first = self.held * self.seconds.get("teacher", 0.0) + look
         out = [
             Line("data", f"{len(self.recipe.data)} steps", 2, 0.5e9),

@@ -1,11 +1,12 @@
-"""Every write of the library: atomic, checksummed, locked, with named crash points; and the cache of finished steps.
+"""Every write of the library: atomic, checksummed, locked, with named crash points; the cache of finished steps; what teachers have said.
 
 A file or folder is first written under a hidden name beside its place (`.NAME.limbeck-partial`), flushed to the disk, and then renamed:
 whoever looks sees the old content or the new one. What a dead writer leaves behind is told from a live one's by a lock that the
 kernel drops when a process dies, and is removed by `sweep`. Locks, too, are hidden files beside what they lock.
 """
 
-from limbeck.store.cache import Cache, Entry, home
+from limbeck.store.answers import Answers, merge
+from limbeck.store.cache import ANSWERS, Cache, Entry, home, is_sound_or_aside
 from limbeck.store.files import (
     CRASH_POINTS,
     corrupt,
@@ -28,6 +29,8 @@ from limbeck.store.log import Log
 from limbeck.store.tensors import DTYPES, load_metadata, load_state, load_tensors, save_state, save_tensors
 
 __all__ = [
+    "ANSWERS",
+    "Answers",
     "CRASH_POINTS",
     "Cache",
     "DTYPES",
@@ -41,11 +44,13 @@ __all__ = [
     "in_bytes",
     "inside",
     "is_sound",
+    "is_sound_or_aside",
     "load_metadata",
     "load_state",
     "load_tensors",
     "lock",
     "manifest",
+    "merge",
     "new_file",
     "new_folder",
     "read_json",

@@ -17,11 +17,39 @@ from limbeck.store.folder import files_of, filled, sweep, verify
 
 logger = logging.getLogger(__name__)
 ABOUT = "about.json"
+KEY = re.compile(r"[0-9a-f]{64}(\.corrupt-\d+)?")
+ANSWERS = "answers"
+"""Folder of what teachers have said, below that of the cache."""
 
 
 def home() -> Path:
     """Where caches live: LIMBECK_HOME, else limbeck in XDG_CACHE_HOME, else in ~/.cache."""
     return Path(os.environ.get("LIMBECK_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "limbeck")).expanduser()
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Tells a folder from the one that had its name before."""
+    with suppress(FileNotFoundError):
+        state = path.stat()
+        return (str(path.absolute()), state.st_ino, state.st_mtime_ns)
+    return ("", 0, 0)
+
+
+def is_sound_or_aside(path: Path) -> bool:
+    """Whether a folder is what was written, compared once a process; an altered one is set aside with a warning."""
+    seen = stamp(path)
+    if seen not in Cache.verified:
+        try:
+            verify(path)
+        except LimbeckError as error:
+            if stamp(path) == seen:  # else another process has replaced or removed it meanwhile
+                aside = next(place for number in count(1) if not (place := path.with_name(f"{path.name}.corrupt-{number}")).exists())
+                with disk(path):
+                    os.rename(path, aside)
+                logger.warning("%s: expected %s, got %s; set aside as %s and not used", error.where, error.expected, error.got, aside.name)
+            return False
+        Cache.verified.add(seen)
+    return True
 
 
 @dataclass(frozen=True)
@@ -62,29 +90,11 @@ class Cache:
         path = self.path(key)
         if not path.is_dir():
             return None
-        stamp = self.stamp(path)
-        if stamp not in self.verified:
-            try:
-                verify(path)
-            except LimbeckError as error:
-                if self.stamp(path) == stamp:  # else another process has replaced or removed it meanwhile
-                    aside = next(place for number in count(1) if not (place := path.with_name(f"{key}.corrupt-{number}")).exists())
-                    with disk(path):
-                        os.rename(path, aside)
-                    logger.warning("%s: expected %s, got %s; set aside as %s and not used", error.where, error.expected, error.got, aside.name)
-                return None
-            self.verified.add(stamp)
+        if not is_sound_or_aside(path):
+            return None
         with suppress(OSError):  # a shared cache may be read-only
             os.utime(path / ABOUT)
         return path
-
-    @staticmethod
-    def stamp(path: Path) -> tuple[str, int, int]:
-        """Tells a folder from the one that had its name before."""
-        with suppress(FileNotFoundError):
-            state = path.stat()
-            return (str(path.absolute()), state.st_ino, state.st_mtime_ns)
-        return ("", 0, 0)
 
     def make(self, key: str, describe: Mapping[str, Any], build: Callable[[Path], None], wait_seconds: float = 600.0) -> Path:
         """The entry of a key, filled by `build(folder)` if there is none; one process builds, the others wait for it."""
@@ -97,7 +107,7 @@ class Cache:
                 with filled(path) as folder:
                     write_json(folder / ABOUT, dict(describe))
                     build(folder)
-                self.verified.add(self.stamp(path))
+                self.verified.add(stamp(path))
         return path
 
     @contextmanager
@@ -107,21 +117,23 @@ class Cache:
             yield self.get(key)
 
     def entries(self) -> list[Entry]:
-        """Everything in the cache, by name."""
+        """Everything in the cache, by name, and what teachers have said, each teacher's as one."""
         found = []
-        for path in sorted(self.root.glob("*")):
-            if re.fullmatch(r"[0-9a-f]{64}(\.corrupt-\d+)?", path.name):
+        for path in (*sorted(self.root.glob("*")), *sorted((self.root / ANSWERS).glob("*"))):
+            if KEY.fullmatch(path.name):
                 about = None
                 with suppress(LimbeckError):
                     about = read_json(path / ABOUT)
                 with suppress(FileNotFoundError):  # removed while we look
                     used = (path / ABOUT if (path / ABOUT).exists() else path).stat().st_mtime
-                    found.append(Entry(path.name, path, sum(file.stat().st_size for file in files_of(path).values()), about, used))
+                    size_bytes = sum(file.stat().st_size for file in files_of(path).values())
+                    found.append(Entry(path.relative_to(self.root).as_posix(), path, size_bytes, about, used))
         return found
 
     def gc(self, keep_bytes: int) -> list[str]:
         """Removes what was set aside, then what was used longest ago, until this many bytes are left; says what, and spares what is held."""
         sweep(self.root)
+        sweep(self.root / ANSWERS)
         entries, removed = self.entries(), []
         left_bytes = sum(entry.size_bytes for entry in entries)
         for entry in sorted(entries, key=lambda entry: ("." not in entry.name, entry.used, entry.name)):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from limbeck.component import short
 from limbeck.errors import Refused
+from limbeck.model.adapters import adapted
 from limbeck.model.anatomy import Anatomy
 from limbeck.model.base import Role
 
@@ -75,12 +76,14 @@ class Kept:
         return None
 
 
-def anatomy_of(role: Role, where: str) -> Anatomy:
+def anatomy_of(role: Role, where: str, narrows: bool = False) -> Anatomy:
     """Where the parts of a role are.
 
     Raises:
-        Refused: `part`, for a role whose parts have no names.
+        Refused: `part`, for a role whose parts have no names; `adapters`, where it is to become narrower and has some.
     """
+    if narrows and adapted(role.module):
+        raise Refused("adapters", where, "a model without adapters", "adapters, which would not fit any more", "narrow it before lora")
     found = getattr(role, "anatomy", None)
     if not isinstance(found, Anatomy):
         raise Refused("part", where, "a model whose parts are known by name: a text model", type(role.module).__name__, "leave it out", code=3)

@@ -19,6 +19,8 @@ class Surgery(Component):
     """How the result is exported: a transformers class fits it exactly, or `import limbeck` registers one, or the code is carried along."""
     keeps_function: ClassVar[bool] = False
     """Claim: the role says the same before and after."""
+    keeps_weights: ClassVar[bool] = False
+    """Claim: it adds to the weights that are there, and these never learn: the model that they come from may hold the same ones."""
     reduces: ClassVar[frozenset[str]] = frozenset()
     """Claim: these shrink: parameters, layers, width."""
 

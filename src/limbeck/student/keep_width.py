@@ -110,9 +110,9 @@ class KeepWidth(Surgery):
         """The same with what stays written out; measured if there is a score.
 
         Raises:
-            Refused: `width`, if the model has too few, or its config cannot say it; `part`, if its parts are not known.
+            Refused: `width`, if the model has too few, or its config cannot say it; `part`, if its parts are not known; `adapters`.
         """
-        anatomy, config, layers = cutting.anatomy_of(role, WHERE), role.module.config, range(role.num_layers)
+        anatomy, config, layers = cutting.anatomy_of(role, WHERE, narrows=True), role.module.config, range(role.num_layers)
         num, kv, inner, dim, size = (anatomy.size(config, name) for name in ("heads", "kv_heads", "mlp_width", "width", "head_dim"))
         if self.written:
             check(Kept(self.kept_heads, self.kept_mlp, self.kept_width), len(layers), num, num // kv, inner, dim)

@@ -1,64 +1,77 @@
-"""Asks a cached teacher once about each row, in shards that any run may use again."""
+"""Asks a teacher that remembers about rows, and keeps what it says, so that any run may use it again."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from limbeck.component import canonical
 from limbeck.errors import Failed
 from limbeck.model.base import Role
+from limbeck.model.recorded import refuse_missing
 from limbeck.signals import Row
-from limbeck.store import Cache, load_tensors, save_tensors
-from limbeck.teacher.base import Teacher
+from limbeck.store import Answers
+from limbeck.teacher._remembering import AbstractRemembering
 
-SHARD_ROWS = 64
-"""Rows a shard: what a killed capture loses at most."""
+PART_ROWS = 64
+"""Rows a part: what a killed capture loses at most."""
+FIRST_ROWS = 8
+"""Rows of the first part: how large states are is measured on them, for all others."""
+MEASURED = 2048
+"""Entries that are measured, at most."""
 
 
 def capture(
-    teacher: Teacher,
-    role: Role,
-    rows: Sequence[Row],
-    cache: Cache,
-    identity: Mapping[str, Any],
-    rows_at_once: int = 8,
-    tell: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, dict[str, Tensor]]:
-    """Row key -> what the teacher said about it, read from the cache where it is there, and added to it where not.
+    teacher: AbstractRemembering, role: Role, rows: Sequence[Row], answers: Answers, tell: Callable[[int, int], None] = lambda done, total: None
+) -> int:
+    """Adds to the answers what is missing of these rows; returns how many rows were asked about, each once, whoever else asks.
 
     Args:
-        rows: in the order in which they are needed; the same order gives the same shards.
-        identity: of the model and its tokenizer: what the answers depend on besides teacher and rows.
         tell: is called with rows done and rows in all.
     """
-    kept: dict[str, dict[str, Tensor]] = {}
-    done, total = 0, len({row.key for row in rows})
-    for key, shard in shards(teacher, rows, cache, identity):
-
-        def build(folder: Path, shard: list[Row] = shard) -> None:
-            parts = [teacher.capture(shard[i : i + rows_at_once], role) for i in range(0, len(shard), rows_at_once)]
-            said = {f"{key}/{name}": x for part in parts for key, tensors in part.items() for name, x in tensors.items()}
-            bad = next((name for name, x in said.items() if x.is_floating_point() and not torch.isfinite(x).all()), None)
-            if bad:
-                where = f"teacher {', '.join(teacher.references)}"
-                raise Failed("nan", where, "finite answers", f"{bad} is not", "look at the row, or at the teacher's dtype", code=5)
-            save_tensors(folder / "said.safetensors", said)
-
-        folder = cache.make(key, {"step": "capture", "teacher": list(teacher.references), "rows": len(shard)}, build)
-        for name, x in load_tensors(folder / "said.safetensors").items():
-            row, _, signal = name.partition("/")
-            kept.setdefault(row, {})[signal] = x
-        done += len(shard)
-        tell(done, total)
-    return kept
+    named = {row.key: row for row in rows}
+    wanted, asked = answers.missing(named), 0
+    if not answers.writes:
+        refuse_missing(answers.folder, len(named), len(wanted))
+    while wanted:
+        with answers.turn():
+            wanted = answers.missing(wanted)  # another process may have asked meanwhile
+            some = [named[key] for key in wanted[: PART_ROWS if len(answers) else FIRST_ROWS]]
+            if some:
+                add(answers, teacher, ask(teacher, role, some))
+        asked, wanted = asked + len(some), wanted[len(some) :]
+        tell(len(named) - len(wanted), len(named))
+    return asked
 
 
-def shards(teacher: Teacher, rows: Sequence[Row], cache: Cache, identity: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
-    """Rows by shard, each once, with the key of the shard in the cache."""
-    rows = list({row.key: row for row in rows}.values())
-    for first in range(0, len(rows), SHARD_ROWS):
-        shard = rows[first : first + SHARD_ROWS]
-        yield cache.key({"step": "capture", "teacher": canonical(teacher), "identity": identity, "rows": [row.key for row in shard]}), shard
+def ask(teacher: AbstractRemembering, role: Role, rows: Sequence[Row]) -> dict[str, Mapping[str, Tensor]]:
+    """What the teacher says about each row; not finite, it is refused."""
+    found: dict[str, Mapping[str, Tensor]] = {}
+    for first in range(0, len(rows), teacher.at_once):
+        found |= teacher.capture(rows[first : first + teacher.at_once], role)
+    for key, said in found.items():
+        for name, x in said.items():
+            if x.is_floating_point() and not torch.isfinite(x).all():
+                where = f"teacher {', '.join(teacher.references)}  row {key}"
+                raise Failed("nan", where, "finite answers", f"{name} is not", "look at the row, or at the teacher's dtype", code=5)
+    return found
+
+
+def add(answers: Answers, teacher: AbstractRemembering, said: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Packs and writes what was said as one part."""
+    names = list(next(iter(said.values())))
+    every = {name: torch.cat([one[name] for one in said.values()]) for name in names}
+    tensors, whole = teacher.pack(every, others(answers) if teacher.bits == 8 else None)
+    lengths = {key: {name: len(one[name.partition("/")[0]]) for name in tensors} for key, one in said.items()}
+    answers.append(tensors, lengths, whole)
+
+
+def others(answers: Answers) -> dict[str, Tensor]:
+    """What was said about some rows that are there already: the same ones as long as they are."""
+    found: dict[str, list[Tensor]] = {}
+    for key in islice(answers, PART_ROWS):
+        if sum(len(x) for x in next(iter(found.values()), [])) >= MEASURED:
+            break
+        for name, x in answers[key].items():
+            found.setdefault(name, []).append(x)
+    return {name: torch.cat(some) for name, some in found.items()}

@@ -93,7 +93,7 @@ class Loop:
                 return False
             records = [record for t, running in enumerate(self.running) if self.step % running.turn.every == 0 for record in self.take(t, running)]
             if self.world.teacher is not None:
-                self.world.teacher.follow(self.world.models)
+                self.world.teacher.at(self.step).follow(self.world.models)  # type: ignore[attr-defined]
             self.step += 1
             records += self.select()
             observe(self, records)

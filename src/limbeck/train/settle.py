@@ -12,6 +12,9 @@ from limbeck.model.base import Models, Role, matches
 from limbeck.signals import Needs
 from limbeck.train.stage import Turn
 
+PARTIAL = {"top_logits", "sampled_logits"}
+"""Signals that hold some entries of a distribution only."""
+
 
 class Settled(NamedTuple):
     """What a turn asks, with every alternative chosen."""
@@ -95,19 +98,19 @@ def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...
     for i, objective in enumerate(turn.objective):
         seats = [seat for seat, names in objective.needs.items() if any("logits" in name for name in names)]
         said = {objective.role(seat): settled[objective.role(seat)] for seat in seats}
-        if any("top_logits" in names for names in said.values()) and getattr(objective, "temperature", 1) != 1:
+        if any(PARTIAL & set(names) for names in said.values()) and getattr(objective, "temperature", 1) != 1:
             raise Refused(
                 "temperature",
                 f"{where}.objective.{i}.temperature",
                 "1, with a teacher that kept its best entries only",
                 f"temperature: {dict(objective)['temperature']}",
-                "leave temperature out, or let the teacher keep: hidden",
+                "leave temperature out, or take a teacher that says everything: live, or cached with keep: hidden",
             )  # type: ignore[attr-defined]
         if len(said) > 1:
             heads |= {role: models[role] for role in said if models[role].tokenizer is not None and models[role].vocab is not None}
     if len({role.vocab for role in heads.values()}) < 2 or any(isinstance(a, SharedVocab) for a in align):
         return align
-    short = next((name for name in heads if "top_logits" in settled[name]), None)
+    short = next((name for name in heads if PARTIAL & set(settled[name])), None)
     sizes = ", ".join(f"{name} ({role.vocab:,})" for name, role in heads.items())
     if short is not None:
         raise Refused("vocab", where, "heads of one size, with a teacher that kept its best entries only", sizes, f"let {short} keep: hidden")
@@ -118,7 +121,7 @@ def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...
 
 def effective(turn: Turn, models: Models, align: Sequence[Align], needs: Needs, where: str) -> None:
     """Refuses what cannot have an effect: patterns that fit no parameter, a layer map that nobody asks."""
-    names = [name for name, _ in models[turn.trains].module.named_parameters()]
+    names = [name for name, _ in models.trainable(turn.trains)]
     groups = {f"optimiser.groups.{i}.match": group.match for i, group in enumerate(turn.optimiser.groups)}
     for field, patterns in {"only": turn.only, "freeze": turn.freeze, **groups}.items():
         for pattern in patterns:
@@ -141,7 +144,7 @@ def match(needs: Needs, offers: Needs, align: Sequence[Align], where: str) -> tu
         found = []
         for name in names:
             first, *others = name.split("|")
-            pick = next((n for n in (first, *others) if all(r.split(".")[0] in offers[role] for r in raw(align, role, (n,)))), None)
+            pick = next((n for n in (first, *others) if all({r, r.split(".")[0]} & set(offers[role]) for r in raw(align, role, (n,)))), None)
             if pick is None:
                 raise Refused(
                     "need",

@@ -11,7 +11,7 @@ from limbeck.forward.base import AnyForward
 from limbeck.forward.paired import Paired
 from limbeck.objective.base import AnyObjective
 from limbeck.student.base import AnySurgery
-from limbeck.teacher.base import AnyTeacher
+from limbeck.teacher.base import AnyTeacher, spelled
 from limbeck.train.optimiser import Optimiser
 
 
@@ -95,7 +95,7 @@ class Stage(Document):
     @field_validator("teacher", mode="before")
     @classmethod
     def a_reference_is_live(cls, value: Any) -> Any:
-        return {"kind": "live", "model": value} if isinstance(value, str) and ":" in value else value
+        return spelled(value)
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.align.base import Aligned, raw
 from limbeck.data.base import Place, Rows, Step
@@ -77,18 +77,21 @@ def window(running: Running, models: Models, batch: Batch, step: int, counts: Se
 
     `counts` are over all micro-batches and ranks: the only place that divides.
     """
-    turn = running.turn
-    forward, listen = turn.forward.at(step), Aligned(models, running.settled.align)
-    objectives = [objective.at(step) for objective in turn.objective]
     sums, summed = [0.0] * len(counts), [0] * len(counts)
-    for part in batch.cut(turn.micro):
-        said = forward(listen, part, running.settled.needs)  # type: ignore[operator]
-        total: Any = 0.0
-        for i, (objective, learned) in enumerate(zip(objectives, running.learned, strict=True)):
-            loss = objective(said, learned)  # type: ignore[operator]
-            total = total + objective.weight * loss.total / max(counts[i], 1)  # type: ignore[attr-defined]
+    for part in batch.cut(running.turn.micro):
+        total, losses = share(running, models, part, step, counts)
+        for i, loss in enumerate(losses):
             sums[i], summed[i] = sums[i] + loss.total.item(), summed[i] + loss.count
         if total.requires_grad:
             total.backward()
-    assert summed == count(turn, batch), f"counted {count(turn, batch)} before the window, summed {summed} in it"
+    assert summed == count(running.turn, batch), f"counted {count(running.turn, batch)} before the window, summed {summed} in it"
     return [Loss(torch.tensor(s, dtype=torch.float64), n) for s, n in zip(sums, summed, strict=True)]
+
+
+def share(running: Running, models: Models, part: Batch, step: int, counts: Sequence[int]) -> tuple[Tensor, list[Loss]]:
+    """What a part of a window adds to the weighted sum of all objectives, whose gradient is wanted; and sum and count of each."""
+    forward, listen = running.turn.forward.at(step), Aligned(models, running.settled.align)
+    said = forward(listen, part, running.settled.needs)  # type: ignore[operator]
+    losses = [objective.at(step)(said, learned) for objective, learned in zip(running.turn.objective, running.learned, strict=True)]  # type: ignore[operator]
+    weights = [objective.at(step).weight for objective in running.turn.objective]  # type: ignore[attr-defined]
+    return torch.stack([weight * loss.total / max(num, 1) for weight, loss, num in zip(weights, losses, counts, strict=True)]).sum(), losses

@@ -1,0 +1,117 @@
+"""The ways in which servers score a text that they are given: what is sent, and what comes back.
+
+- `prompt_logprobs` (vLLM): ids in; for each position a mapping id -> log-probability, the best k and the token that stands there.
+- `echo` (the older completions of OpenAI; vLLM, llama.cpp's Python server): the prompt is echoed, with names of tokens.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from limbeck.errors import Failed
+from limbeck.text.tokens import encoded
+
+Dialect = Literal["prompt_logprobs", "echo"]
+SPARE = 16
+"""More entries than needed, where a server names tokens by text: some texts name several ids."""
+TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
+SAME = 1e-3
+"""Two statements about one log-probability may lie so far apart."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to ask."""
+
+    dialect: Dialect
+    prompt: Literal["ids", "text"] = "ids"
+    named: bool = False
+    """Tokens come back by their text, not by id."""
+
+
+FORMS = (Form("prompt_logprobs"), Form("echo"), Form("echo", named=True), Form("echo", "text", named=True))
+"""The best first: ids are never read twice, texts may be."""
+
+
+def request(form: Form, model: str, ids: Sequence[int], k: int, vocabulary: Vocabulary, where: str) -> dict[str, Any]:
+    """The body of a request for the k best entries at every token of a text.
+
+    Raises:
+        Failed: `echo`, for ids that cannot be sent as text.
+    """
+    prompt: Any = list(ids)
+    if form.prompt == "text":
+        prompt = vocabulary.whole(ids)
+        if prompt is None:
+            do = "use a server that takes ids (vLLM), or rows that are not cut within words"
+            raise Failed("echo", where, "a text that is read as the same ids again, since this server takes no ids", "one that is not", do)
+    body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0}
+    if form.dialect == "prompt_logprobs":
+        return {**body, "prompt_logprobs": k}
+    return {**body, "echo": True, "logprobs": k + SPARE} if form.named else {**body, "echo": True, "logprobs": k, "return_tokens_as_token_ids": True}
+
+
+def scores(form: Form, answer: Any, ids: Sequence[int], vocabulary: Vocabulary, where: str) -> Scores:
+    """What an answer says about the tokens of a text, checked.
+
+    Raises:
+        Unsaid: there are no log-probabilities of the prompt in it.
+        Failed: `echo`, if other tokens were scored than those sent; `answer` or `nan`, for numbers that are no log-probabilities.
+    """
+    try:
+        choice = answer["choices"][0]
+        by_dialect = form.dialect == "prompt_logprobs"
+        found = by_id(choice["prompt_logprobs"], ids, where) if by_dialect else by_echo(choice["logprobs"], form, ids, vocabulary, where)
+        read = (answer.get("usage") or {}).get("prompt_tokens", len(ids))
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        raise Unsaid from None
+    if read != len(ids):  # a token in front need not be echoed
+        raise other_tokens(where, len(ids), f"it has read {ascii(str(read)[:20])[1:-1]} tokens")
+    return found
+
+
+def by_id(given: list[Any], ids: Sequence[int], where: str) -> Scores:
+    """Entries of `prompt_logprobs`: the token that stands there is always one of them, or else other tokens were scored."""
+    if len(given) != len(ids):
+        raise other_tokens(where, len(ids), f"{len(given):,}" + (": it puts a token in front" if len(given) == len(ids) + 1 else ""))
+    entries, names = [], []
+    for i, found in enumerate(given[1:], 1):
+        one = {int(key): number(entry["logprob"], where) for key, entry in found.items() if key.isascii() and key.isdigit()}
+        if len(one) != len(found):
+            raise Failed("answer", where, "one entry an id", f"ids like {ascii(list(found)[:2])} at token {i}", "look at the server's version")
+        if ids[i] not in one:
+            raise other_tokens(where, len(ids), f"other tokens: at token {i} it does not score id {ids[i]}, which stands there")
+        names += [(int(key), str(entry["decoded_token"])) for key, entry in found.items() if entry.get("decoded_token") is not None]
+        entries.append(one)
+    return Scores(entries, names)
+
+
+def by_echo(given: Mapping[str, Any], form: Form, ids: Sequence[int], vocabulary: Vocabulary, where: str) -> Scores:
+    """Entries of echoed completions: names of the tokens first, which must be ours."""
+    tokens, own, top = given["tokens"], given["token_logprobs"], given["top_logprobs"]
+    if len({len(tokens), len(own), len(top), len(given.get("text_offset") or tokens)}) != 1:
+        raise Failed("answer", where, "one entry a token", "lists of different lengths", "look at the server's version")
+    said = [TOKEN_ID.fullmatch(str(token)) for token in tokens]
+    if not form.named and not all(said):
+        raise Unsaid
+    ours = [f"token_id:{i}" for i in ids] if not form.named else [bare(vocabulary.text(i)) for i in ids]
+    theirs = [str(token) if not form.named else bare(str(token)) for token in tokens]
+    if form.named:  # the first one loses its space in many tokenizers
+        theirs[:1], ours[:1] = ([x.lstrip(" ") for x in some[:1]] for some in (theirs, ours))
+    if theirs[: len(ids)] != ours or not len(ids) <= len(theirs) <= len(ids) + 1:
+        differs(ours, theirs, tokens, where)
+    entries = []
+    for i in range(1, len(ids)):
+        one: dict[int, float] = {}
+        for name, value in top[i].items():
+            at = vocabulary.id(name) if form.named else int(name.removeprefix("token_id:"))
+            if at is not None:
+                one[at] = number(value, where)
+        stands, lowest = number(own[i], where), min(one.values(), default=0.0)
+        alone = not form.named or vocabulary.id(str(tokens[i])) == ids[i]  # else its text stands for other ids too
+        if abs(one.get(ids[i], stands) - stands) > SAME or alone and ids[i] not in one and stands > lowest + SAME:
+            raise Failed("answer", where, "entries of the token they stand beside", f"others, at token {i}", "look at the server's version")
+        entries.append({**one, ids[i]: stands})
+    return Scores(entries, [])
