@@ -4,7 +4,9 @@ held-out rows of the quickstart's text, and two students that nothing was taught
 
 The gradient by the student's final states, one a target, and by the weight of its head, summed over the targets: what is random averages
 out there, and what is biased does not. Error: the norm of the difference over that of the dense gradient. Spread: over documents.
-Draws take as many bytes as the best entries that they stand beside; their mean over 8 draws shows whether they are right on average.
+Draws take as many bytes as the best entries that they stand beside, as they are written: with room for each of them, though many are of one
+id; beside them, as many as those bytes would hold if only ids that were drawn were written, with a length a target and counts of 16 bits.
+The mean of 8 times as many shows whether they are right on average.
 DistillKit's scheme is by its description (README at 43f6e1b: 128 entries, 16 of them exact in bfloat16, terms 0 to 4 and a root; or 50, one
 and 0, 1 and a root), fitted over the rank in float32, its loss without the mass that is missing; it is not its code that runs here.
 """
@@ -98,11 +100,21 @@ class Sources:
     def log_p(self, row: Row) -> Float[Tensor, "target vocab"]:
         return log_probs(self.role.head(self.hidden[row.key]))
 
-    def draws(self, row: Row, k: int) -> TopK:
-        """Several draws with streams of their own, as one estimate."""
+    def draws(self, row: Row, k: int, times: int = 1) -> TopK:
+        """So many draws, several times over, each time with a stream of its own, as one estimate."""
         teacher, logits = Cached(model=MODEL, keep="sampled", k=k), Logits(self.hidden[row.key], self.role.head, False)
-        each = [teacher.kept(logits, replace(row, key=f"{row.key} {n}")) for n in range(DRAWN)]
+        each = [teacher.kept(logits, replace(row, key=f"{row.key} {n}")) for n in range(times)]
         return together([alone(x["ids"], x["log_weights"]) for x in each])
+
+    def filling(self, num: float) -> int:
+        """Draws of which there are so many different ids a target on average, over some rows."""
+        logs = [torch.log1p(-self.log_p(row).exp().clamp(max=1 - 1e-7)) for row in self.rows[FIRST_ROWS::3]]
+        least, most = int(num), 100 * int(num)
+        while most - least > 1:
+            n = (least + most) // 2
+            ids = sum(float(-torch.expm1(n * x).sum()) for x in logs) / sum(map(len, logs))
+            least, most = (n, most) if ids < num else (least, n)
+        return least
 
     def measure(self) -> None:
         """Mass that is left out, and how far log-probabilities are off, where entries are the best ones."""
@@ -133,7 +145,9 @@ def sources(rows: Sequence[Row], hidden: dict[str, Tensor], labels: dict[str, Te
         found.kept(f"top {k} + tail, 8 bits", Cached(model=MODEL, keep="top_k", k=k, bits=8))
         found.made(f"top {k}, renormalised", 4.0 * k, lambda row, k=k: renormalised(found.log_p(row), k))
         found.kept(f"{k + 2} draws", Cached(model=MODEL, keep="sampled", k=k + 2, bits=8))  # 3 bytes each; 6 of a target's are span and tail
-        found.made(f"{k + 2} draws, mean of {DRAWN}", DRAWN * 3.0 * (k + 2), lambda row, k=k: found.draws(row, k + 2))
+        n, num_bytes = found.filling((3 * k + 4) / 4), 3.0 * (k + 2)
+        found.made(f"{n} draws, only ids that were drawn", num_bytes, lambda row, n=n: found.draws(row, n))
+    found.made(f"66 draws, mean of {DRAWN}", DRAWN * 3.0 * 66, lambda row: found.draws(row, 66, DRAWN))
     for name, scheme in SCHEMES.items():
         k, exact, powers, _ = scheme
         found.made(name, 2 * k + 2 * exact + 4 * (powers + 1), lambda row, scheme=scheme: fitted(found.log_p(row), *scheme))

@@ -1,7 +1,8 @@
 """Which blocks can go? Held-out KL to the whole model, before any training, of drop patterns of equal size."""
 
+import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from record import record
@@ -15,10 +16,20 @@ from limbeck.workspace import begin, runs_folder
 
 SIZES = (6, 10)
 """Blocks that go: 24 and 20 of 30 stay."""
+Cost = Callable[[Collection[int]], float]
+"""Of dropping some blocks: KL on calibration rows."""
 
 
 def given(keep: Iterable[int]) -> DropBlocks:
     return DropBlocks(keep=tuple(keep), choose="given")
+
+
+def retraced(drop: int, candidates: Collection[int], cost: Cost) -> list[int]:
+    """The first blocks that a greedy search drops, out of those that it is known to drop in the end: any other candidate has lost already."""
+    gone: list[int] = []
+    for _ in range(drop):
+        gone.append(min((i for i in candidates if i not in gone), key=lambda i: cost([*gone, i])))
+    return gone
 
 
 def main() -> None:
@@ -29,27 +40,34 @@ def main() -> None:
     job = Job(recipe, folder, Quiet(), begin(folder, recipe, "."))
     job.open()
     found, total = [], job.cast.fresh().num_layers
-    greedy: tuple[int, ...] = tuple(range(total))  # the blocks that the greedy search has kept so far: a larger cut goes on from a smaller one
+    known = set(range(total)) - set(load("quickstart").student.surgery[0].keep)  # what `choose: greedy` has found, with ten to drop
+
+    @functools.cache
+    def measured(gone: tuple[int, ...]) -> float:
+        return job.score(given(i for i in range(total) if i not in gone)(job.cast.fresh()))
+
+    def cost(gone: Collection[int]) -> float:
+        return measured(tuple(sorted(gone)))
+
+    influence = sorted(range(total), key=lambda i: cost([i]))
     for drop in SIZES:
         every = total // drop
         patterns = {
-            "uniform": DropBlocks(drop=drop, choose="uniform"),
-            f"every {every}th": given(i for i in range(total) if i % every != 1),
-            "late": given(range(total - drop)),
-            "late but the last two": given((*range(total - drop - 2), total - 2, total - 1)),
-            "contiguous": DropBlocks(drop=drop, choose="contiguous"),
-            "influence": DropBlocks(drop=drop, choose="influence"),
+            "uniform": set(range(total)) - set(DropBlocks(drop=drop, choose="uniform").settle(job.cast.fresh(), job.score).keep),
+            f"every {every}th": [i for i in range(total) if i % every == 1],
+            "late": range(total - drop, total),
+            "late but the last two": range(total - drop - 2, total - 2),
+            "contiguous": min((range(i, i + drop) for i in range(total - drop + 1)), key=cost),
+            "influence": influence[:drop],
+            "greedy": retraced(drop, known, cost),
         }
-        smaller = job.cast.fresh() if len(greedy) == total else given(greedy)(job.cast.fresh())
-        rest = DropBlocks(drop=drop - (total - len(greedy)), choose="greedy").settle(smaller, job.score)
-        greedy = tuple(greedy[i] for i in rest.keep)
-        for name, pattern in {**patterns, "greedy": given(greedy)}.items():
-            settled = pattern.settle(job.cast.fresh(), job.score)
+        for name, gone in patterns.items():
+            settled = given(i for i in range(total) if i not in gone)
             table = score(settled(job.cast.fresh()), job.rows.held_out, job.examiner.answers)
             row = {
                 "keep": total - drop,
                 "pattern": name,
-                "dropped": sorted(set(range(total)) - set(settled.keep)),
+                "dropped": sorted(gone),
                 "kl": float(table.kl.double().mean()),
                 "top1": float((table.best == table.teacher_best).double().mean()),
                 "perplexity": float(table.label_logprob.double().mean().neg().exp()),

@@ -9,7 +9,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from limbeck.check.models import family_of
-from limbeck.endpoint.forms import Vocabulary
+from limbeck.endpoint.vocabulary import Vocabulary
 from limbeck.errors import LimbeckError, Refused
 from limbeck.model.opening import open_pretrained
 from limbeck.model.reference import Reference

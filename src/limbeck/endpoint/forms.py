@@ -4,21 +4,19 @@
 - `echo` (the older completions of OpenAI; vLLM, llama.cpp's Python server): the prompt is echoed, with names of tokens.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from limbeck.endpoint.entries import Scores, Unsaid, beside, by_name, differs, number, other_tokens
+from limbeck.endpoint.vocabulary import Vocabulary, bare
 from limbeck.errors import Failed
-from limbeck.text.tokens import encoded
 
 Dialect = Literal["prompt_logprobs", "echo"]
 SPARE = 16
 """More entries than needed, where a server names tokens by text: some texts name several ids."""
 TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
-SAME = 1e-3
-"""Two statements about one log-probability may lie so far apart."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +102,8 @@ def by_echo(given: Mapping[str, Any], form: Form, ids: Sequence[int], vocabulary
         differs(ours, theirs, tokens, where)
     entries = []
     for i in range(1, len(ids)):
-        one: dict[int, float] = {}
-        for name, value in top[i].items():
-            at = vocabulary.id(name) if form.named else int(name.removeprefix("token_id:"))
-            if at is not None:
-                one[at] = number(value, where)
-        stands, lowest = number(own[i], where), min(one.values(), default=0.0)
+        numbered = {int(name.removeprefix("token_id:")): number(value, where) for name, value in top[i].items()} if not form.named else {}
+        one = by_name(top[i], vocabulary, where) if form.named else numbered
         alone = not form.named or vocabulary.id(str(tokens[i])) == ids[i]  # else its text stands for other ids too
-        if abs(one.get(ids[i], stands) - stands) > SAME or alone and ids[i] not in one and stands > lowest + SAME:
-            raise Failed("answer", where, "entries of the token they stand beside", f"others, at token {i}", "look at the server's version")
-        entries.append({**one, ids[i]: stands})
+        entries.append(beside(one, own[i], ids[i], alone, i, where))
     return Scores(entries, [])

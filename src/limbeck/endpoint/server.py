@@ -12,7 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.endpoint.client import Declined, Endpoint
-from limbeck.endpoint.forms import FORMS, Form, Scores, Unsaid, Vocabulary, bare, request, scores
+from limbeck.endpoint.entries import Scores, Unsaid
+from limbeck.endpoint.forms import FORMS, Form, request, scores
+from limbeck.endpoint.vocabulary import Vocabulary, bare
 from limbeck.errors import Failed, Refused
 from limbeck.numerics import RULED_OUT, log1mexp
 from limbeck.store import lock, read_json, sha256_json, write_json
