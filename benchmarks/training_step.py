@@ -2,7 +2,7 @@
 shown first. Forward and backward pass, no optimiser. `pip install trl==1.16.0` in an environment of its own; `python benchmarks/training_step.py`.
 
 Two windows: rows of one length, and rows of natural, varying length (words a paragraph of Python's own documentation), counted in real tokens.
-The floor is the same passes with no loss at all: the sum of the student's final states is what is propagated back.
+The floor is the same passes with no loss at all: the sum of the student's logits is what is propagated back; the lower floor leaves out both heads.
 """
 
 import copy
@@ -97,13 +97,14 @@ def theirs(kind: str, student: Any, teacher: Any, ids: list[list[int]]) -> Arm:
     return go
 
 
-def floor(student: Any, teacher: Any, ids: list[list[int]]) -> Arm:
+def floor(student: Any, teacher: Any, ids: list[list[int]], heads: bool) -> Arm:
     x = torch.tensor(ids)
 
     def go() -> None:
         with torch.no_grad():
-            teacher.model(input_ids=x, use_cache=False)
-        student.model(input_ids=x, use_cache=False).last_hidden_state.sum().backward()
+            (teacher if heads else teacher.model)(input_ids=x, use_cache=False)
+        said = (student if heads else student.model)(input_ids=x, use_cache=False)
+        (said.logits if heads else said.last_hidden_state).sum().backward()
 
     return go
 
@@ -118,8 +119,9 @@ def arms(kind: str, which: str) -> dict[str, tuple[Arm, Any]]:
         own = copy.deepcopy(student)
         found[name] = make(kind, own, teacher, ids), own
     if which == "equal":
-        own = copy.deepcopy(student)
-        found["floor"] = floor(own, teacher, ids), own
+        for name, heads in {"floor": True, "floor without heads": False}.items():
+            own = copy.deepcopy(student)
+            found[name] = floor(own, teacher, ids, heads), own
     return found
 
 
@@ -138,7 +140,7 @@ def measured(kind: str, which: str) -> dict[str, Any]:
             value = arm()
             if turn:
                 seconds.setdefault(name, []).append(time.perf_counter() - began)
-            elif name != "floor":
+            elif name in ("limbeck", "TRL GKD"):
                 losses[name], slopes[name] = value, gradient(student)
     a, b = slopes["limbeck"], factor * slopes["TRL GKD"]
     found: dict[str, Any] = {
