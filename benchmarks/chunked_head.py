@@ -24,7 +24,7 @@ from limbeck.objective.jsd import JSD
 from limbeck.objective.reverse_kl import ReverseKL
 from limbeck.signals import Head, Logits, Signals, TopK
 
-STUDENT, TEACHER, VOCAB, K, REPEATS = 576, 960, 49_152, 64, 7
+STUDENT, TEACHER, VOCAB, K, REPEATS = 576, 960, 49_152, 64, 5
 TARGETS = (512, 1024, 2560)
 Arm = Callable[[], None]
 
