@@ -1,4 +1,4 @@
-"""A server on a loopback port that scores texts with a tiny model, in both dialects, and fails as it is told to."""
+"""A server on a loopback port that scores texts with a tiny model, as several servers do, and fails as it is told to."""
 
 import contextlib
 import json
@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+
+import torch
 
 from limbeck.check.models import TOKENIZER
 from limbeck.check.serving import Scripted
@@ -25,11 +27,67 @@ class Fault(NamedTuple):
     """No answer comes before the server is closed."""
 
 
+class LlamaPython(Scripted):
+    """As `python -m llama_cpp.server` of llama-cpp-python 0.3.36, whose answers were looked at; it writes an end of text wherever it may."""
+
+    front = False
+    """A BOS is put in front of every text."""
+
+    def answer(self, path: str, body: Any) -> tuple[int, Any]:
+        if path == "models":
+            return 200, {"object": "list", "data": [{"id": self.model, "object": "model", "owned_by": "me", "permissions": []}]}
+        if not isinstance(body["prompt"], str):
+            told = "4 validation errors:\n  {'type': 'string_type', 'loc': ('body', 'prompt', 'str'), 'msg': 'Input should be a valid string'}"
+            return 500, {"error": {"message": told, "type": "internal_server_error", "param": None, "code": None}}
+        bos = self.bos
+        ids = [bos] * self.front + self.role.tokenizer.encode(body["prompt"], add_special_tokens=False)
+        written, log_p = self.written(ids, body.get("logit_bias") or {})
+        echo, first = bool(body.get("echo")), [] if body.get("echo") else ids
+        tokens = (ids[1:] if ids[0] == bos else ids) + written if echo else written
+        listed = [(i, row) for i, row in zip(tokens, log_p[max(len(first) - 1, 0) :], strict=False) if i != bos]
+        own: list[Any] = [float(row[i]) for i, row in listed]
+        top: list[Any] = [self.best(row, i, body["logprobs"]) for i, row in listed]
+        if echo and tokens:
+            own[0] = top[0] = None
+        names = [self.name(i) for i, _ in listed]
+        said = {"tokens": names, "token_logprobs": own, "top_logprobs": top, "text_offset": [0] * len(names)}
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(written)}
+        return 200, {"choices": [{"index": 0, "text": "", "logprobs": said, "finish_reason": "length"}], "usage": usage}
+
+    @property
+    def bos(self) -> int:
+        return self.role.tokenizer.bos_token_id
+
+    def name(self, i: int) -> str:
+        if i not in self.names:
+            text = "" if i in self.role.tokenizer.all_special_ids else self.role.tokenizer.decode([i]).replace("\ufffd", "")
+            self.names[i] = text if len(text.encode()) <= 32 else ""
+        return self.names[i]
+
+    def best(self, row: torch.Tensor, own: int, k: int) -> dict[str, float]:
+        """Of tokens that share a name, the least probable stays."""
+        values, order = row.topk(min(k, len(row)))
+        return {**{self.name(i): value for i, value in zip(order.tolist(), values.tolist(), strict=True)}, self.name(own): float(row[own])}
+
+    def written(self, ids: list[int], bias: dict[str, float]) -> tuple[list[int], torch.Tensor]:
+        """What it writes, until a character is whole, and the log-probabilities after each token that was read."""
+        written: list[int] = []
+        while True:
+            log_p = self.log_probs([*ids, *written])
+            eos = self.role.tokenizer.eos_token_id
+            token = eos if bias.get(str(eos), 0) > -50 else int(log_p[-1].argmax())
+            if token == eos:
+                return written, log_p
+            written.append(token)
+            if self.name(token) or len(written) == 4:
+                return written, log_p
+
+
 class ScriptedServer:
     """`faults` are taken one a request about a text, in order; `always` holds for those without one. `seen` and `prompts` say what was asked."""
 
-    def __init__(self, role: Text, model: str = "tutor", most: int = 1 << 20):
-        self.scripted = Scripted(role, model, most)
+    def __init__(self, role: Text, model: str = "tutor", most: int = 1 << 20, like: type[Scripted] = Scripted):
+        self.scripted = like(role, model, most)
         self.faults: list[Fault] = []
         self.always = Fault()
         self.front: list[int] = []
@@ -47,6 +105,7 @@ class ScriptedServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer waits 40 ms for the client's acknowledgement of its head
 
             def log_message(self, *_: Any) -> None: ...
 

@@ -162,7 +162,7 @@ def test_text_that_gives_orders_is_just_text(server: ScriptedServer, tmp_path: P
 
 
 def test_a_server_that_takes_text_only_is_asked_with_text_and_named_tokens_are_found(tmp_path: Path) -> None:
-    """As llama.cpp's Python server: ids are declined, and tokens come back by their text, which several bytes share."""
+    """Ids are declined, and tokens come back by their text, which several bytes share."""
     with serving(pair()["teacher"]) as server:  # type: ignore[arg-type]
         answer = server.scripted.answer
 
@@ -221,7 +221,7 @@ def test_a_server_with_other_ids_is_refused(server: ScriptedServer, tmp_path: Pa
 @pytest.mark.parametrize("dialect", ["prompt_logprobs", "echo"])
 @pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
 def test_a_server_that_shifts_everything_alike_is_refused(server: ScriptedServer, tmp_path: Path, dialect: str, late: bool) -> None:
-    """Lists that agree among themselves, and belong to other tokens: llama.cpp's Python server does so for models without BOS."""
+    """Lists that agree among themselves, and belong to other tokens; what it would say alone is not there to tell which."""
     log_probs_of = server.scripted.log_probs
     server.scripted.log_probs = lambda ids: log_probs_of(ids).roll(-1 if late else 1, 0)  # type: ignore[method-assign]
     error = refusal(server, tmp_path, dialect=dialect)

@@ -24,6 +24,8 @@ from limbeck.store import lock, sha256_json
 logger = logging.getLogger(__name__)
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses after which a request is sent again."""
+MISREAD = b"validation error"
+"""In an answer of status 500: llama.cpp's Python server says so about a body that it cannot read."""
 FIRST_WAIT, LONGEST_WAIT, MOST_PATIENCE = 0.5, 60.0, 300.0
 """Seconds before the second attempt, before any, and the longest that a server may ask for."""
 T = TypeVar("T")
@@ -146,7 +148,7 @@ class Endpoint:
                 else:
                     self.ledger.settle(key, "free")
                     got = f"status {reply.status}{said(reply)}"
-                    if reply.status not in AGAIN:
+                    if reply.status not in AGAIN or reply.status == 500 and MISREAD in reply.body:
                         raise self.declined(reply, url)
                     pause = patience(reply.headers)
             except Lost as error:

@@ -24,6 +24,14 @@ class Unsaid(Exception):
     """The answer does not say what was asked for, in this form."""
 
 
+def lists(given: Mapping[str, Any], where: str) -> tuple[list[Any], list[Any], list[Any]]:
+    """Tokens of a completion, what is said of each, and the best entries beside it."""
+    tokens, own, top = given["tokens"], given["token_logprobs"], given["top_logprobs"]
+    if len({len(tokens), len(own), len(top), len(given.get("text_offset") or tokens)}) != 1:
+        raise Failed("answer", where, "one entry a token", "lists of different lengths", "look at the server's version")
+    return tokens, own, top
+
+
 def by_name(given: Mapping[str, Any], vocabulary: Vocabulary, where: str) -> dict[int, float]:
     """Entries whose text stands for one id; those of others are mass of the tail."""
     return {i: number(value, where) for name, value in given.items() if (i := vocabulary.id(name)) is not None}
@@ -58,7 +66,8 @@ def differs(ours: list[str], theirs: list[str], tokens: list[Any], where: str) -
 
 
 def other_tokens(where: str, num: int, got: str) -> Failed:
-    do = "start the server without automatic BOS, and with the tokenizer that teacher.tokenizer names"
+    no_bos = "without automatic BOS (llama.cpp: --kv_overrides tokenizer.ggml.add_bos_token=bool:false)"
+    do = f"start the server {no_bos}, and with the tokenizer that teacher.tokenizer names"
     return Failed("echo", where, f"the server scores exactly the {num:,} ids we send", got, do)
 
 

@@ -1,15 +1,16 @@
 """The ways in which servers score a text that they are given: what is sent, and what comes back.
 
 - `prompt_logprobs` (vLLM): ids in; for each position a mapping id -> log-probability, the best k and the token that stands there.
-- `echo` (the older completions of OpenAI; vLLM, llama.cpp's Python server): the prompt is echoed, with names of tokens.
+- `echo` (the older completions of OpenAI; vLLM): the prompt is echoed, with names of tokens. llama.cpp's Python server: see `late`.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from limbeck.endpoint.entries import Scores, Unsaid, beside, by_name, differs, number, other_tokens
+from limbeck.endpoint.entries import Scores, Unsaid, beside, by_name, differs, lists, number, other_tokens
+from limbeck.endpoint.late import by_continuation, by_late_echo
 from limbeck.endpoint.vocabulary import Vocabulary, bare
 from limbeck.errors import Failed
 
@@ -27,14 +28,20 @@ class Form:
     prompt: Literal["ids", "text"] = "ids"
     named: bool = False
     """Tokens come back by their text, not by id."""
+    late: bool = False
+    """Beside a token stands what was predicted after it."""
 
 
-FORMS = (Form("prompt_logprobs"), Form("echo"), Form("echo", named=True), Form("echo", "text", named=True))
+TEXT = Form("echo", "text", named=True)
+FORMS = (Form("prompt_logprobs"), Form("echo"), Form("echo", named=True), TEXT, replace(TEXT, late=True))
 """The best first: ids are never read twice, texts may be."""
 
 
-def request(form: Form, model: str, ids: Sequence[int], k: int, vocabulary: Vocabulary, where: str) -> dict[str, Any]:
+def request(form: Form, model: str, ids: Sequence[int], k: int, vocabulary: Vocabulary, where: str, last: bool = False) -> dict[str, Any]:
     """The body of a request for the k best entries at every token of a text.
+
+    Args:
+        last: only for those of the token after it.
 
     Raises:
         Failed: `echo`, for ids that cannot be sent as text.
@@ -43,16 +50,21 @@ def request(form: Form, model: str, ids: Sequence[int], k: int, vocabulary: Voca
     if form.prompt == "text":
         prompt = vocabulary.whole(ids)
         if prompt is None:
-            do = "use a server that takes ids (vLLM), or rows that are not cut within words"
+            rows = "begin with a whole character" if last else "are not cut within words"
+            do = f"use a server that takes ids (vLLM), or rows that {rows}"
             raise Failed("echo", where, "a text that is read as the same ids again, since this server takes no ids", "one that is not", do)
     body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0}
     if form.dialect == "prompt_logprobs":
         return {**body, "prompt_logprobs": k}
+    if last:  # a token that is shown has to be written: only beside such a one is anything said
+        return {**body, "logprobs": k + SPARE + vocabulary.shared, "logit_bias": {str(i): -100.0 for i in vocabulary.special}}
+    if form.late:
+        return {**body, "echo": True, "logprobs": k + SPARE + vocabulary.shared}
     return {**body, "echo": True, "logprobs": k + SPARE} if form.named else {**body, "echo": True, "logprobs": k, "return_tokens_as_token_ids": True}
 
 
-def scores(form: Form, answer: Any, ids: Sequence[int], vocabulary: Vocabulary, where: str) -> Scores:
-    """What an answer says about the tokens of a text, checked.
+def scores(form: Form, answer: Any, ids: Sequence[int], vocabulary: Vocabulary, where: str, last: bool = False) -> Scores:
+    """What an answer says about the tokens of a text, checked; if `last`, about the one after it.
 
     Raises:
         Unsaid: there are no log-probabilities of the prompt in it.
@@ -60,8 +72,12 @@ def scores(form: Form, answer: Any, ids: Sequence[int], vocabulary: Vocabulary, 
     """
     try:
         choice = answer["choices"][0]
-        by_dialect = form.dialect == "prompt_logprobs"
-        found = by_id(choice["prompt_logprobs"], ids, where) if by_dialect else by_echo(choice["logprobs"], form, ids, vocabulary, where)
+        if form.dialect == "prompt_logprobs":
+            found = by_id(choice["prompt_logprobs"], ids, where)
+        elif form.late:
+            found = (by_continuation if last else by_late_echo)(choice["logprobs"], ids, vocabulary, where)
+        else:
+            found = by_echo(choice["logprobs"], form, ids, vocabulary, where)
         read = (answer.get("usage") or {}).get("prompt_tokens", len(ids))
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise Unsaid from None
@@ -88,9 +104,7 @@ def by_id(given: list[Any], ids: Sequence[int], where: str) -> Scores:
 
 def by_echo(given: Mapping[str, Any], form: Form, ids: Sequence[int], vocabulary: Vocabulary, where: str) -> Scores:
     """Entries of echoed completions: names of the tokens first, which must be ours."""
-    tokens, own, top = given["tokens"], given["token_logprobs"], given["top_logprobs"]
-    if len({len(tokens), len(own), len(top), len(given.get("text_offset") or tokens)}) != 1:
-        raise Failed("answer", where, "one entry a token", "lists of different lengths", "look at the server's version")
+    tokens, own, top = lists(given, where)
     said = [TOKEN_ID.fullmatch(str(token)) for token in tokens]
     if not form.named and not all(said):
         raise Unsaid

@@ -14,6 +14,7 @@ from torch import Tensor
 from limbeck.endpoint.client import Declined, Endpoint
 from limbeck.endpoint.entries import Scores, Unsaid
 from limbeck.endpoint.forms import FORMS, Form, request, scores
+from limbeck.endpoint.late import unsaid
 from limbeck.endpoint.vocabulary import Vocabulary, bare
 from limbeck.errors import Failed, Refused
 from limbeck.numerics import RULED_OUT, log1mexp
@@ -34,8 +35,15 @@ PASSING = frozenset({"created", "permission", "object"})
 """What a server says about a model that is another at each start."""
 
 
+class Wanted(NamedTuple):
+    """A text of at least two ids, and the places after which it is wanted what was predicted."""
+
+    ids: Sequence[int]
+    places: Sequence[int]
+
+
 class Best(NamedTuple):
-    """The k best entries at each token of a text but the first, and the log-mass of all others."""
+    """The k best entries at each place of a text, and the log-mass of all others."""
 
     ids: Int[Tensor, "pos k"]
     log_probs: Float[Tensor, "pos k"]
@@ -80,12 +88,10 @@ class Server:
         before, says = self.endpoint.says, self.introduced()
         known = self.form is not None
         self.endpoint.says = says
-        form = self.found()
-        most = self.most(form)
+        form, most = self.found()
         if most < self.k:
             do = f"k: {most}, or start the server so that it gives more (vLLM: --max-logprobs {self.k})"
             raise Refused("k", self.where, f"the {self.k} best log-probabilities of each token", f"at most {most}", do, code=3)
-        self.in_place(form, min(most, TOKENS_FOR_K))
         with lock(self.path, wait_seconds=60):
             write_json(self.path, {"says": says, "form": vars(form), "model": self.model, "url": self.endpoint.url})
         self.form, self.met = form, True
@@ -113,17 +119,16 @@ class Server:
         entry = next((entry for entry in models if entry["id"] == self.model), {})
         return {name: value for name, value in entry.items() if name not in PASSING and len(json.dumps(value)) < FACT_BYTES}
 
-    def found(self) -> Form:
-        """The first form in which the server scores exactly the ids that we send."""
+    def found(self) -> tuple[Form, int]:
+        """The first form in which the server scores exactly the ids that we send, each in its place, and the entries that it gives then."""
         ids = encoded("".join(PROBES), self.vocabulary.tokenizer)[: min(PROBE_TOKENS, (self.context or PROBE_TOKENS) - 1)]
         reasons: list[Exception] = []
         for form in self.forms:
-            some = ids
-            while form.prompt == "text" and len(some) > 2 and self.vocabulary.whole(some) is None:
-                some = some[:-1]  # cut within a character
             try:
-                self.same_names(self.probe(form, some, 1))
-                return form
+                self.same_names(self.probe(form, self.readable(form, ids), 1))
+                most = self.most(form)
+                self.in_place(form, min(most, TOKENS_FOR_K))
+                return form, most
             except (Unsaid, Declined, Failed) as reason:
                 if isinstance(reason, Failed) and reason.slug not in ("echo", "answer"):
                     raise
@@ -133,6 +138,12 @@ class Server:
         got = next((r.got for r in reasons if isinstance(r, Declined)), None) if all(isinstance(r, Declined) for r in reasons) else None
         do = "vLLM as it is; python -m llama_cpp.server --logits_all true; or any server with completions that echo and give logprobs"
         raise Refused("logprobs", self.where, "log-probabilities of a text that the server is given", got or "answers without any", do, code=3)
+
+    def readable(self, form: Form, ids: list[int]) -> list[int]:
+        """As many of the ids as can be sent: a text may be cut within a character."""
+        while form.prompt == "text" and len(ids) > 2 and self.vocabulary.whole(ids) is None:
+            ids = ids[:-1]
+        return ids
 
     def same_names(self, said: Scores) -> None:
         """Refuses a server whose ids stand for other text than ours."""
@@ -145,7 +156,10 @@ class Server:
             raise Failed("echo", self.where, "the tokenizer that teacher.tokenizer names", got, "correct teacher.tokenizer")
 
     def in_place(self, form: Form, k: int) -> None:
-        """Refuses entries that stand a token too late or too early: those of a token depend on the one before it, and not on itself."""
+        """Refuses entries that stand a token too late or too early: those of a token depend on the one before it, and not on itself.
+
+        A late echo is compared with what the server says when it is to go on from there, since that is asked for too.
+        """
         ids = list(dict.fromkeys(encoded(PROBES[0] + PROBES[2], self.vocabulary.tokenizer)))[:TOKENS_FOR_K]
 
         def entries(changed: int) -> dict[int, float] | None:
@@ -158,22 +172,23 @@ class Server:
         def gap(a: dict[int, float], b: dict[int, float]) -> float:
             return max((abs(a[i] - b[i]) for i in a.keys() & b.keys()), default=math.inf)
 
-        plain, itself, before = entries(0), entries(-1), entries(-2)
-        if plain and itself and before and not gap(plain, before) > 2 * gap(plain, itself):
+        plain, before = entries(0), entries(-2)
+        itself = self.probe(form, ids[:-1], k, last=True).entries[-1] if form.late else entries(-1)
+        if not gap(plain, before) > 2 * gap(plain, itself) if plain and itself and before else form.late:
             got = "entries of other tokens: they change with the token itself, or not with the one before it"
-            raise Refused("echo", self.where, "at each token, what was predicted for it", got, "use another server: this one shifts what it echoes")
+            raise Failed("echo", self.where, "at each token, what was predicted for it", got, "use another server: this one shifts what it echoes")
 
     def most(self, form: Form) -> int:
         """The largest number of entries, up to `k`, that the server gives."""
-        ids = encoded(PROBES[0], self.vocabulary.tokenizer)[:TOKENS_FOR_K]
+        ids = self.readable(form, encoded(PROBES[0] + PROBES[2], self.vocabulary.tokenizer)[:TOKENS_FOR_K])
 
         def given(k: int) -> int:
             try:
-                said = self.probe(form, ids, k)
+                said = [(i, one) for i, one in zip(ids[1:], self.probe(form, ids, k).entries, strict=True) if one]
             except (Declined, Unsaid):
                 return 0
-            fewest = min(map(len, said.entries))
-            beyond = all(len(one) > fewest or min(one, key=lambda i: one[i]) == i for i, one in zip(ids[1:], said.entries, strict=True))
+            fewest = min(len(one) for _, one in said)
+            beyond = all(len(one) > fewest or min(one, key=lambda i: one[i]) == i for i, one in said)
             return min(max(fewest - beyond, 1), k)  # the token that stands there is given too, where it is none of the best
 
         low, high = given(self.k), self.k
@@ -185,35 +200,46 @@ class Server:
             low, high = (middle, high) if given(middle) >= middle else (low, middle)
         return low
 
-    def probe(self, form: Form, ids: Sequence[int], k: int) -> Scores:
+    def probe(self, form: Form, ids: Sequence[int], k: int, last: bool = False) -> Scores:
         """What the server says about a text of the handshake, which is asked each time."""
-        return self.say(form, ids, k, self.where, lambda said: said, keep=False)
+        return self.say(form, ids, k, self.where, lambda said: said, last, keep=False)
 
-    def say(self, form: Form, ids: Sequence[int], k: int, where: str, then: Callable[[Scores], T], keep: bool = True) -> T:
+    def say(self, form: Form, ids: Sequence[int], k: int, where: str, then: Callable[[Scores], T], last: bool = False, keep: bool = True) -> T:
         """What `then` makes of what the server says about a text; only what it accepts is kept."""
-        body = request(form, self.model, ids, k, self.vocabulary, where)
-        return self.endpoint.ask("completions", body, lambda answer: then(scores(form, answer, ids, self.vocabulary, where)), (len(ids), 1), keep)
+        body = request(form, self.model, ids, k, self.vocabulary, where, last)
+        tokens = (len(ids), 1)
+        return self.endpoint.ask("completions", body, lambda answer: then(scores(form, answer, ids, self.vocabulary, where, last)), tokens, keep)
 
-    def score(self, texts: Mapping[str, Sequence[int]]) -> dict[str, Best]:
-        """Name -> what the server says about each text, given as at least two ids; several are asked at the same time.
+    def score(self, texts: Mapping[str, Wanted]) -> dict[str, Best]:
+        """Name -> what the server says at the places of each text; several are asked at the same time.
 
         Raises:
             Failed: `echo`, `answer`, `nan`, `endpoint`, with the name of the text; answers that came are kept.
         """
-        if not self.met and not (self.form and all(self.kept(self.form, ids) for ids in texts.values())):
+        if not self.met and not (self.form and all(self.kept(self.form, *item) for item in texts.items())):
             if self.endpoint.sender is not None:
                 self.meet()
         form = self.form
         if form is None:
             raise Failed("offline", self.where, "answers that are kept", "none, and nothing may be asked", "repeat the command with the server")
 
-        def one(item: tuple[str, Sequence[int]]) -> tuple[str, Best]:
-            name, ids = item
-            where = f"{self.where}  row {name}"
+        def one(item: tuple[str, Wanted]) -> tuple[str, Best]:
+            name, text = item
+            where, found = f"{self.where}  row {name}", list[Best]()
+            at: dict[int, int] = {}
             try:
-                return name, self.say(form, ids, self.k, where, lambda said: best(said.entries, self.k, self.vocabulary.size, where))
+                for ids, last in self.parts(form, text):
+
+                    def read(said: Scores) -> tuple[list[int], Best]:
+                        places = [i for i, one in enumerate(said.entries) if one]
+                        return places, best([said.entries[i] for i in places], self.k, self.vocabulary.size, where)
+
+                    places, entries = self.say(form, ids, self.k, where, read, last)
+                    at.update({i: len(at) + n for n, i in enumerate(places)})
+                    found.append(entries)
             except Unsaid:
                 raise Failed("logprobs", where, "log-probabilities of the row", "an answer without", "look at the server's log") from None
+            return name, Best(*(torch.cat(some)[[at[i] for i in text.places]] for some in zip(*found, strict=True)))
 
         with ThreadPoolExecutor(self.endpoint.limits.concurrency) as pool:
             waiting = [pool.submit(one, item) for item in texts.items()]
@@ -223,9 +249,16 @@ class Server:
                 pool.shutdown(wait=True, cancel_futures=True)  # what is in flight is still kept
                 raise
 
-    def kept(self, form: Form, ids: Sequence[int]) -> bool:
-        """Whether the answer about a text is there."""
-        return self.endpoint.has("completions", request(form, self.model, ids, self.k, self.vocabulary, self.where))
+    def parts(self, form: Form, text: Wanted) -> list[tuple[Sequence[int], bool]]:
+        """What has to be asked about a text, each with whether it is about the token after it."""
+        alone = [i for i in unsaid(text.ids, self.vocabulary.bos) if i in text.places] if form.late else []
+        return [(text.ids, False)] * (len(alone) < len(text.places)) + [(text.ids[: i + 1], True) for i in alone]
+
+    def kept(self, form: Form, name: str, text: Wanted) -> bool:
+        """Whether the answers about a text are there."""
+        where = f"{self.where}  row {name}"
+        bodies = (request(form, self.model, ids, self.k, self.vocabulary, where, last) for ids, last in self.parts(form, text))
+        return all(self.endpoint.has("completions", body) for body in bodies)
 
 
 def best(entries: Sequence[Mapping[int, float]], k: int, size: int, where: str) -> Best:

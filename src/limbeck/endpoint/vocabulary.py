@@ -14,6 +14,8 @@ class Vocabulary:
         self.anchor = encoded("a", tokenizer)[-1:]
         self.before = self.decode(self.anchor)
         self.known: dict[str, int | None] = {}
+        self.bos: int | None = getattr(tokenizer, "bos_token_id", None)
+        self.special: tuple[int, ...] = tuple(tokenizer.all_special_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         plain = {"clean_up_tokenization_spaces": False} if getattr(self.tokenizer, "is_fast", False) else {}
@@ -32,6 +34,12 @@ class Vocabulary:
                 known[name] = None if name in known else i
             self.known = {**known, "": None}  # at once: other threads read it
         return self.known.get(bare(text))
+
+    @property
+    def shared(self) -> int:
+        """How many ids have no text of their own."""
+        self.id("")
+        return self.size - sum(i is not None for i in self.known.values())
 
     def whole(self, ids: Sequence[int]) -> str | None:
         """The text of some ids, if it is read as the same ids again."""

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from limbeck.endpoint import Budget, Limits, address
+from limbeck.endpoint.server import Wanted
 from limbeck.errors import Refused
 from limbeck.model.base import Role
 from limbeck.model.served import Served as ServedRole
@@ -120,7 +121,7 @@ class Served(AbstractRemembering):
         assert isinstance(role, ServedRole) and role.server is not None
         view = role.view(rows)
         ids, offsets, of = view.inputs["ids"].split(view.ragged.tolist()), view.offsets[view.targets], view.rows("target")
-        places = {row.key: offsets[of == i] - 1 for i, row in enumerate(rows)}  # what is said of a row begins with its second token
-        found = role.server.score({row.key: ids[i].tolist() for i, row in enumerate(rows) if len(places[row.key])})
+        places = {row.key: offsets[of == i] - 1 for i, row in enumerate(rows)}  # a token is predicted one place before it
+        found = role.server.score({row.key: Wanted(ids[i].tolist(), at) for i, row in enumerate(rows) if (at := places[row.key].tolist())})
         none = (torch.zeros(0, self.k, dtype=torch.long, device="cpu"), torch.zeros(0, self.k, device="cpu"), torch.zeros(0, device="cpu"))
-        return {key: dict(zip(("ids", "log_probs", "tail"), (x[at] for x in found.get(key, none)), strict=True)) for key, at in places.items()}
+        return {key: dict(zip(("ids", "log_probs", "tail"), found.get(key, none), strict=True)) for key in places}
