@@ -1,4 +1,4 @@
-"""llama.cpp's Python server as a teacher: an imitation of what it was seen to answer."""
+"""llama.cpp's Python server as a teacher: an imitation of what it was seen to answer, and, slow, itself with the real SmolLM2."""
 
 import importlib.util
 import json
