@@ -27,6 +27,10 @@ test: $(VENV)/ready             ## the default tests, under 5 minutes
 slow: $(VENV)/weights           ## tests with real weights, whole runs and a browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
+llama: $(VENV)/weights          ## the test with llama.cpp's own server, which is compiled first (cmake, g++)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt 'llama-cpp-python[server]==0.3.36'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/teacher/test_llama.py
+
 check: $(VENV)/ready            ## lint, types, stale docs
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/pyright src
@@ -42,4 +46,4 @@ bench: $(VENV)/weights          ## benchmarks, one script a question; see benchm
 new: $(VENV)/ready              ## make new room=objective name=tail_kl
 	$(BIN)/python docs/new.py $(room) $(name)
 
-.PHONY: help install quickstart test slow check docs bench new
+.PHONY: help install quickstart test slow llama check docs bench new
