@@ -28,7 +28,7 @@ slow: $(VENV)/weights           ## tests with real weights, whole runs and a bro
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 llama: $(VENV)/weights          ## the test with llama.cpp's own server, which is compiled first (cmake, g++)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt 'llama-cpp-python[server]==0.3.36'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[gguf,dev,llama]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/teacher/test_llama.py
 
 check: $(VENV)/ready            ## lint, types, stale docs

@@ -29,9 +29,8 @@ def by_late_echo(given: Mapping[str, Any], ids: Sequence[int], vocabulary: Vocab
     tokens, own, top = lists(given, where)
     places = listed(ids, vocabulary.bos)
     ours = [bare(vocabulary.text(x)) for x in places.values()]
-    theirs = [bare(str(token)) for token in tokens][: len(ours)]
-    theirs[:1], ours[:1] = ([x.lstrip(" ") for x in some[:1]] for some in (theirs, ours))  # it loses its space in many tokenizers
-    if len(theirs) < len(ours) or any(a and a != b for a, b in zip(theirs, ours, strict=True)):
+    theirs = [bare(str(token)) or name for token, name in zip(tokens, ours, strict=False)]  # what is not shown may be any
+    if theirs != ours:
         differs(ours, theirs, tokens, where)
     entries: list[dict[int, float]] = [{} for _ in ids[1:]]
     for at, (i, x) in list(enumerate(places.items()))[1:]:

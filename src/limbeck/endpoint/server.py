@@ -8,24 +8,20 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from limbeck.endpoint.best import Best, best
 from limbeck.endpoint.client import Declined, Endpoint
 from limbeck.endpoint.entries import Scores, Unsaid
 from limbeck.endpoint.forms import FORMS, Form, request, scores
 from limbeck.endpoint.late import unsaid
 from limbeck.endpoint.vocabulary import Vocabulary, bare
 from limbeck.errors import Failed, Refused
-from limbeck.numerics import RULED_OUT, log1mexp
 from limbeck.store import lock, read_json, sha256_json, write_json
 from limbeck.text.tokens import PROBES, encoded
 
 PROBE_TOKENS = 128
 TOKENS_FOR_K = 8
 """Tokens of the texts that find the largest k."""
-OVER = 1e-3
-"""Probabilities of a float16 model may sum to so much more than one."""
 ALIKE = 0.9
 """Share of the tokens' texts that must be our tokenizer's: servers show a few in their own way."""
 T = TypeVar("T")
@@ -40,14 +36,6 @@ class Wanted(NamedTuple):
 
     ids: Sequence[int]
     places: Sequence[int]
-
-
-class Best(NamedTuple):
-    """The k best entries at each place of a text, and the log-mass of all others."""
-
-    ids: Int[Tensor, "pos k"]
-    log_probs: Float[Tensor, "pos k"]
-    tail: Float[Tensor, " pos"]
 
 
 class Server:
@@ -174,7 +162,7 @@ class Server:
 
         plain, before = entries(0), entries(-2)
         itself = self.probe(form, ids[:-1], k, last=True).entries[-1] if form.late else entries(-1)
-        if not gap(plain, before) > 2 * gap(plain, itself) if plain and itself and before else form.late:
+        if not gap(plain, before) > 2 * gap(plain, itself) if plain and itself and before else form.prompt == "text":
             got = "entries of other tokens: they change with the token itself, or not with the one before it"
             raise Failed("echo", self.where, "at each token, what was predicted for it", got, "use another server: this one shifts what it echoes")
 
@@ -259,23 +247,6 @@ class Server:
         where = f"{self.where}  row {name}"
         bodies = (request(form, self.model, ids, self.k, self.vocabulary, where, last) for ids, last in self.parts(form, text))
         return all(self.endpoint.has("completions", body) for body in bodies)
-
-
-def best(entries: Sequence[Mapping[int, float]], k: int, size: int, where: str) -> Best:
-    """The k best entries of each position and the mass of all others; what cannot be a distribution is refused."""
-    short = min(map(len, entries), default=k)
-    if short < k:
-        raise Failed("k", where, f"{k} entries at each token", f"{short} that name one id each", "a smaller k, or a server that names ids (vLLM)")
-    ordered = [sorted(one.items(), key=lambda entry: -entry[1])[:k] for one in entries]
-    ids = torch.tensor([[i for i, _ in one] for one in ordered], dtype=torch.long, device="cpu").view(-1, k)
-    log_probs = torch.tensor([[value for _, value in one] for one in ordered], dtype=torch.float64, device="cpu").view(-1, k)
-    if len(ids) and int(ids.max()) >= size:
-        raise Failed("answer", where, f"ids below {size:,}", f"{int(ids.max()):,}", "correct teacher.tokenizer, or look at the server")
-    mass = log_probs.logsumexp(-1)
-    if len(mass) and float(mass.max()) > OVER:
-        got = f"{float(mass.max().exp()):.4f}"
-        raise Failed("answer", where, "probabilities that sum to at most 1", got, "look at the server: does it say logits?")
-    return Best(ids, log_probs.clamp(RULED_OUT, 0).float(), log1mexp(mass.clamp(max=0)).clamp(min=RULED_OUT).float())
 
 
 def shown(says: Mapping[str, Any]) -> str:

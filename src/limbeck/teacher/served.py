@@ -25,7 +25,8 @@ class Served(AbstractRemembering):
     $$ \log p_{(1)} \ge \dots \ge \log p_{(k)}, \qquad \text{tail} = \log\Bigl(1 - \sum_i p_{(i)}\Bigr) $$
 
     For a teacher that does not fit here. The server must score a text that it is given: vLLM, llama.cpp's Python server, SGLang, or any
-    with completions that echo. It is first asked whether it scores exactly our ids, and how many entries it gives. Answers are kept:
+    with completions that echo. It is first asked whether it scores exactly our ids, and how many entries it gives. llama.cpp takes texts
+    only: tokens whose text is not theirs alone stay in the tail, and a row that it reads in another way is refused. Answers are kept:
     nothing is asked or paid twice. Truncated, so at temperature 1 only and not for objectives that weigh by the student; where the
     model's weights fit, `cached` is exact. The weights cannot be hashed: a server that is changed and says nothing of it is not noticed.
 
@@ -104,7 +105,8 @@ class Served(AbstractRemembering):
         dollars = Budget(usd_per_million_in=self.usd_per_million_in, usd_per_million_out=self.usd_per_million_out).dollars(positions, num_rows)
         price = f", about {dollars:,.2f} dollars" if dollars else "; no price is given"
         return (
-            f"teacher: at most {num_rows:,} requests and {positions + num_rows:,} tokens to {self.url}{price}; what is kept is not asked again",
+            f"teacher: at most {num_rows:,} requests and {positions + num_rows:,} tokens to {self.url}{price}; what is kept is not "
+            "asked again; llama.cpp is asked about parts of some rows, too",
             "teacher: its weights cannot be hashed; it is known by address, name and what the server says about itself",
         )
 
