@@ -180,6 +180,22 @@ def test_8_bits_are_measured_on_rows_that_were_there_before(place, monkeypatch):
     torch.testing.assert_close(place.written(key)["hidden/mean"], others.mean(0), rtol=1e-5, atol=1e-6)
 
 
+def test_a_capture_that_goes_on_measures_8_bits_as_if_it_had_never_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.teacher._capture.FIRST_ROWS", 2)
+    monkeypatch.setattr("limbeck.teacher._capture.PART_ROWS", 2)
+    monkeypatch.setattr("limbeck.teacher._packing.FEWEST", 2)
+    one, role, every = teacher(bits=8), pair()["teacher"], rows().train
+    capture(one, role, every, Answers(tmp_path / "whole", {"n": 1}, unpack=unpack))
+    for num in range(2, len(every), 2):  # what is there after a kill, opened anew each time
+        capture(one, role, every[:num], Answers(tmp_path / "stopped", {"n": 1}, unpack=unpack))
+    capture(one, role, every, Answers(tmp_path / "stopped", {"n": 1}, unpack=unpack))
+    whole, stopped = (Answers(tmp_path / name, {"n": 1}) for name in ("whole", "stopped"))
+    assert whole.parts.keys() == stopped.parts.keys() and len(whole.parts) == 5
+    for key in whole:
+        for name, x in whole.written(key).items():
+            assert torch.equal(x, stopped.written(key)[name]), f"{name} of {key}"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_not_kept(place, monkeypatch, bad):
     one = teacher()

