@@ -7,16 +7,14 @@ Times: all arms in one process, interleaved. Memory: each arm in a process of it
 
 import contextlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from memory import apart, extra
 from record import record, spread
 
-from limbeck.evaluate._memory import peak_bytes
 from limbeck.numerics import log_probs, top_k
 from limbeck.objective.base import AbstractDivergence
 from limbeck.objective.forward_kl import ForwardKL
@@ -27,6 +25,8 @@ from limbeck.signals import Head, Logits, Signals, TopK
 STUDENT, TEACHER, VOCAB, K, REPEATS = 576, 960, 49_152, 64, 5
 TARGETS = (512, 1024, 2560)
 Arm = Callable[[], None]
+SAME = ("forward_kl", "Liger, chunks of 128", "TRL, chunked")
+"""Arms whose gradient must be that of dense PyTorch."""
 
 
 def said(name: str, value: object, num: int) -> Signals:
@@ -97,20 +97,11 @@ def arms(num: int) -> tuple[dict[str, Arm], Arm, torch.Tensor]:
 
 
 def extra_bytes(num: int, name: str) -> int:
-    """Peak of one arm in a process of its own, beyond its inputs and one gradient of the student's head."""
-    done = subprocess.run([sys.executable, __file__, str(num), name], capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1]) - 4 * VOCAB * STUDENT
-
-
-def alone(num: int, name: str) -> int:
+    """Peak of one arm beyond its inputs and one gradient of the student's head, after a call in which the matrix library takes its own memory."""
     work, clear, _ = arms(num)
-    arm = work[name]
-    arm()  # the matrix library takes its own memory once, and the truncated teacher is made once
+    work[name]()
     clear()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is there now (Linux)
-    before = peak_bytes()
-    arm()
-    return peak_bytes() - before
+    return extra(work[name]) - 4 * VOCAB * STUDENT
 
 
 def main() -> None:
@@ -129,11 +120,11 @@ def main() -> None:
         median = {name: spread(values) for name, values in seconds.items()}
         found[num] = {
             name: {
-                "gradient_to_dense": float((slopes[name] - slopes["dense"]).norm() / slopes["dense"].norm()),
+                **({"gradient_to_dense": float((slopes[name] - slopes["dense"]).norm() / slopes["dense"].norm())} if name in SAME else {}),
                 "seconds": of,
                 "to_dense": of["median"] / median["dense"]["median"],
                 "to_products": of["median"] / median["four matrix products"]["median"],
-                "extra_bytes": extra_bytes(num, name),
+                "extra_bytes": apart(str(num), name),
             }
             for name, of in median.items()
         }
@@ -145,6 +136,6 @@ def main() -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 2:
         torch.set_num_threads(2)
-        print(alone(int(sys.argv[1]), sys.argv[2]))
+        print(extra_bytes(int(sys.argv[1]), sys.argv[2]))
     else:
         main()

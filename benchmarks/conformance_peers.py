@@ -182,6 +182,8 @@ def probed(peer: str, probe: str) -> dict[str, Any]:
     expected = right(student, teacher, **how)
     try:
         step = PEERS[peer](student, teacher, **how)
+    except ImportError as error:
+        raise SystemExit(f"{peer} is not here ({error}): see the top of this file") from error
     except Exception as error:
         return {"verdict": "refused" if isinstance(error, ValueError) else "fails", "said": f"{type(error).__name__}: {str(error)[:160]}"}
     ratio, cosine = float(step.norm() / expected.norm()), float(step @ expected / step.norm() / expected.norm())

@@ -9,22 +9,20 @@ import copy
 import json
 import pydoc_data.topics
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from memory import apart, extra
 from record import record, spread
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from limbeck.component import validate
 from limbeck.data.base import Part, Rows
-from limbeck.evaluate._memory import peak_bytes
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Models
 from limbeck.model.text import Text
@@ -148,26 +146,12 @@ def measured(kind: str, which: str) -> dict[str, Any]:
         "loss": {"limbeck": losses["limbeck"], "TRL GKD": factor * losses["TRL GKD"]},
         "gradient_gap": float((a - b).norm() / b.norm()),
         "seconds": {name: spread(values) for name, values in seconds.items()},
-        "extra_bytes": {name: extra_bytes(kind, which, name) for name in work},
+        "extra_bytes": {name: apart(kind, which, name) for name in work},
     }
     pairs = {name: [y / x for x, y in zip(seconds["limbeck"], seconds[name], strict=True)] for name in work if name != "limbeck"}
     found["speed_over"] = {name: statistics.median(values) for name, values in pairs.items()}
     found["memory_over"] = found["extra_bytes"]["limbeck"] / found["extra_bytes"]["TRL GKD"]
     return found
-
-
-def extra_bytes(kind: str, which: str, name: str) -> int:
-    """Peak of one step in a process of its own, beyond the loaded models."""
-    done = subprocess.run([sys.executable, __file__, kind, which, name], capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1])
-
-
-def alone(kind: str, which: str, name: str) -> int:
-    arm, student = arms(kind, which)[name]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is there now (Linux)
-    before = peak_bytes()
-    arm()
-    return peak_bytes() - before
 
 
 def main() -> None:
@@ -183,6 +167,7 @@ def main() -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 3:
         torch.set_num_threads(2)
-        print(alone(*sys.argv[1:4]))
+        kind, which, name = sys.argv[1:4]
+        print(extra(arms(kind, which)[name][0]))
     else:
         main()

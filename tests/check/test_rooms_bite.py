@@ -23,7 +23,7 @@ from limbeck.model.text import Text
 from limbeck.schedule.base import Schedule
 from limbeck.signals import Logits, Row, TopK
 from limbeck.student.base import Surgery
-from limbeck.teacher.base import Teacher
+from limbeck.teacher._remembering import AbstractRemembering
 from limbeck.teacher.cached import Cached
 
 PLANTED: list[tuple[str, str, Callable[[], Any]]] = []
@@ -93,10 +93,8 @@ def a_forward_that_forgets_what_was_asked():
     return Forgetful
 
 
-class Keeping(Teacher):
+class Keeping(AbstractRemembering):
     """Keeps final states; a final class spoils it."""
-
-    remembers: ClassVar[bool] = True
 
     @property
     def references(self):

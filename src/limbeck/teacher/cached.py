@@ -86,7 +86,8 @@ class Cached(AbstractRemembering):
         if self.model.startswith("cache:"):
             return 0
         state = width + width // WIDE + 4 if self.bits == 8 else width * self.bits // 8
-        number = {"hidden": 0, "top_k": self.bits // 8, "sampled": 1}[self.form]
+        draw = 4 if self.power != 1 else 1 if self.k < 256 else 2
+        number = {"hidden": 0, "top_k": self.bits // 8, "sampled": draw}[self.form]
         entries = self.k * ((2 if vocab <= 1 << 16 else 4) + number) + {8: 6, 16: 8, 32: 4}[self.bits] * (self.form == "top_k")
         return len(self.taps) * state + (entries if number else state)
 
