@@ -40,10 +40,13 @@ docs: $(VENV)/ready             ## the documentation, strictly, into site/
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --quiet
 
+claims: $(VENV)/ready           ## measures what recipes claim, hours for all; NAME=taid for one
+	OMP_NUM_THREADS=1 $(BIN)/python -m limbeck.claims $(NAME)
+
 bench: $(VENV)/weights          ## benchmarks, one script a question; see benchmarks/README.md
 	for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
 new: $(VENV)/ready              ## make new room=objective name=tail_kl
 	$(BIN)/python docs/new.py $(room) $(name)
 
-.PHONY: help install quickstart test slow llama check docs bench new
+.PHONY: help install quickstart test slow llama check docs claims bench new

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -87,9 +88,15 @@ class Component(Document):
         """An instance for contracts and docs; one that has required fields overrides this."""
         return cls()
 
-    def at(self, step: int) -> "Component":
-        """The same component with every schedule replaced by its number at this step, validated again."""
-        moving = {name: value.value(step) for name, value in self if isinstance(value, Component) and value.room == "schedule"}  # type: ignore[attr-defined]
+    @property
+    def schedules(self) -> dict[str, Any]:
+        """Field -> the schedule that stands there in place of a number."""
+        return {name: value for name, value in self if isinstance(value, Component) and value.room == "schedule"}
+
+    def at(self, step: int, memory: Mapping[str, Any] = MappingProxyType({})) -> "Component":
+        """The same component with every schedule replaced by its number at this step, validated again; `memory` is what schedules
+        remember, by field."""
+        moving = {name: schedule.value(step, memory.get(name)) for name, schedule in self.schedules.items()}
         return type(self).model_validate({**dict(self), **moving}) if moving else self
 
     def build(self, example: Any) -> Any:

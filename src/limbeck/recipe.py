@@ -44,6 +44,40 @@ class Student(Document):
     """Changes to it, in order."""
 
 
+class Claim(Document):
+    """What a paper says is better, and how that is measured here: fixed before the first run (`make claims`)."""
+
+    expects: str
+    """What should come out, as a sentence."""
+    arm: str
+    """The arm that should be better ..."""
+    than: Annotated[tuple[str, ...], Field(min_length=1)]
+    """... than each of these."""
+    arms: dict[str, dict[str, Any]]
+    """Name -> changes to the setting: path -> value. All are shown, compared or not."""
+    setting: dict[str, Any] = Field(default_factory=dict)
+    """Changes that make the recipe small enough to be measured: path -> value."""
+    prepare: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Name -> a recipe that is run first; the setting opens its student as `run:claim-RECIPE-NAME`."""
+    grid: dict[str, tuple[Any, ...]]
+    """One path, and the values that every arm tries at it, as a rule three learning rates; each arm keeps its best."""
+    metric: str = "student.kl"
+    """What is compared, by its path in the summary of a run."""
+    greater: bool = False
+    """Whether more is better."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=3)] = (0, 1, 2)
+    """Seeds; arms are compared seed by seed."""
+
+    @model_validator(mode="after")
+    def arms_are_known(self) -> "Claim":
+        for name in (self.arm, *self.than):
+            if name not in self.arms:
+                raise ValueError(f"arms: one called {name}")
+        if len(self.grid) != 1:
+            raise ValueError("grid: one path with its values")
+        return self
+
+
 class Recipe(Document):
     """A distillation, from data to exported student, as one document."""
 
@@ -94,8 +128,8 @@ class Recipe(Document):
     """CPU threads; none: all cores."""
     toy: dict[str, Any] = Field(default_factory=dict)
     """Changes that make it run in seconds: path -> value; sizes, steps, data and models only."""
-    claim: dict[str, Any] | None = None
-    """What the paper claims and how it is measured here; `found` stands in benchmarks/claims."""
+    claim: Claim | None = None
+    """What the paper claims and how it is measured here; what was found stands beside the recipes, in claims/."""
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -253,10 +287,14 @@ def place_of(key: str) -> tuple[int | str, ...]:
 
 
 def change(plain: Any, key: str, value: Any, source: str = "command line") -> None:
-    """Sets one place of a document by its dotted path; null removes."""
+    """Sets one place of a document by its dotted path, with `*` for every item of a list; null removes."""
     *way, last = key.split(".")
     place: Any = plain
     for i, word in enumerate(way):
+        if word == "*" and isinstance(place, list):
+            for n in range(len(place)):
+                change(plain, ".".join((*way[:i], str(n), *way[i + 1 :], last)), value, source)
+            return
         part: Any = int(word) if isinstance(place, list) and NUMBER.fullmatch(word) else word
         try:
             place = place[part] if isinstance(place, list) else place.setdefault(part, {})

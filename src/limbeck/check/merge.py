@@ -1,11 +1,15 @@
 """Contracts of merges: what is the same stays the same, and dtypes, shapes and inputs are kept."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.component import changed
-from limbeck.merge.base import Merge, merge
+from limbeck.errors import Refused
+from limbeck.merge.base import Merge, merge, refuse
+from limbeck.store import Later
 
 SHAPES = {"model.layers.0.mlp.up_proj.weight": (6, 4), "model.norm.weight": (4,), "model.embed_tokens.weight": (9, 4)}
 
@@ -18,20 +22,31 @@ def tensors(seed: int, num: int = 2, dtype: torch.dtype = torch.float32) -> list
     return [{name: x.to(dtype) for name, x in state.items()} for state in (start, *others)]
 
 
+def laters(state: dict[str, Tensor]) -> dict[str, Later]:
+    """A state as a merge takes it."""
+    return {name: Later(torch.empty_like(x, device="meta"), lambda x=x: x) for name, x in state.items()}
+
+
+def merged(how: Merge, states: Sequence[dict[str, Tensor]], base: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """A whole merged state."""
+    found = merge(how, [laters(state) for state in states], laters(base) if base is not None else None)
+    return {name: later.make() for name, later in found.items()}
+
+
 def exercise(how: Merge) -> None:
     """One ordinary use."""
     start, *others = tensors(0)
-    merge(how, others, start)
+    merged(how, others, start)
 
 
 @contract
 def self_merge(how: Merge, seed: int = 0) -> None:
-    """A model merged with itself is itself, to the last bit."""
-    for dtype in (torch.float32, torch.bfloat16):
+    """A model merged with itself is itself, to the last bit; for a merge of changes, where nothing has changed."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
         start, one = tensors(seed, 1, dtype)
-        merged = merge(how, [one, one], start)
+        same = merged(how, [one, one], one if how.needs_base else start)
         for name, x in one.items():
-            assert torch.equal(merged[name], x), f"{name} in {dtype} moves by {(merged[name].float() - x.float()).abs().max().item():.3g}"
+            assert torch.equal(same[name], x), f"{name} in {dtype} moves by {(same[name].double() - x.double()).abs().max().item():.3g}"
 
 
 @contract
@@ -39,10 +54,9 @@ def keeps_dtype(how: Merge, seed: int = 0) -> None:
     """Dtype, shape and names come out as they went in; numbers are finite; what is no floating-point number stays."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         start, *others = ({**state, "steps": torch.tensor([3])} for state in tensors(seed, dtype=dtype))
-        merged = merge(how, others, start)
-        assert merged.keys() == start.keys(), "names are lost or added"
+        out = merged(how, others, start)
         for name, x in others[0].items():
-            y = merged[name]
+            y = out[name]
             assert y.dtype == x.dtype and y.shape == x.shape, f"{name}: {y.dtype} {tuple(y.shape)}, was {x.dtype} {tuple(x.shape)}"
             assert y.isfinite().all(), f"{name} is not finite"
 
@@ -53,7 +67,7 @@ def symmetric(how: Merge, seed: int = 0) -> None:
     if not how.symmetric:
         raise NotClaimed("symmetric is not claimed")
     start, a, b = tensors(seed)
-    one, other = merge(how, [a, b], start), merge(how, [b, a], start)
+    one, other = merged(how, [a, b], start), merged(how, [b, a], start)
     for name in one:
         close(other[name], one[name], (1e-6, 1e-7), f"claimed; but {name} depends on the order")
 
@@ -63,12 +77,33 @@ def same_again(how: Merge, seed: int = 0) -> None:
     """The same weights give the same merge, and are not changed by it."""
     start, *others = tensors(seed)
     before = [{name: x.clone() for name, x in state.items()} for state in (start, *others)]
-    first, second = merge(how, others, start), merge(how, others, start)
+    first, second = merged(how, others, start), merged(how, others, start)
     for name in first:
         assert torch.equal(first[name], second[name]), f"{name} differs when merged again"
     for was, state in zip(before, (start, *others), strict=True):
         for name, x in was.items():
             assert torch.equal(x, state[name]), f"{name} is changed in place"
+
+
+@contract
+def needs_base(how: Merge, seed: int = 0) -> None:
+    """Where claimed: it is refused without the weights before training, and other ones give another merge. Else it does not look at them."""
+    start, *others = tensors(seed)
+    states, names = [laters(state) for state in others], ("a", "b")
+    refuse(how, names, states, laters(start), "check")
+    elsewhere = {name: x + torch.linspace(-1, 1, x.numel()).reshape(x.shape) for name, x in start.items()}
+    name = next(iter(SHAPES))
+    if not how.needs_base:
+        refuse(how, names, states, None, "check")
+        how(name, [state[name] for state in others], None)
+        raise NotClaimed("needs_base is not claimed")
+    one, other = (how(name, [state[name] for state in others], base[name]) for base in (start, elsewhere))
+    assert not torch.equal(one, other), "claimed; but the weights before training change nothing"
+    try:
+        refuse(how, names, states, None, "check")
+    except Refused:
+        return
+    raise AssertionError("claimed; but without a base it is not refused")
 
 
 @contract

@@ -67,10 +67,16 @@ def papers() -> list[dict[str, Any]]:
                 "area": work["area"],
                 "recipe": name,
                 "mechanisms": " ".join(found),
-                "claim": ((recipe.get("claim") or {}).get("found", "not measured")) if name else "",
+                "claim": found_of(name) if name else "",
             }
         )
     return out
+
+
+def found_of(name: str) -> str:
+    """What was found of a recipe's claim: holds, not shown, reversed; or why nothing was."""
+    path = SHIPPED / "claims" / f"{name}.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["found"]) if path.is_file() else "not measured"
 
 
 def run_of(folder: Path) -> dict[str, Any]:

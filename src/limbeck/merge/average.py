@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from limbeck.merge.base import Merge
+from limbeck.merge.base import Merge, filled, parts
 
 
 class Average(Merge):
@@ -30,13 +30,14 @@ class Average(Merge):
     """One weight for each of `of`; none: all alike."""
 
     @model_validator(mode="after")
-    def one_weight_each(self) -> "Average":
-        if self.weights and (len(self.weights) != len(self.of) or sum(self.weights) == 0):
-            raise ValueError(f"weights: one for each of {len(self.of)} stages, and not 0 in all")
+    def not_zero_in_all(self) -> "Average":
+        if self.weights and sum(self.weights) == 0:
+            raise ValueError("weights: not 0 in all")
         return self
 
     def __call__(self, name, tensors, base):
         weights = self.weights or (1.0,) * len(tensors)
         total = sum(weights)
-        stacked = torch.stack([t.double() * (w / total) for t, w in zip(tensors, weights, strict=True)])
-        return stacked.sum(0).to(tensors[0].dtype)
+        flat = [(t.reshape(-1), w / total) for t, w in zip(tensors, weights, strict=True)]
+        sums = ((part, torch.stack([t[part].double() * w for t, w in flat]).sum(0)) for part in parts(tensors[0].numel()))
+        return filled(tensors[0], sums)

@@ -4,18 +4,28 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
+from torch import nn
 
 from limbeck.component import Choice, Component
 
 
 class Schedule(Component):
-    """A number that moves with the step of its stage."""
+    """A number that moves with the step of its stage; one that `follows` also with the loss of the objective that holds it."""
 
     room: ClassVar[str] = "schedule"
+    follows: ClassVar[bool] = False
+    """It remembers losses: only an objective can hold it, and checkpoints keep what it remembers."""
 
     @abstractmethod
-    def value(self, step: int) -> float:
-        """The number at a step, counted from 0 in each stage."""
+    def value(self, step: int, memory: nn.Module | None = None) -> float:
+        """The number at a step, counted from 0 in each stage; without memory, where no loss has been seen."""
+
+    def begin(self) -> nn.Module:
+        """What it remembers, before the first loss."""
+        raise NotImplementedError
+
+    def follow(self, memory: nn.Module, step: int, loss: float) -> None:
+        """Notes the loss of an optimiser step: the mean over all that was counted in it."""
 
     @property
     def ends(self) -> tuple[float, float]:

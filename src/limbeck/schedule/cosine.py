@@ -29,7 +29,7 @@ class Cosine(Schedule):
     steps: int = Field(default=100, gt=0)
     """Steps from start to end."""
 
-    def value(self, step: int) -> float:
+    def value(self, step: int, memory: object = None) -> float:
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
 
     @property

@@ -28,7 +28,7 @@ class Linear(Schedule):
     steps: int = Field(default=100, gt=0)
     """Steps from start to end."""
 
-    def value(self, step: int) -> float:
+    def value(self, step: int, memory: object = None) -> float:
         return self.start + (self.end - self.start) * min(1.0, step / self.steps)
 
     @property

@@ -26,7 +26,7 @@ from limbeck.store.files import (
 )  # fmt: skip
 from limbeck.store.folder import is_sound, manifest, new_folder, sha256_file, sha256_folder, sweep, verify
 from limbeck.store.log import Log
-from limbeck.store.tensors import DTYPES, load_metadata, load_state, load_tensors, save_state, save_tensors
+from limbeck.store.tensors import DTYPES, Later, later_tensors, load_metadata, load_state, load_tensors, save_state, save_tensors
 
 __all__ = [
     "ANSWERS",
@@ -35,6 +35,7 @@ __all__ = [
     "Cache",
     "DTYPES",
     "Entry",
+    "Later",
     "Log",
     "corrupt",
     "crash_point",
@@ -45,6 +46,7 @@ __all__ = [
     "inside",
     "is_sound",
     "is_sound_or_aside",
+    "later_tensors",
     "load_metadata",
     "load_state",
     "load_tensors",

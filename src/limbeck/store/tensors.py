@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,18 @@ DTYPES = {
 """Names of torch's dtypes in a safetensors header."""
 
 
-def save_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file whose bytes depend only on what is passed; a tensor with several names is written once.
+@dataclass(frozen=True, eq=False)
+class Later:
+    """A tensor that is read or made when it is asked for, and not kept: more than fit into memory can be on their way at once."""
+
+    like: "Tensor"
+    """Its dtype and shape, on the meta device."""
+    make: "Callable[[], Tensor]"
+
+
+def save_tensors(path: Path | str, tensors: "Mapping[str, Tensor | Later]", metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file whose bytes depend only on what is passed; a tensor with several names is written once. One that
+    is made later is made when it is written.
 
     Written here because the safetensors package leaves the order of metadata to chance, and a name of its own behind when it is killed.
     """
@@ -31,12 +42,14 @@ def save_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", metadata: Ma
 
     first: dict[tuple, str] = {}
     aliases, header, stop = {}, {}, 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):  # so that each is aligned
+    likes = {name: tensor.like if isinstance(tensor, Later) else tensor for name, tensor in tensors.items()}
+    for name, tensor in sorted(likes.items(), key=lambda item: (-item[1].element_size(), item[0])):  # so that each is aligned
         dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
         if dtype is None or tensor.layout != torch.strided or name == "__metadata__":
             got = f"{name}: {tensor.layout}, {tensor.dtype}"
             raise Refused("tensor", str(path), f"dense tensors of {', '.join(DTYPES)}", got, "convert it before it is saved")
-        place = (tensor.device, tensor.data_ptr(), tensor.is_conj(), tensor.is_neg(), tensor.dtype, tensor.shape, tensor.stride())
+        own = id(tensor) if tensor.is_meta else tensor.data_ptr()
+        place = (tensor.device, own, tensor.is_conj(), tensor.is_neg(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and first.setdefault(place, name) != name:
             aliases[name] = first[place]
             continue
@@ -49,7 +62,8 @@ def save_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", metadata: Ma
     def parts() -> Iterator[Any]:
         yield len(head).to_bytes(8, "little") + head
         for name in header:
-            plain = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
+            tensor = tensors[name]
+            plain = (tensor.make() if isinstance(tensor, Later) else tensor).detach().cpu().resolve_conj().resolve_neg().contiguous()
             yield plain.reshape(-1).view(torch.uint8).numpy()
 
     write_parts(path, parts(), 8 + len(head) + stop)
@@ -76,6 +90,23 @@ def load_tensors(path: Path | str, device: str = "cpu") -> "dict[str, Tensor]":
         return {**tensors, **{name: tensors[kept] for name, kept in aliases.items()}}
 
 
+def later_tensors(path: Path | str) -> dict[str, Later]:
+    """The tensors of a safetensors file, each read when it is asked for; what was one tensor with several names is so again."""
+    import torch
+
+    def read(name: str) -> "Callable[[], Tensor]":
+        def make() -> "Tensor":
+            with opened(Path(path)) as file:  # opened anew: what was read through one mapping stays in memory as long as it does
+                return file.get_tensor(name)
+
+        return make
+
+    with opened(Path(path)) as file:
+        found = {name: Later(torch.empty_like(file.get_tensor(name), device="meta"), read(name)) for name in file.keys()}
+        aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
+        return {**found, **{name: found[kept] for name, kept in aliases.items()}}
+
+
 def load_metadata(path: Path | str) -> dict[str, str]:
     """The metadata that `save_tensors` was given, without reading the tensors."""
     with opened(Path(path)) as file:
@@ -94,10 +125,10 @@ def save_state(folder: Path | str, name: str, nested: Any) -> None:
     write_bytes(inside(folder, f"{name}.json"), canonical(packed))
 
 
-def load_state(folder: Path | str, name: str, device: str = "cpu") -> Any:
-    """Reads what `save_state` wrote; `Failed("corrupt")` if it is something else."""
-    path = inside(folder, f"{name}.json")
-    tensors = load_tensors(inside(folder, f"{name}.safetensors"), device)
+def load_state(folder: Path | str, name: str, device: str = "cpu", later: bool = False) -> Any:
+    """Reads what `save_state` wrote, with `later` each tensor as one that is read when asked for; `Failed("corrupt")` if it is something else."""
+    path, file = inside(folder, f"{name}.json"), inside(folder, f"{name}.safetensors")
+    tensors = later_tensors(file) if later else load_tensors(file, device)
     try:
         return unpack(read_json(path), tensors)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -117,7 +148,7 @@ def pack(value: Any, tensors: dict[str, Any], place: str) -> Any:
     if isinstance(value, (list, tuple)):
         items = [pack(item, tensors, f"{place}.{number}") for number, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, (torch.Tensor, Later)):
         tensors[str(len(tensors))] = value
         return {"tensor": len(tensors) - 1}
     got = f"{type(value).__module__}.{type(value).__qualname__}"

@@ -14,7 +14,7 @@ import torch
 
 from limbeck.component import canonical, changed, find
 from limbeck.errors import Failed
-from limbeck.merge.base import Merge, merge
+from limbeck.merge.base import Merge, merge, refuse
 from limbeck.model.base import Role
 from limbeck.store import Log, disk, inside, is_sound, load_state, new_folder, save_state, sweep, verify
 from limbeck.student.base import Score, Surgery
@@ -201,15 +201,12 @@ class Arm:
 
     def merge(self, node: Node) -> None:
         """Merges finished nodes, every role that is trained, tensor by tensor."""
-        of = [load_state(self.result(name), "state")["roles"] for name in node.after]
-        start, merged = load_state(self.result("student"), "state")["roles"], {}
+        of = [load_state(self.result(name), "state", later=True)["roles"] for name in node.after]
+        start, merged = load_state(self.result("student"), "state", later=True)["roles"], {}
         for role in of[0]:
             states = [roles[role] for roles in of]
-            shapes = [{name: t.shape for name, t in state.items()} for state in states]
-            if any(s != shapes[0] for s in shapes):
-                raise Failed("merge", node.where, "students of one build", "different shapes", "merge stages that share their surgeries", code=5)
-            base = start[role] if {name: t.shape for name, t in start[role].items()} == shapes[0] else None
-            merged[role] = merge(node.what, states, base)
+            refuse(node.what, node.after, states, start[role], node.where)
+            merged[role] = merge(node.what, states, start[role])
         self.keep(node.name, merged, [])
 
     def keep(self, name: str, roles: Mapping[str, Any], surgery: list[Any]) -> None:

@@ -15,7 +15,7 @@ from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Failed
 from limbeck.model.base import Models
 from limbeck.numerics import Streams
-from limbeck.signals import Batch
+from limbeck.signals import Batch, Loss
 from limbeck.teacher.base import Teacher
 from limbeck.train.settle import settle
 from limbeck.train.stage import Stage
@@ -126,16 +126,29 @@ class Loop:
             group["lr"] = rate * group["rate"]
         optimiser.step()
         running.drawn += 1
+        self.follow(running, losses)
         prefix = f"{t}." if len(self.running) > 1 else ""
         names = [f"{prefix}{o.kind}" for o in turn.objective]  # type: ignore[attr-defined]
         names = [n if names.count(n) == 1 else f"{n}.{i}" for i, n in enumerate(names)]
         records = [(name, loss.total.item(), loss.count) for name, loss in zip(names, losses, strict=True)]
+        records += [
+            (f"{name}.{field}", schedule.value(self.step + 1, followed[field]), 1)
+            for name, o, followed in zip(names, turn.objective, running.followed, strict=True)
+            for field, schedule in o.schedules.items()
+            if schedule.follows
+        ]
         records += [
             (f"{prefix}gradient_norm", norm.item(), 1),
             (f"{prefix}learning_rate", rate, 1),
             (f"{prefix}step_seconds", time.perf_counter() - began, 1),
         ]
         return [{"step": self.step, "name": name, "sum": total, "count": num} for name, total, num in records]
+
+    def follow(self, running: Running, losses: Sequence[Loss]) -> None:
+        """Schedules that follow the loss of their objective hear its mean, once an optimiser step; where nothing was counted there is none."""
+        for objective, followed, loss in zip(running.turn.objective, running.followed, losses, strict=True):
+            for name, memory in followed.items() if loss.count else ():
+                objective.schedules[name].follow(memory, self.step, loss.total.item() / loss.count)
 
     def precision(self) -> Any:
         dtype = self.world.autocast
@@ -167,12 +180,16 @@ class Loop:
             "at": {"step": self.step, "ended": self.ended, "waited": self.waited, "drawn": [r.drawn for r in self.running]},
             "roles": {name: self.world.models[name].module.state_dict() for name in self.roles()},
             "turns": [
-                {"optimiser": r.optimiser.state_dict(), "built": states([*r.learned, *r.memory[len(self.memory) :]])}  # type: ignore[union-attr]
+                {"optimiser": r.optimiser.state_dict(), "built": states(self.built(r))}  # type: ignore[union-attr]
                 for r in self.running
             ],
             "memory": states(self.memory),
             "best": self.best,
         }
+
+    def built(self, running: Running) -> list[Any]:
+        """What a turn of its own learns and remembers."""
+        return [*running.learned, *running.memory[len(self.memory) :], *(memory for each in running.followed for memory in each.values())]
 
     def roles(self) -> list[str]:
         """Roles that this stage changes; the others are as they were opened."""
@@ -189,7 +206,7 @@ class Loop:
         for running, drawn, kept in zip(self.running, at["drawn"], state["turns"], strict=True):
             running.drawn = drawn
             running.optimiser.load_state_dict(kept["optimiser"])  # type: ignore[union-attr]
-            pairs += zip([*running.learned, *running.memory[len(self.memory) :]], kept["built"], strict=True)
+            pairs += zip(self.built(running), kept["built"], strict=True)
         for mine, theirs in pairs:
             if mine is not None:
                 mine.load_state_dict(theirs)

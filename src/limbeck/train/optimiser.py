@@ -51,6 +51,8 @@ class Optimiser(Document):
     def one_schedule(self) -> "Optimiser":
         if isinstance(self.lr, Schedule) and (self.warm_up or self.decay != "constant"):
             raise ValueError("either a schedule as lr, or warm_up and decay, not both")
+        if isinstance(self.lr, Schedule) and self.lr.follows:
+            raise ValueError("a schedule that follows a loss belongs to an objective: use linear or cosine")
         return self
 
     def rate(self, step: int, steps: int) -> float:

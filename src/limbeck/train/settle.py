@@ -120,7 +120,7 @@ def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...
 
 
 def effective(turn: Turn, models: Models, align: Sequence[Align], needs: Needs, where: str) -> None:
-    """Refuses what cannot have an effect: patterns that fit no parameter, a layer map that nobody asks."""
+    """Refuses what cannot have an effect: patterns that fit no parameter, a layer map that nobody asks, schedules without a loss to follow."""
     names = [name for name, _ in models.trainable(turn.trains)]
     groups = {f"optimiser.groups.{i}.match": group.match for i, group in enumerate(turn.optimiser.groups)}
     for field, patterns in {"only": turn.only, "freeze": turn.freeze, **groups}.items():
@@ -128,6 +128,10 @@ def effective(turn: Turn, models: Models, align: Sequence[Align], needs: Needs, 
             if not any(matches(name, (pattern,)) for name in names):
                 expected = f"a pattern that fits parameters of {turn.trains}, such as {names[0]}"
                 raise Refused("pattern", f"{where}.{field}", expected, pattern, "change or remove the pattern")
+    for part, component in (("forward", turn.forward), *((f"align.{i}", a) for i, a in enumerate(turn.align))):
+        for name in (name for name, schedule in component.schedules.items() if schedule.follows):
+            expected = "a schedule of the step alone: there is no loss to follow"
+            raise Refused("schedule", f"{where}.{part}.{name}", expected, "one that follows a loss", "use linear or cosine")
     layered = any("." in name for asked in needs.values() for name in asked)
     if any(isinstance(a, LayerMap) for a in align) and not layered:
         do = "remove the map, or add the objective"

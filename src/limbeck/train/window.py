@@ -30,6 +30,11 @@ class Running:
     optimiser: torch.optim.Optimizer | None = None
     drawn: int = 0
     """Windows drawn so far: the data cursor."""
+    followed: list[dict[str, nn.Module]] = field(init=False)
+    """What schedules of each objective remember, by field."""
+
+    def __post_init__(self) -> None:
+        self.followed = [{name: s.begin() for name, s in o.schedules.items() if s.follows} for o in self.turn.objective]
 
 
 def prepare(running: Running, rows: Rows, teacher: Teacher | None, kept: Mapping[str, Any], place: Place, spot: tuple[int, ...]) -> Batch:
@@ -92,6 +97,7 @@ def share(running: Running, models: Models, part: Batch, step: int, counts: Sequ
     """What a part of a window adds to the weighted sum of all objectives, whose gradient is wanted; and sum and count of each."""
     forward, listen = running.turn.forward.at(step), Aligned(models, running.settled.align)
     said = forward(listen, part, running.settled.needs)  # type: ignore[operator]
-    losses = [objective.at(step)(said, learned) for objective, learned in zip(running.turn.objective, running.learned, strict=True)]  # type: ignore[operator]
-    weights = [objective.at(step).weight for objective in running.turn.objective]  # type: ignore[attr-defined]
+    objectives: list[Any] = [o.at(step, followed) for o, followed in zip(running.turn.objective, running.followed, strict=True)]
+    losses = [objective(said, learned) for objective, learned in zip(objectives, running.learned, strict=True)]
+    weights = [objective.weight for objective in objectives]
     return torch.stack([weight * loss.total / max(num, 1) for weight, loss, num in zip(weights, losses, counts, strict=True)]).sum(), losses

@@ -1,0 +1,102 @@
+"""What a measured claim is: verdicts by hand, settings that were fixed before, and records that are not stale."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from limbeck.claims import RECORDS, changes, claim_of, compared, identity, main, measure, record_of, value_of
+from limbeck.errors import Refused
+from limbeck.recipe import SHIPPED, Claim, load
+from toy import at_home, toy, words
+
+__all__ = ["at_home"]
+MEASURED = sorted(path.stem for path in RECORDS.glob("*.json"))
+CLAIMING = [path.stem for path in sorted(SHIPPED.glob("*.yaml")) if load(path).claim is not None]
+
+
+def claim(**changed: Any) -> Claim:
+    plain = {"expects": "a is better", "arm": "a", "than": ["b"], "arms": {"a": {}, "b": {}}, "grid": {"seed": [1, 2, 3]}}
+    return Claim.model_validate({**plain, **changed})
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, verdict",
+    [
+        ([1.0, 1.1, 0.9], [2.0, 2.2, 1.9], "holds"),  # 1.0, 1.1, 1.0 better: mean 1.03, standard error 0.03
+        ([2.0, 2.2, 1.9], [1.0, 1.1, 0.9], "reversed"),
+        ([1.0, 1.0, 1.0], [1.1, 1.0, 1.1], "not shown"),  # one seed is a tie
+        ([1.0, 1.0, 1.0], [1.1, 0.9, 1.1], "not shown"),  # signs differ
+        ([1.0, 1.0, 1.0], [1.01, 1.5, 1.02], "not shown"),  # 0.01, 0.5, 0.02: mean 0.177, two standard errors 0.324
+    ],
+)
+def test_verdicts_by_hand(ours: list[float], theirs: list[float], verdict: str) -> None:
+    found, differences = compared(claim(), {"a": ours, "b": theirs})
+    assert found == verdict == differences["b"]["verdict"]
+    assert compared(claim(greater=True), {"a": theirs, "b": ours})[0] == verdict
+
+
+def test_it_holds_only_over_every_arm_that_it_names() -> None:
+    of = claim(than=["b", "c"], arms={"a": {}, "b": {}, "c": {}})
+    found, differences = compared(of, {"a": [1.0, 1.1, 0.9], "b": [2.0, 2.2, 1.9], "c": [1.0, 1.1, 0.9]})
+    assert found == "not shown" and differences["b"]["mean"] == pytest.approx(1.0333, abs=1e-4)
+    assert differences["b"]["standard_error"] == pytest.approx(0.0333, abs=1e-4)
+
+
+def test_arms_that_are_not_there_and_two_grids_are_refused() -> None:
+    with pytest.raises(ValidationError, match="arms: one called c"):
+        claim(than=["c"])
+    with pytest.raises(ValidationError, match="grid: one path"):
+        claim(grid={"seed": [1], "train.0.steps": [2]})
+
+
+def test_a_metric_is_a_path_in_the_summary() -> None:
+    assert value_of({"student": {"kl": 0.5}}, "student.kl") == 0.5
+    with pytest.raises(Refused, match="nothing called top1"):
+        value_of({"student": {"kl": 0.5}}, "student.top1")
+
+
+def test_a_claim_is_measured_over_arms_grid_and_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = toy(tmp_path, {"steps": 2}, evaluate=["agreement"])
+    plain["claim"] = {
+        "expects": "a larger rate moves further",
+        "arm": "two",
+        "than": ["one"],
+        "arms": {"one": {"train.0.steps": 1}, "two": {}},
+        "prepare": {"first": toy(tmp_path, {"steps": 1})},
+        "setting": {"evaluate": ["agreement"]},
+        "grid": {"train.0.optimiser.lr": [1e-3, 1e-2, 1e-4]},
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(plain))
+    words(tmp_path)
+    record = measure(str(path))
+    assert set(record["arms"]) == {"one", "two"} and all(len(seeds) == 3 for arm in record["arms"].values() for seeds in arm.values())
+    assert set(record["arms"]["one"]) == {"0.001", "0.01", "0.0001"}
+    assert record["best"]["two"] == min(record["arms"]["two"], key=lambda rate: sum(record["arms"]["two"][rate]))
+    assert record["found"] in ("holds", "not shown", "reversed") and record["identity"] == identity(str(path))
+    assert (tmp_path / "runs" / "claim-small-first" / "summary.json").is_file()
+    plain["claim"]["setting"] = {"evaluate": ["agreement"], "train.0.batch": 1}
+    path.write_text(json.dumps(plain))
+    assert identity(str(path)) != record["identity"]
+
+
+def test_a_recipe_without_a_claim_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart"]) == 2 and "a recipe with a claim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", CLAIMING)
+def test_every_arm_of_a_claim_is_a_recipe(name: str) -> None:
+    claim = claim_of(name)
+    for arm in claim.arms:
+        assert load(name, changes(claim, arm, next(iter(claim.grid.values()))[0], 0)).claim is None
+    for plain in claim.prepare.values():
+        load(plain)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_record_speaks_of_the_recipe_as_it_is(name: str) -> None:
+    record = record_of(name)
+    assert record is not None and record["identity"] == identity(name), f"{name} has changed since it was measured: make claims NAME={name}"
