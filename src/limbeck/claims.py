@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from limbeck.errors import Failed, Refused
-from limbeck.recipe import SHIPPED, Claim, load
+from limbeck.recipe import SHIPPED, Claim, find, load
 from limbeck.start import run
 from limbeck.store import sha256_json, write_json
 
@@ -84,7 +84,7 @@ def measure(name: str) -> dict[str, Any]:
     claim, seconds = claim_of(name), 0.0
     own = Path(name).stem
     for key, plain in claim.prepare.items():
-        seconds += run(plain, name=f"claim-{own}-{key}").summary["wall_seconds"]
+        seconds += run(plain, name=f"claim-{own}-{key}", base=find(name).parent).summary["wall_seconds"]
     ((path, values),) = claim.grid.items()
     tables: dict[str, dict[str, list[float]]] = {}
     for arm in claim.arms:

@@ -42,6 +42,7 @@ def run(
     toy: bool = False,
     tell: Tell | None = None,
     stop: Callable[[], bool] = lambda: False,
+    base: Path | None = None,
 ) -> Run:
     """Runs a recipe to its end, or goes on with it; a finished run costs nothing.
 
@@ -53,6 +54,7 @@ def run(
         toy: runs the recipe's toy form, in seconds.
         tell: hears how it goes.
         stop: asked between steps; after a True the run is saved and returns.
+        base: folder that relative paths of a recipe start from; none: that of its file, else this one.
 
     Raises:
         Refused, Failed: in one sentence each.
@@ -65,8 +67,9 @@ def run(
     with lock(folder / "run"):
         if (folder / "summary.json").is_file():
             return Run(folder, True, read_json(folder / "summary.json"))
-        base = begin(folder, recipe, base_of(own.parent) if own else ".")
-        summary = Job(recipe, folder, tell or Quiet(), base).go(stop)
+        there = base or (own.parent if own else None)
+        start = begin(folder, recipe, base_of(there) if there else ".")
+        summary = Job(recipe, folder, tell or Quiet(), start).go(stop)
         return Run(folder, summary is not None, summary or {})
 
 
