@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from limbeck.conclude import conclude, exported
-from limbeck.data._overlap import drop_overlap
-from limbeck.data.base import Place, Rows, Step
+from limbeck.data.base import Place, Rows
 from limbeck.errors import Refused
 from limbeck.examine import Calibration, Examiner, draw_samples, trust
 from limbeck.model.adapters import merged
-from limbeck.model.base import Role
+from limbeck.model.base import Models, Role
 from limbeck.numerics import Streams
 from limbeck.planning import plan_of
 from limbeck.planning.keeping import choose
 from limbeck.planning.refusals import refuse_rows
 from limbeck.planning.steps import FEWEST, affordable
+from limbeck.reading import own_rows, read
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
 from limbeck.signals import Row
@@ -89,7 +89,7 @@ class Job:
         self.cast = Cast(self.recipe, self.cache, self.base)
         choose(self.cast)
         with self.step("data") as said:
-            self.rows = self.read(self.recipe.data)
+            self.rows = read(self.recipe.data, self.place())
             refuse_rows(self.recipe, self.rows, self.cast.originals)
             keys = {"train rows": self.rows.train, "held-out rows": self.rows.held_out}
             same_inputs(self.folder, {**{name: sha256_json([row.key for row in rows]) for name, rows in keys.items()}, **self.cast.identities()})
@@ -127,12 +127,9 @@ class Job:
             write_json(path, {**clock, name: clock.get(name, 0.0) + time.perf_counter() - began})
         self.tell.done(name, " · ".join(said), time.perf_counter() - began)
 
-    def read(self, steps: Sequence[Step]) -> Rows:
-        """All rows: every data step, once; held-out text that stands in the training text too is left out."""
-        rows, place = Rows(), Place(self.cast.readers(), self.streams, base=self.base)
-        for step in steps:
-            rows = step.rows(rows, place)
-        return drop_overlap(rows)
+    def place(self, number: int = 0, models: Models | None = None) -> Place:
+        """Where data steps find what they need: roles that can read, or at the beginning of a stage those that can speak."""
+        return Place(models or self.cast.readers(), self.streams, number, self.base, live=models is not None)
 
     def student(self) -> str:
         """The student before training; what its surgeries measured is kept, so that it is measured once."""
@@ -165,7 +162,10 @@ class Job:
     def world_of(self, number: int, stage: Stage, world: World) -> World:
         """The world of a stage: with its own data or teacher, if it brings them, and all that a cached teacher will be asked."""
         if stage.data is not None:
-            world = replace(world, rows=self.read(stage.data).without(self.rows.held_out), steps=stage.data)
+            with self.step("data") as said:
+                place, path = self.place(number, world.models), self.folder / "rows" / f"{number}.json"
+                world = replace(world, rows=own_rows(stage.data, place, self.rows.held_out, path), steps=stage.data)
+                said += [f"{len(world.rows.train):,} rows for stage {number}", *world.rows.notes]
         if world.teacher is None:
             return world
         source, role, kept = stage.teacher or world.teacher, self.teacher, self.kept

@@ -155,6 +155,9 @@ class Recipe(Document):
             raise ValueError(f"role: {taken[0]} has a key of its own")
         if len({exporter.kind for exporter in self.export}) < len(self.export) or len(self.export) > 1:  # type: ignore[attr-defined]
             raise ValueError("export: one exporter; run again with another for a second format")
+        for i, stage in enumerate(self.train):
+            if stage.steps == "auto" and any(step.needs for step in stage.data or ()):
+                raise ValueError(f"train.{i}.steps: a number, since its rows are written when it begins")
         graph(self)
         return self
 
@@ -221,7 +224,15 @@ def ordered(nodes: Mapping[str, Node]) -> list[Node]:
 
 def text_only(recipe: Recipe) -> Recipe:
     """The same student, data, order, steps and optimiser, without the teacher: only the objective differs."""
-    stages = [changed(stage, teacher=None, turn=tuple(without_teacher(turn) for turn in stage.turn)) for stage in recipe.train]
+    stages = [
+        changed(
+            stage,
+            teacher=None,
+            turn=tuple(without_teacher(turn) for turn in stage.turn),
+            data=None if stage.data is not None and any(step.needs for step in stage.data) else stage.data,  # what models write is not text
+        )
+        for stage in recipe.train
+    ]
     return changed(recipe, train=tuple(stages), teacher=None, baseline=())
 
 

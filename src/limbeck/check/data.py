@@ -73,7 +73,7 @@ def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", ne
             write(base, records() + [dict.fromkeys(records()[0])] * (files == "broken"))
         student = family_of("llama", 0, context=CONTEXT)
         student.tokenizer = Chatting()
-        yield Place(Models({"student": student, "teacher": student}), Streams(seed), base=str(base))
+        yield Place(Models({"student": student, "teacher": student}), Streams(seed), base=str(base), live=True)
 
 
 def refuse(*_: Any) -> None:

@@ -63,6 +63,16 @@ class Rows:
         lost = sum(len(a.rows) - len(b.rows) for a, b in zip(self.parts, parts, strict=True))
         return replace(self, parts=parts, notes=(*self.notes, *([f"stage data: {lost:,} rows of held-out documents left out"] if lost else [])))
 
+    def plain(self) -> dict[str, Any]:
+        """The training rows as plain data, which `of` reads."""
+        parts = [{"share": part.share, "rows": [vars(row) for row in part.rows]} for part in self.parts]
+        return {"parts": parts, "notes": list(self.notes)}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Rows":
+        parts = (Part(tuple(Row(**row) for row in part["rows"]), part["share"]) for part in plain["parts"])
+        return cls(tuple(parts), notes=tuple(plain["notes"]))
+
     def draw(self, first: int, num: int, streams: Streams) -> list[Row]:
         """Rows of the draws first, first + 1, ...: each a group of rows. A pure function of its arguments: resuming needs no state.
 
@@ -107,6 +117,8 @@ class Place:
     base: str = "."
     """Folder that relative paths start from: that of the recipe."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    live: bool = False
+    """The roles can speak, as they are at the beginning of a stage; `window` is then the number of the stage."""
 
 
 class Step(Component):

@@ -59,20 +59,16 @@ def parts(num: int) -> Iterator[slice]:
 
 
 def merge(how: Merge, states: Sequence[Mapping[str, Later]], base: Mapping[str, Later] | None) -> dict[str, Later]:
-    """Whole states: each merged tensor is made when it is asked for. One with several names is merged once; what is no floating-point
-    number is the first's."""
-    out: dict[str, Later] = {}
-    known: dict[int, Later] = {}
+    """Whole states: each merged tensor is made when it is asked for. What is no floating-point number is the first's."""
 
     def merged(name: str, first: Later) -> Later:
         if not first.like.is_floating_point():
             return first
         before = base[name] if base is not None and how.needs_base else None
+        # with the `like` of the first: what was one tensor with several names is so again when it is saved
         return Later(first.like, lambda: how(name, [state[name].make() for state in states], before.make() if before else None))
 
-    for name, first in states[0].items():
-        out[name] = known.setdefault(id(first), merged(name, first))
-    return out
+    return {name: merged(name, first) for name, first in states[0].items()}
 
 
 def refuse(how: Merge, names: Sequence[str], states: Sequence[Mapping[str, Any]], base: Mapping[str, Any] | None, where: str) -> None:
