@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+from limbeck.claims import record_of
 from limbeck.cli.showing import class_of, listed
 from limbeck.component import ROOMS, members, schema
 from limbeck.recipe import SHIPPED, Recipe, load
@@ -69,11 +70,39 @@ def recipes() -> str:
             "",
             f"{recipe.about} {paper}Version {recipe.version}.",
             "",
+            *([f"Covered: {'; '.join(recipe.covers)}.", ""] if recipe.covers else []),
+            *([f"The paper also does, and this does not: {'; '.join(recipe.leaves_out)}.", ""] if recipe.leaves_out else []),
             "```yaml",
             path.read_text(encoding="utf-8").rstrip(),
             "```",
+            *claim(path.stem, recipe),
         ]
     return "\n".join(out) + "\n"
+
+
+def claim(name: str, recipe: Recipe) -> list[str]:
+    """What was claimed and what was found: every arm at every value of the grid."""
+    if recipe.claim is None:
+        return []
+    out, record = ["", f"**Claim.** {recipe.claim.expects}", ""], record_of(name)
+    if record is None:
+        return [*out, f"Not measured yet: `make claims NAME={name}`."]
+    ((path, values),) = record["grid"].items()
+    out += [
+        f"**Found: {record['found']}** ({record['date']}, `{record['command']}`, {record['machine']}, {record['minutes']} minutes). "
+        f"`{record['metric']}` on seeds {', '.join(map(str, record['seeds']))}, by `{path}`; bold is what each arm is compared at.",
+        "",
+        f"| arm | {' | '.join(str(value) for value in values)} |",
+        f"| --- |{' --- |' * len(values)}",
+    ]
+    for arm, table in record["arms"].items():
+        cells = [", ".join(f"{x:.4g}" for x in table[str(value)]) for value in values]
+        cells = [f"**{cell}**" if str(value) == record["best"][arm] else cell for cell, value in zip(cells, values, strict=True)]
+        out.append(f"| {arm} | {' | '.join(cells)} |")
+    found = (
+        f"over {other}: {one['verdict']} (better by {one['mean']:.3g} ± {one['standard_error']:.2g})" for other, one in record["differences"].items()
+    )
+    return [*out, "", f"{recipe.claim.arm} {'; '.join(found)}."]
 
 
 def coverage() -> str:

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from limbeck.component import canonical
 from limbeck.errors import Failed, Refused
-from limbeck.recipe import SHIPPED, Claim, find, load
+from limbeck.recipe import SHIPPED, Claim, Recipe, find, load
 from limbeck.start import run
 from limbeck.store import sha256_json, write_json
 
@@ -36,8 +37,14 @@ def identity(name: str) -> str:
     """Hash of all that a record speaks of: what is prepared, and the recipe of every arm. A record with another hash is stale."""
     claim = claim_of(name)
     (values,) = claim.grid.values()
-    resolved = {arm: load(name, changes(claim, arm, values[0], claim.seeds[0])) for arm in claim.arms}
-    return sha256_json({"claim": claim.model_dump(mode="json"), "arms": {arm: recipe.model_dump(mode="json") for arm, recipe in resolved.items()}})
+    arms = {arm: computed(load(name, changes(claim, arm, values[0], claim.seeds[0]))) for arm in claim.arms}
+    return sha256_json({"claim": canonical(claim), "arms": arms})
+
+
+def computed(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe computes, as plain data; a field that has been added since, and stands at its default, changes nothing."""
+    fields = {name: field.get_default(call_default_factory=True) for name, field in Recipe.model_fields.items() if name not in Recipe.cosmetic}
+    return {name: canonical(getattr(recipe, name)) for name, default in fields.items() if getattr(recipe, name) != default}
 
 
 def claim_of(name: str) -> Claim:

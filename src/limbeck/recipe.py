@@ -81,7 +81,7 @@ class Claim(Document):
 class Recipe(Document):
     """A distillation, from data to exported student, as one document."""
 
-    cosmetic: ClassVar[frozenset[str]] = frozenset({"about", "paper", "covers", "version", "toy", "claim"})
+    cosmetic: ClassVar[frozenset[str]] = frozenset({"about", "paper", "covers", "leaves_out", "version", "toy", "claim"})
     """Fields that change nothing that is computed."""
 
     about: str = ""
@@ -90,6 +90,8 @@ class Recipe(Document):
     """The published work that it follows."""
     covers: tuple[str, ...] = ()
     """Parts of that work that are covered."""
+    leaves_out: tuple[str, ...] = ()
+    """What that work also does, and this does not."""
     version: int = Field(default=1, ge=1)
     """Raised when the recipe changes what it computes."""
     seed: int = 0
