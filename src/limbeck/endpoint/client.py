@@ -86,7 +86,13 @@ class Endpoint:
         return self.responses.has(self.key(path, body))
 
     def ask(
-        self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], tokens: tuple[int, int] = (0, 0), keep: bool = True
+        self,
+        path: str,
+        body: Mapping[str, Any] | None,
+        read: Callable[[Any], T],
+        tokens: tuple[int, int] = (0, 0),
+        keep: bool = True,
+        key: str | None = None,
     ) -> T:
         """What `read` makes of the answer, which is kept if `read` accepts it.
 
@@ -96,13 +102,14 @@ class Endpoint:
             read: raises `Failed` for an answer that is not what it must be.
             tokens: read and written, estimated, for the budget.
             keep: whether the answer is taken from the store and put there.
+            key: under which it is kept; none: the request's own, which is one of this server.
 
         Raises:
             Declined: the server will not answer such a request.
             Refused: `budget`, `key`, `redirect`.
             Failed: `endpoint`, if no answer came; `offline`, if nothing may be asked; and what `read` raises.
         """
-        key = self.key(path, body or {})
+        key = key or self.key(path, body or {})
         if keep and (found := self.responses.get(key)) is not None:
             return self.replayed(found, read)
         if self.sender is None:
