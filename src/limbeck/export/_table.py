@@ -32,6 +32,7 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
     rows = [
         figure_row(summary, "Top-1 agreement, %", ("top1",), ("top1_error",), share=True),
         figure_row(summary, f"KL to teacher, nats/{unit}", ("kl",), ("kl_error",)),
+        figure_row(summary, f"KL to teacher in its own text, nats/{unit}", ("on_policy_kl",), ("on_policy_kl_error",)),
         figure_row(summary, "Bits per byte, held-out", ("bits_per_byte",), ("bits_per_byte_error",)),
     ]
     if rows[-1] is None:
