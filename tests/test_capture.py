@@ -277,6 +277,14 @@ def test_the_cache_is_listed_inspected_verified_and_collected(cli, tmp_path):
     assert cli("cache", "inspect", name)[0] == 2 and cli("cache", "gc", "--keep", "many")[0] == 2
 
 
+def test_what_servers_have_answered_is_not_collected(cli, tmp_path):
+    paid = tmp_path / "home" / "responses" / "ab" / "one"
+    paid.parent.mkdir(parents=True)
+    paid.write_bytes(b"x" * 2000)
+    code, out, _ = cli("cache", "gc", "--keep", "0")
+    assert code == 0 and paid.is_file() and "answers of servers stay" in out and str(paid.parents[1]) in out
+
+
 def test_verify_names_an_altered_part_and_repair_sets_it_aside(cli, tmp_path):
     path, said = written(tmp_path), tmp_path / "said"
     rows = recorded(cli, path, said)["rows"]

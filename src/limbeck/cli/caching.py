@@ -219,7 +219,8 @@ def merge(
 
 @cache.command()
 def gc(keep: Annotated[str, typer.Option(help="How much may stay, like 20GB.")], as_json: Json = False) -> None:
-    """Removes what was used longest ago, answers and other finished steps, until so much is left; spares what is in use."""
+    """Removes what was used longest ago, answers and other finished steps, until so much is left; spares what is in use, and what servers
+    have answered, which was paid for."""
     from limbeck.store import Cache
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", keep.strip().upper())
@@ -228,4 +229,7 @@ def gc(keep: Annotated[str, typer.Option(help="How much may stay, like 20GB.")],
     store = Cache()
     removed = store.gc(int(float(match[1]) * UNITS[match[2] or "B"]))
     left = sum(entry.size_bytes for entry in store.entries())
-    out({"schema": "limbeck.gc/1", "removed": removed, "bytes": left}, as_json, [*(f"removed {name}" for name in removed), f"{size(left)} left"])
+    paid = sum(file.stat().st_size for file in (store.root / "responses").rglob("*") if file.is_file())
+    told = [*(f"removed {name}" for name in removed), f"{size(left)} left"]
+    told += [f"{size(paid)} of answers of servers stay: remove {store.root / 'responses'} yourself"] * bool(paid)
+    out({"schema": "limbeck.gc/1", "removed": removed, "bytes": left, "responses_bytes": paid}, as_json, told)
