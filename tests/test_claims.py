@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from limbeck.claims import RECORDS, changes, claim_of, compared, identity, main, measure, record_of, value_of
 from limbeck.errors import Refused
 from limbeck.recipe import SHIPPED, Claim, load
-from toy import at_home, toy, words
+from toy import STEPS, at_home, toy, words
 
 __all__ = ["at_home"]
 MEASURED = sorted(path.stem for path in RECORDS.glob("*.json"))
@@ -64,7 +64,7 @@ def test_a_claim_is_measured_over_arms_grid_and_seeds(tmp_path: Path, monkeypatc
         "expects": "a larger rate moves further",
         "arm": "two",
         "than": ["one"],
-        "arms": {"one": {"train.0.steps": 1}, "two": {}},
+        "arms": {"one": {"train.0.steps": 1}, "two": {}, "again": {"evaluate": ["agreement", "perplexity"]}},
         "prepare": {"first": toy(tmp_path, {"steps": 1})},
         "setting": {"evaluate": ["agreement"]},
         "grid": {"train.0.optimiser.lr": [1e-3, 1e-2, 1e-4]},
@@ -72,8 +72,12 @@ def test_a_claim_is_measured_over_arms_grid_and_seeds(tmp_path: Path, monkeypatc
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(plain))
     words(tmp_path)
+    before = STEPS[0]
     record = measure(str(path))
-    assert set(record["arms"]) == {"one", "two"} and all(len(seeds) == 3 for arm in record["arms"].values() for seeds in arm.values())
+    assert STEPS[0] - before == 1 + 9 * 1 + 9 * 2  # what is prepared, and two arms: the third has nothing to train
+    assert record["arms"]["again"] == record["arms"]["two"]
+    assert set(record["arms"]) == {"one", "two", "again"}
+    assert all(len(seeds) == 3 for arm in record["arms"].values() for seeds in arm.values())
     assert set(record["arms"]["one"]) == {"0.001", "0.01", "0.0001"}
     assert record["best"]["two"] == min(record["arms"]["two"], key=lambda rate: sum(record["arms"]["two"][rate]))
     assert record["found"] in ("holds", "not shown", "reversed") and record["identity"] == identity(str(path))

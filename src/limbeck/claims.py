@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from limbeck.errors import Failed, Refused
 from limbeck.recipe import SHIPPED, Claim, Recipe, find, load
 from limbeck.start import run
 from limbeck.store import sha256_json, write_json
+from limbeck.workspace import computed, runs_folder
 
 RECORDS = SHIPPED / "claims"
 ERRORS = 2.0
@@ -37,14 +39,26 @@ def identity(name: str) -> str:
     """Hash of all that a record speaks of: what is prepared, and the recipe of every arm. A record with another hash is stale."""
     claim = claim_of(name)
     (values,) = claim.grid.values()
-    arms = {arm: computed(load(name, changes(claim, arm, values[0], claim.seeds[0]))) for arm in claim.arms}
+    arms = {arm: beyond_defaults(load(name, changes(claim, arm, values[0], claim.seeds[0]))) for arm in claim.arms}
     return sha256_json({"claim": canonical(claim), "arms": arms})
 
 
-def computed(recipe: Recipe) -> dict[str, Any]:
+def beyond_defaults(recipe: Recipe) -> dict[str, Any]:
     """What a recipe computes, as plain data; a field that has been added since, and stands at its default, changes nothing."""
-    fields = {name: field.get_default(call_default_factory=True) for name, field in Recipe.model_fields.items() if name not in Recipe.cosmetic}
-    return {name: canonical(getattr(recipe, name)) for name, default in fields.items() if getattr(recipe, name) != default}
+    optional = {name: field for name, field in Recipe.model_fields.items() if not field.is_required()}
+    defaults = {name: canonical(field.get_default(call_default_factory=True)) for name, field in optional.items()}
+    return {name: value for name, value in computed(recipe).items() if name not in defaults or value != defaults[name]}
+
+
+def borrow(folder: Path, recipe: Recipe, others: Sequence[Path]) -> None:
+    """Takes the trained stages of another run, where a new one would train just the same: it differs in what is looked at only."""
+
+    def trained(one: Recipe) -> dict[str, Any]:
+        return {name: value for name, value in computed(one).items() if name not in ("result", "evaluate", "export")}
+
+    same = next((other for other in others if not folder.exists() and trained(load(other / "recipe.yaml")) == trained(recipe)), None)
+    if same is not None:
+        shutil.copytree(same / "results", folder / "results")
 
 
 def claim_of(name: str) -> Claim:
@@ -94,10 +108,15 @@ def measure(name: str) -> dict[str, Any]:
         seconds += run(plain, name=f"claim-{own}-{key}", base=find(name).parent).summary["wall_seconds"]
     ((path, values),) = claim.grid.items()
     tables: dict[str, dict[str, list[float]]] = {}
+    done_before: list[Path] = []
     for arm in claim.arms:
         for value in values:
             for seed in claim.seeds:
-                done = run(name, *changes(claim, arm, value, seed), name=f"claim-{own}-{arm}-{value}-{seed}")
+                words = changes(claim, arm, value, seed)
+                folder = runs_folder() / f"claim-{own}-{arm}-{value}-{seed}"
+                borrow(folder, load(name, words), done_before)
+                done = run(name, *words, name=folder.name)
+                done_before.append(folder)
                 seconds += done.summary["wall_seconds"]
                 found = value_of(done.summary, claim.metric)
                 tables.setdefault(arm, {}).setdefault(str(value), []).append(found)

@@ -53,7 +53,7 @@ class Claim(Document):
     """The arm that should be better ..."""
     than: Annotated[tuple[str, ...], Field(min_length=1)]
     """... than each of these."""
-    arms: dict[str, dict[str, Any]]
+    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,40}$")], dict[str, Any]]
     """Name -> changes to the setting: path -> value. All are shown, compared or not."""
     setting: dict[str, Any] = Field(default_factory=dict)
     """Changes that make the recipe small enough to be measured: path -> value."""
