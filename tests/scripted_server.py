@@ -1,4 +1,4 @@
-"""A server on a loopback port that scores texts with a tiny model, as several servers do, and fails as it is told to."""
+"""A server on a loopback port that scores texts with a tiny model, as several servers do, writes what a function says, and fails as it is told to."""
 
 import contextlib
 import json
@@ -86,8 +86,20 @@ class LlamaPython(Scripted):
 class ScriptedServer:
     """`faults` are taken one a request about a text, in order; `always` holds for those without one. `seen` and `prompts` say what was asked."""
 
-    def __init__(self, role: Text, model: str = "tutor", most: int = 1 << 20, like: type[Scripted] = Scripted):
-        self.scripted = like(role, model, most)
+    def __init__(
+        self,
+        role: Text | None = None,
+        model: str = "tutor",
+        most: int = 1 << 20,
+        like: type[Scripted] = Scripted,
+        writes: Callable[[str], Any] = lambda question: f"It asks {question}. So the answer is {len(question)}.",
+    ):
+        """Args:
+        role: scores texts; none: chats only.
+        writes: what it answers to the last message of a chat: a text, or a whole choice.
+        """
+        self.scripted = like(role, model, most)  # type: ignore[arg-type]
+        self.writes, self.questions = writes, list[str]()
         self.faults: list[Fault] = []
         self.always = Fault()
         self.front: list[int] = []
@@ -129,7 +141,7 @@ class ScriptedServer:
             fault = Fault()
             if body is not None:
                 self.seen.append({"headers": dict(handler.headers), **body})
-                self.prompts.append(tuple(body["prompt"]))
+                self.prompts.append(tuple(body.get("prompt", ())))
                 fault = self.faults.pop(0) if self.faults else self.always
         if body is not None:
             self.arrived.release()
@@ -144,10 +156,21 @@ class ScriptedServer:
 
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
         with self.guard:  # one model, many threads
+            if body is not None and "messages" in body:
+                return 200, self.chat(body)
             if body is not None and self.front:
                 ids = body["prompt"] if isinstance(body["prompt"], list) else TOKENIZER.encode(body["prompt"], add_special_tokens=False)
                 body = {**body, "prompt": [*self.front, *ids]}
             return self.scripted.answer(path, body)
+
+    def chat(self, body: Any) -> Any:
+        """A chat completion."""
+        question = body["messages"][-1]["content"]
+        self.questions.append(question)
+        said = self.writes(question)
+        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"} if isinstance(said, str) else said
+        usage = {"prompt_tokens": len(question.split()), "completion_tokens": len(str(said).split())}
+        return {"id": "chat-1", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
 
     @staticmethod
     def send(handler: BaseHTTPRequestHandler, status: int, fault: Fault, data: bytes) -> None:
@@ -174,7 +197,7 @@ def changed(change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
 
 
 @contextlib.contextmanager
-def serving(role: Text, **options: Any) -> Iterator[ScriptedServer]:
+def serving(role: Text | None = None, **options: Any) -> Iterator[ScriptedServer]:
     server = ScriptedServer(role, **options)
     try:
         yield server

@@ -356,6 +356,8 @@ def test_a_killed_client_asks_again_only_what_was_in_flight(server: ScriptedServ
     child = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL)
     for _ in range(6):
         assert server.arrived.acquire(timeout=60)
+    while len([path for path in folder.glob("??/*") if len(path.name) == 64]) < 4:
+        assert child.poll() is None
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert len(server.prompts) == 6

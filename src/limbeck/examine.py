@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from limbeck.align.shared_vocab import SharedVocab
+from limbeck.align.shared_vocab import SharedVocab, same
 from limbeck.data.base import Rows
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import score
@@ -21,6 +21,11 @@ from limbeck.recipe import Recipe
 from limbeck.signals import Row, View, dense
 from limbeck.store import is_sound, load_tensors, new_folder, read_json, save_tensors, write_json
 from limbeck.teacher.base import Teacher
+
+
+def one_tokenizer(role: Role, teacher: Role) -> bool:
+    """Whether two roles read text by the same ids, as far as they read text."""
+    return None in (role.tokenizer, teacher.tokenizer) or same(role.tokenizer, teacher.tokenizer)
 
 
 def shared_ids(role: Role, teacher: Role | None) -> SharedVocab | None:
@@ -62,6 +67,11 @@ class Examiner:
         with torch.no_grad():
             return self.teacher.says(self.teacher.view(rows).to(view.device), ("logits",), {})["logits"]
 
+    def beside(self, role: Role) -> dict[str, Any]:
+        """The teacher's answers and how they are laid beside a subject's; none where their tokenizers differ: targets are then other text."""
+        told = self.teacher is not None and one_tokenizer(role, self.teacher)
+        return {"teacher_logits": self.answers if told else None, "align": shared_ids(role, self.teacher) if told else None}
+
     def table(self, subject: str) -> Table:
         """One entry a held-out target; made once, then read from the run's folder."""
         folder = self.folder / "tables" / subject
@@ -70,7 +80,7 @@ class Examiner:
         if subject not in self.tables:
             with self.open(subject) as role:
                 began = time.perf_counter()
-                table = score(role, self.rows.held_out, self.answers if self.teacher is not None else None, align=shared_ids(role, self.teacher))
+                table = score(role, self.rows.held_out, **self.beside(role))
                 seconds = time.perf_counter() - began
             with new_folder(folder) as new:
                 save_tensors(new / "table.safetensors", {name: x for name, x in vars(table).items() if x is not None})
@@ -97,11 +107,7 @@ class Examiner:
         """The same numbers of a role that is being trained, on some held-out rows or all: made anew, and not kept; leaves the role as it was."""
         training = role.training
         try:
-            return self.few(
-                score(
-                    role.eval(), rows or self.rows.held_out, self.answers if self.teacher is not None else None, align=shared_ids(role, self.teacher)
-                )
-            )
+            return self.few(score(role.eval(), rows or self.rows.held_out, **self.beside(role)))
         finally:
             role.train(training)
 
@@ -183,7 +189,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
                     subject: role.tokenizer.decode(made.tolist(), skip_special_tokens=True),
                     f"{subject}_seconds": time.perf_counter() - began,
                 }
-                if subject == "student" and examiner.teacher is not None and examiner.teacher.at_hand:
+                if subject == "student" and examiner.teacher is not None and examiner.teacher.at_hand and one_tokenizer(role, examiner.teacher):
                     sample |= differences(examiner.teacher, role.tokenizer, ids, made)
     return out
 

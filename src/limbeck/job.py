@@ -237,9 +237,9 @@ class Job:
 
     def observe(self, arm: str, node: str, loop: Loop, records: list[dict[str, Any]]) -> None:
         """Tells progress, and looks at a few held-out rows now and then; changes nothing."""
-        if self.watched and self.teacher is not None and loop.trained == "student" and loop.step * LOOKS % loop.steps < LOOKS:
-            value = self.examiner.look(loop.world.models["student"], self.watched)["kl"]
-            self.log.append([{"v": 1, "arm": arm, "stage": node, "step": loop.step - 1, "name": "held_out_kl", "value": value}])
+        due = self.watched and self.teacher is not None and loop.trained == "student" and loop.step * LOOKS % loop.steps < LOOKS
+        if due and "kl" in (found := self.examiner.look(loop.world.models["student"], self.watched)):  # none across tokenizers
+            self.log.append([{"v": 1, "arm": arm, "stage": node, "step": loop.step - 1, "name": "held_out_kl", "value": found["kl"]}])
         said = " · ".join(f"{r['name']} {r['sum'] / max(r['count'], 1):.4g}" for r in records if r["name"].split(".")[-1] not in SILENT)
         self.tell.bar("train" if arm == "student" else f"baseline {arm}", loop.step, loop.steps, said)
 

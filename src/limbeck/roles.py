@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from limbeck.align.byte_chunks import ByteChunks
 from limbeck.component import find
 from limbeck.data.base import Rows
 from limbeck.errors import LimbeckError, Refused
@@ -120,11 +121,12 @@ class Cast:
             self.share(role, f"{name}.start" if name != "teacher" else name)
 
     def share(self, role: Role, where: str) -> Role:
-        """A role that uses the tokenizer object of the first one; another tokenizer is refused where there is a teacher."""
+        """A role that uses the tokenizer object of the first one; another is refused where there is a teacher, but no alignment by bytes."""
         first = next((r for r in self.originals.values() if r.tokenizer is not None), None)
         if role.tokenizer is None or first is None or role is first:
             return role
-        if self.recipe.teacher is not None or fingerprint(role.tokenizer) == fingerprint(first.tokenizer):
+        crossed = any(isinstance(a, ByteChunks) for stage in self.recipe.train for turn in stage.turn for a in turn.align)
+        if self.recipe.teacher is not None and not crossed or fingerprint(role.tokenizer) == fingerprint(first.tokenizer):
             share_tokenizer(role, first, where)
         return role
 

@@ -30,6 +30,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "top_logits": ("target", "k"),
     "sampled_logits": ("target", "k"),
     "target_logprob": ("target", ""),
+    "chunk_logprob": ("chunk", ""),
     "hidden": ("pos", "dim"),
     "input": ("pos", "dim"),
     "mixer": ("pos", "dim"),

@@ -18,6 +18,7 @@ from limbeck.check.models import WORDS, family_of
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
+from limbeck.endpoint import Ask, Reply
 from limbeck.errors import LimbeckError
 from limbeck.model.base import Models
 from limbeck.numerics import Streams
@@ -73,7 +74,16 @@ def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", ne
             write(base, records() + [dict.fromkeys(records()[0])] * (files == "broken"))
         student = family_of("llama", 0, context=CONTEXT)
         student.tokenizer = Chatting()
-        yield Place(Models({"student": student, "teacher": student}), Streams(seed), base=str(base), live=True)
+        extra = {"send": oracle, "responses": base / ".responses"}
+        yield Place(Models({"student": student, "teacher": student}), Streams(seed), base=str(base), extra=extra, live=True)
+
+
+def oracle(ask: Ask) -> Reply:
+    """A server that writes, in this process: it spells the question, and now and then gives no answer."""
+    words = json.loads(ask.body or b"{}")["messages"][-1]["content"]
+    text = f"It has {len(words)} letters. So the answer is {len(words) % 3}." if len(words) % 7 else "That is hard to say."
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return Reply(200, {}, json.dumps({"choices": [choice], "usage": {"prompt_tokens": len(words), "completion_tokens": 9}}).encode())
 
 
 def refuse(*_: Any) -> None:

@@ -28,6 +28,7 @@ def trial_of(component: Component, seed: int) -> Trial:
 
 def uses(component: Component) -> dict[str, Any]:
     """Fields of a turn in which the component does what it is for."""
+    from limbeck.objective.chunk_likelihood import ChunkLikelihood
     from limbeck.objective.forward_kl import ForwardKL
     from limbeck.objective.hidden_mse import HiddenMSE
 
@@ -36,7 +37,8 @@ def uses(component: Component) -> dict[str, Any]:
     if component.room == "forward":
         objectives = ForwardKL(), HiddenMSE(layers=(1, 2))  # type: ignore[call-arg]
         return {"forward": component, "objective": objectives, "width": SIZES["width"]}  # of one width: blocks may hear each other's input
-    return {"align": (component,), "objective": (ForwardKL(), HiddenMSE(layers=(0, 1)))}  # type: ignore[call-arg]
+    chunks = (ChunkLikelihood(),) if component.requires("student", ("chunk_logprob",)) != ("chunk_logprob",) else ()  # type: ignore[attr-defined, call-arg]
+    return {"align": (component,), "objective": (ForwardKL(), HiddenMSE(layers=(0, 1)), *chunks)}  # type: ignore[call-arg]
 
 
 def same(got: tuple[Tensor, list[Loss]], expected: tuple[Tensor, list[Loss]], what: str) -> None:

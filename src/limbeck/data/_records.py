@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from limbeck.component import nearest, short
 from limbeck.data._files import find, finish, kind_of, reading
 from limbeck.data.base import Place, Source, key_of
 from limbeck.errors import Failed, Refused
 from limbeck.signals import Row
+from limbeck.text.spans import READ
 
 LINE_BYTES = 10_000_000
 """Longer lines are no records: a file without line breaks is never in memory whole."""
@@ -89,6 +90,15 @@ class Texts(Records):
     """Name of the field that holds a prompt; where there is one, `text` is not read."""
     answer: str = "answer"
     """Name of the field that holds the answer to the prompt; where there is none, a later step writes the answers."""
+    fields: tuple[str, ...] = ()
+    """Names of further fields that are kept as texts, such as a rationale; a row may lack them."""
+
+    @field_validator("fields")
+    @classmethod
+    def further(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := {*READ, "ids", "asked"} & set(value):
+            raise ValueError(f"further fields, not {', '.join(sorted(taken))}")
+        return value
 
     def pick(self, names: Collection[str]) -> dict[str, str]:
         if self.text != "text" and self.prompt != "prompt":
@@ -100,11 +110,11 @@ class Texts(Records):
         for field in fields.values():
             if field not in names:
                 raise Bad(missing(field, names))
-        return fields
+        return fields | {name: name for name in self.fields if name in names}
 
     def content(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         fields = self.pick(record)
-        content = {name: words(record[field], field) for name, field in fields.items() if name != "answer" or record[field] is not None}
+        content = {name: words(record[field], field) for name, field in fields.items() if name in ("text", "prompt") or record[field] is not None}
         return content, content.get("prompt", content.get("text", ""))
 
 

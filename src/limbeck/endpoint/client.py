@@ -15,11 +15,12 @@ from pathlib import Path
 from time import sleep
 from typing import Any, TypeVar
 
+from limbeck.endpoint.kept import Kept
 from limbeck.endpoint.ledger import Budget, Ledger
 from limbeck.endpoint.responses import Responses
 from limbeck.endpoint.transport import Ask, Lost, Reply, Send
 from limbeck.errors import Failed, Refused
-from limbeck.store import lock, sha256_json
+from limbeck.store import sha256_json
 
 logger = logging.getLogger(__name__)
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -61,6 +62,7 @@ class Endpoint:
         limits: Limits | None = None,
         budget: Budget | None = None,
         wait: Callable[[float], None] | None = None,
+        responses: Responses | Kept | None = None,
     ):
         """Args:
         url: of the server, checked by `address`.
@@ -68,9 +70,10 @@ class Endpoint:
         folder: of all kept answers; the ledger of this server is below it.
         key_env: the environment variable that holds the key; empty: the server takes none.
         wait: between attempts; none: sleeps.
+        responses: where answers are kept; none: in files of the folder.
         """
         self.url, self.sender, self.key_env, self.limits, self.wait = url, send, key_env, limits or Limits(), wait or sleep
-        self.responses, self.says = Responses(folder), {}
+        self.responses, self.says = responses or Responses(folder), {}
         self.folder = folder / "servers" / sha256_json(url)[:16]
         self.ledger = Ledger(self.folder / "ledger.jsonl", budget or Budget(), url)
         self.counts: Counter[str] = Counter()
@@ -114,16 +117,17 @@ class Endpoint:
             return self.replayed(found, read)
         if self.sender is None:
             raise Failed("offline", self.url, "an answer that is kept", "none, and nothing may be asked", "repeat the command with the server")
-        with self.slots:
-            if not keep:
+        if not keep:
+            with self.slots:
                 return read(self.attempts(key, path, body, tokens)[0])
-            with lock(self.responses.path(key), self.limits.attempts * (self.limits.timeout_seconds + LONGEST_WAIT)):
-                if (found := self.responses.get(key)) is not None:  # another process has asked meanwhile
-                    return self.replayed(found, read)
+        with self.responses.claim(key, self.limits.attempts * (self.limits.timeout_seconds + LONGEST_WAIT)):
+            if (found := self.responses.get(key)) is not None:  # another has asked meanwhile
+                return self.replayed(found, read)
+            with self.slots:  # what waits for the disk keeps no other request waiting
                 answer, raw = self.attempts(key, path, body, tokens)
-                value = read(answer)
-                self.responses.put(key, raw)
-                return value
+            value = read(answer)
+            self.responses.put(key, raw)
+            return value
 
     def replayed(self, found: bytes, read: Callable[[Any], T]) -> T:
         self.count("replayed")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import Refused
-from limbeck.store import Log, corrupt, disk, lock
+from limbeck.store import Log, corrupt, disk
 
 LOCK_SECONDS = 60.0
 """Longest wait for another process that writes a line."""
@@ -79,7 +79,7 @@ class Ledger:
         Raises:
             Refused: `budget`, if it could cost more than is left.
         """
-        with self.guard, lock(self.log.path, LOCK_SECONDS):
+        with self.guard, self.log.alone(LOCK_SECONDS):
             self.catch_up()
             spent_in, spent_out = self.sums()
             self.afford(spent_in, spent_out, tokens_in, tokens_out)
@@ -90,7 +90,7 @@ class Ledger:
 
     def settle(self, key: str, event: str, tokens_in: int = 0, tokens_out: int = 0) -> None:
         """Writes down what came of it: `answered`, with the tokens that the server counted, or `free`."""
-        with self.guard, lock(self.log.path, LOCK_SECONDS):
+        with self.guard, self.log.alone(LOCK_SECONDS):
             self.log.append([{"request": key, "event": event, "in": tokens_in, "out": tokens_out}])
             self.catch_up()
 

@@ -4,9 +4,10 @@ import hashlib
 import logging
 import os
 import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from limbeck.store import disk, inside, write_bytes
+from limbeck.store import disk, inside, lock, write_bytes
 
 logger = logging.getLogger(__name__)
 MOST_BYTES = 1 << 30
@@ -45,6 +46,10 @@ class Responses:
         with disk(path):
             os.replace(path, path.with_name(f"{path.name}.corrupt"))
         return None
+
+    def claim(self, key: str, wait_seconds: float) -> AbstractContextManager[None]:
+        """Holds a request while it is asked, so that nobody else asks the same."""
+        return lock(self.path(key), wait_seconds)
 
     def put(self, key: str, body: bytes) -> None:
         """Keeps an answer, wholly or not at all."""

@@ -1,7 +1,5 @@
 """How many bytes of text each id stands for: what bits per byte are counted over."""
 
-import json
-import re
 from typing import Any, NamedTuple
 
 import torch
@@ -9,11 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from limbeck.signals import View
-from limbeck.text.bytes_tokenizer import BYTES, ByteTokenizer
-
-SPACE = "▁"
-"""How tokenizers after SentencePiece write a space."""
-ONE_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+from limbeck.text.bytes_of import spelling
 
 
 class TokenBytes(NamedTuple):
@@ -34,32 +28,9 @@ class TokenBytes(NamedTuple):
 
 
 def token_bytes(tokenizer: Any) -> TokenBytes | None:
-    """Bytes of each id of a tokenizer, by the way its decoder writes bytes; None for one that does not keep every byte, or does not say."""
-    if isinstance(tokenizer, ByteTokenizer):
-        sizes = (torch.arange(len(tokenizer)) < BYTES).long()
-        return TokenBytes(sizes, torch.zeros_like(sizes))
-    if tokenizer is None or not getattr(tokenizer, "is_fast", False) or (decoder := tokenizer.backend_tokenizer.decoder) is None:
+    """Bytes of each id of a tokenizer; None for one that does not keep every byte, or does not say."""
+    found = spelling(tokenizer)
+    if found is None:
         return None
-    steps = kinds(json.loads(decoder.__getstate__()))
-    if not steps & {"ByteLevel", "Metaspace", SPACE}:
-        return None
-    added, vocabulary = tokenizer.added_tokens_decoder, tokenizer.get_vocab()
-    sizes = torch.zeros(max(vocabulary.values(), default=-1) + 1, dtype=torch.long)
-    leads = sizes.clone()
-    prefix = len(tokenizer.tokenize("a", add_special_tokens=False)[0].encode()) > 1 and "ByteLevel" not in steps
-    for token, i in vocabulary.items():
-        if i in added:
-            sizes[i] = 0 if added[i].special else len(added[i].content.encode())
-        elif "ByteLevel" in steps:  # one character of the vocabulary stands for one byte
-            sizes[i] = len(token)
-        else:
-            sizes[i] = 1 if ONE_BYTE.fullmatch(token) else len(token.replace(SPACE, " ").encode("utf-8", "surrogatepass"))
-            leads[i] = int(prefix and token.startswith(SPACE))
-    sizes[[i for i in tokenizer.all_special_ids if i < len(sizes)]] = 0
-    return TokenBytes(sizes, leads)
-
-
-def kinds(decoder: Any) -> set[str]:
-    """Names of the steps of a decoder; one that turns `▁` into a space is named so."""
-    found = {SPACE} if decoder.get("type") == "Replace" and SPACE in str(decoder.get("pattern")) else {str(decoder.get("type"))}
-    return found.union(*(kinds(step) for step in decoder.get("decoders", ())))
+    num = range(len(found.bytes))
+    return TokenBytes(torch.tensor([len(found.bytes[i]) for i in num]), torch.tensor([int(found.led(i)) for i in num]))

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.errors import Refused
 from limbeck.model.anatomy import Anatomy
@@ -14,6 +15,8 @@ from limbeck.signals import Head, Logits, Row, View, shaped
 from limbeck.text.spans import encode
 
 LAYERED = frozenset({"hidden", "input", "mixer", "query", "key", "value"})
+AT_ONCE = 256
+"""Targets whose logits exist at the same time, where only their log-probabilities are asked for."""
 WASTE = 0.25
 """Padding is preferred to packing up to this share of padded positions: packing pays with attention over the whole pack."""
 
@@ -27,6 +30,18 @@ def text_view(rows: Sequence[Row], tokenizer: Any, shift: int) -> View:
         torch.tensor([a for _, asked in encoded for a in asked], dtype=torch.bool),
         shift=shift,
     )
+
+
+def of_labels(logits: Logits, label: Tensor) -> Tensor:
+    """Log-probability of the label of each target; logits of so many at a time, made again in the backward pass."""
+
+    def part(logits: Logits, label: Tensor) -> Tensor:
+        return log_probs(logits.dense()).gather(-1, label[:, None])[:, 0]
+
+    if len(logits) <= AT_ONCE:
+        return part(logits, label)
+    cut = [slice(i, i + AT_ONCE) for i in range(0, len(logits), AT_ONCE)]
+    return torch.cat([checkpoint(part, logits[some], label[some], use_reentrant=False) for some in cut])
 
 
 class Text(Role):
@@ -89,7 +104,7 @@ class Text(Role):
         out["label"] = view.inputs["ids"][targets]
         out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())  # the label shift, in this one place
         if "target_logprob" in names:
-            out["target_logprob"] = log_probs(out["logits"].dense()).gather(-1, out["label"][:, None])[:, 0]
+            out["target_logprob"] = of_labels(out["logits"], out["label"])
         return {name: out[name] for name in names}
 
     def body(self, **inputs: Tensor) -> Any:

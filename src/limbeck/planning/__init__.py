@@ -170,7 +170,7 @@ def tokenizer_of(reference: Reference, cache: Cache) -> Any:
 
 
 def read(recipe: Recipe, cast: Cast, base: str) -> Rows:
-    rows, place = Rows(), Place(cast.readers(), Streams(recipe.seed), base=base)
+    rows, place = Rows(), Place(cast.readers(), Streams(recipe.seed), base=base, extra={"plan": True})
     for step in recipe.data:
         rows = step.rows(rows, place)
     refuse_rows(recipe, rows, cast.originals)

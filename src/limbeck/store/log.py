@@ -1,12 +1,15 @@
 """A file of one JSON object a line."""
 
+import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import Refused
 from limbeck.store.files import corrupt, crash_point, disk, ensure, flush, write_bytes
 
 
@@ -37,6 +40,27 @@ class Log:
                     raise
         crash_point("log.end")
 
+    @contextmanager
+    def alone(self, wait_seconds: float) -> Iterator[None]:
+        """Holds the file itself, which is made if it must be: others who ask for it wait. Not for a log of which `keep` drops records.
+
+        Raises:
+            Refused: `locked`, if another process holds it for too long.
+        """
+        with disk(self.path):
+            ensure(self.path.parent)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            end = time.monotonic() + wait_seconds
+            while not held(handle):
+                if time.monotonic() >= end:
+                    do = "wait until it has ended, or stop it, and repeat the command"
+                    raise Refused("locked", str(self.path), "no other process at work here", "one that writes", do, code=3)
+                time.sleep(0.002)
+            yield
+        finally:
+            os.close(handle)
+
     def sync(self) -> None:
         """Waits until everything appended is on the disk."""
         with disk(self.path):
@@ -62,3 +86,12 @@ class Log:
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drops the other records, such as those after the step that a run goes on from."""
         write_bytes(self.path, b"".join(line + b"\n" for line, record in self.lines() if wanted(record)))
+
+
+def held(handle: int) -> bool:
+    """Whether an open file could be locked now."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

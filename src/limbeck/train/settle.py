@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from limbeck.align.base import Align, expanded, raw
+from limbeck.align.byte_chunks import ByteChunks
 from limbeck.align.layer_map import LayerMap
 from limbeck.align.shared_vocab import SharedVocab
 from limbeck.data.base import Step
 from limbeck.errors import Refused
 from limbeck.model.base import Models, Role, matches
-from limbeck.signals import Needs
+from limbeck.signals import Needs, unit_of
 from limbeck.train.stage import Turn
 
 PARTIAL = {"top_logits", "sampled_logits"}
@@ -132,6 +133,11 @@ def effective(turn: Turn, models: Models, align: Sequence[Align], needs: Needs, 
         for name in (name for name, schedule in component.schedules.items() if schedule.follows):
             expected = "a schedule of the step alone: there is no loss to follow"
             raise Refused("schedule", f"{where}.{part}.{name}", expected, "one that follows a loss", "use linear or cosine")
+    for a in turn.align:
+        made = {name for asked in needs.values() for name in asked if unit_of(name) == "chunk"}
+        if isinstance(a, ByteChunks) and not made:
+            do = "remove the alignment, or add the objective: chunk_likelihood"
+            raise Refused("chunk", f"{where}.align", "an objective that compares chunks", "byte_chunks without one", do)
     layered = any("." in name for asked in needs.values() for name in asked)
     if any(isinstance(a, LayerMap) for a in align) and not layered:
         do = "remove the map, or add the objective"
@@ -155,7 +161,9 @@ def match(needs: Needs, offers: Needs, align: Sequence[Align], where: str) -> tu
                     where,
                     f"{name} of {role}",
                     f"it offers {', '.join(offers[role])}",
-                    "use an objective that needs less (limbeck list objective), or a teacher that offers more",
+                    "add align: byte_chunks"
+                    if name == "chunk_logprob" and not align
+                    else "use an objective that needs less (limbeck list objective), or a teacher that offers more",
                     code=3,
                 )
             if pick != first:

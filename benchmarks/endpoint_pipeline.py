@@ -1,0 +1,110 @@
+"""How fast does `annotate` ask, beside a bare asyncio loop with httpx2 that keeps nothing, at 20 ms and at 0 ms an answer?
+
+The server is a process of its own on a loopback port, and answers each request after that time, however many come at once.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from record import record, spread
+
+from limbeck.data.annotate import Annotate
+from limbeck.data.base import Part, Place, Rows
+from limbeck.numerics import Streams
+from limbeck.signals import Row
+
+NUM, CONCURRENCY, REPEATS = 1000, 8, 3
+SERVER = """
+import asyncio, json, sys
+
+ANSWER = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "Because " * 40 + "so. So the answer is 4."},
+    "finish_reason": "stop"}], "usage": {"prompt_tokens": 40, "completion_tokens": 50}}).encode()
+HEAD = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: " + str(len(ANSWER)).encode() + b"\\r\\n\\r\\n"
+
+async def one(reader, writer):
+    while True:
+        try:
+            head = await reader.readuntil(b"\\r\\n\\r\\n")
+        except asyncio.IncompleteReadError:
+            return writer.close()
+        length = next(int(line[15:]) for line in head.split(b"\\r\\n") if line.lower().startswith(b"content-length:"))
+        await reader.readexactly(length)
+        await asyncio.sleep(float(sys.argv[1]))
+        writer.write(HEAD + ANSWER)
+
+async def main():
+    server = await asyncio.start_server(one, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+def question(number: int) -> str:
+    return f"How many letters are in row {number}? Think about it step by step, then say: So the answer is."
+
+
+def bare(url: str) -> float:
+    """Rows a second of a loop that only asks."""
+
+    async def main() -> None:
+        left = iter(range(NUM))
+
+        async def worker(client: Any) -> None:
+            for number in left:
+                body = {"model": "tutor", "messages": [{"role": "user", "content": question(number)}], "max_tokens": 256}
+                (await client.post(f"{url}/chat/completions", json=body)).json()
+
+        async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
+            await asyncio.gather(*(worker(client) for _ in range(CONCURRENCY)))
+
+    began = time.perf_counter()
+    asyncio.run(main())
+    return NUM / (time.perf_counter() - began)
+
+
+def ours(url: str) -> tuple[float, float]:
+    """Rows a second of `annotate`, which writes each answer to the disk; and when all are kept already."""
+    rows = Rows((Part(tuple(Row(f"r{i}", {"prompt": question(i)}) for i in range(NUM))),))
+    step, found = Annotate(url=url, model="tutor", prompt="{prompt}", concurrency=CONCURRENCY), []
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        for _ in range(2):
+            began = time.perf_counter()
+            made = step.rows(rows, Place({}, Streams(0), extra={"responses": Path(folder).absolute()}))  # type: ignore[arg-type]
+            found.append(NUM / (time.perf_counter() - began))
+            assert all(row.content["label"] == "4" for row in made.train)
+    return found[0], found[1]
+
+
+def measure(seconds: float) -> dict[str, Any]:
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(seconds)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+        runs = [(bare(url), *ours(url)) for _ in range(REPEATS)]
+    finally:
+        server.terminate()
+        server.wait()
+    names = ("bare_rows_per_second", "annotate_rows_per_second", "replayed_rows_per_second")
+    found = {name: spread(values) for name, values in zip(names, zip(*runs, strict=True), strict=True)}
+    return {**found, "share_of_bare": spread([b / a for a, b, _ in runs])}
+
+
+def main() -> None:
+    found = {f"{1000 * seconds:.0f}_ms": measure(seconds) for seconds in (0.02, 0.0)}
+    for name, one in found.items():
+        print(name, json.dumps({key: round(value["median"], 3) for key, value in one.items()}))
+    if "--keep" in sys.argv:
+        record("endpoint_pipeline", {"rows": NUM, "concurrency": CONCURRENCY, **found})
+
+
+if __name__ == "__main__":
+    main()
