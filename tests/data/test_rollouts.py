@@ -11,6 +11,7 @@ from limbeck.data.base import Part, Place, Rows
 from limbeck.data.rollouts import Rollouts
 from limbeck.errors import Refused
 from limbeck.model.base import Models
+from limbeck.model.sampling import write
 from limbeck.numerics import Streams
 from limbeck.recipe import load, text_only
 from limbeck.signals import Row
@@ -41,6 +42,15 @@ def test_each_prompt_has_an_answer_of_each_writer_in_one_group(place: Place) -> 
         ("rejected", "student", "r0", "d0"),
     ]
     assert len(found) == 10 and len({row.key for row in found}) == 10
+
+
+def test_each_answer_is_what_its_writer_says_and_the_other_would_not(place: Place) -> None:
+    tokenizer = place.models["student"].tokenizer
+    for row in made(place, temperature=0.0):
+        ids, asked = encode(row, tokenizer)
+        prompt, answer = ids[: asked.index(True)], ids[asked.index(True) :]
+        said = {name: write(place.models[name], [prompt], 8, 0.0, [0])[0] for name in ("student", "teacher")}
+        assert answer == said[row.content["by"]] and said["student"] != said["teacher"]
 
 
 def test_the_prompt_is_what_stood_there_and_only_the_answer_is_learnt(place: Place) -> None:

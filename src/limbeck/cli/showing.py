@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,10 @@ def component(room: str, kind: str) -> dict[str, Any]:
 
 
 def recipe(path: Path) -> dict[str, Any]:
-    """A recipe as written, with its paper and claim in front."""
-    checked = load(path)
+    """A recipe as written but for its claim and toy, with its paper in front and what was found of the claim behind."""
+    checked, text = load(path), path.read_text(encoding="utf-8")
+    method = re.sub(r"^(claim|toy):.*?(?=^\S|\Z)", "", text, flags=re.M | re.S).rstrip()
+    claim = [f"claim   {found_of(path.stem)}: {visible(checked.claim.expects)}"] if checked.claim else []
     head = [
         path.stem
         + (f" · {checked.paper.title}" + (f" · arXiv:{checked.paper.arxiv}" if checked.paper.arxiv else "") if checked.paper else "")
@@ -166,8 +169,9 @@ def recipe(path: Path) -> dict[str, Any]:
             [
                 *map(visible, [*head, checked.about]),
                 "",
-                visible(path.read_text(encoding="utf-8").rstrip(), 1_000_000, 20_000),
+                visible(method, 1_000_000, 20_000),
                 "",
+                *claim,
                 f"run it   limbeck run {path.stem}   (or --toy, seconds)",
             ]
         ),
