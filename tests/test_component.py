@@ -141,7 +141,7 @@ def test_a_role_named_with_a_hyphen_stands_in_the_path() -> None:
 def test_a_value_out_of_bounds_is_named_with_its_path() -> None:
     error = refusal(RECIPE.replace("wieght: 2", "weight: -2"))
     assert (error.slug, error.where, error.got) == ("value", "x.yaml:9  train.0.objective.1.weight", "weight: -2")
-    assert error.expected == "greater than 0"
+    assert error.expected == "greater than or equal to 0"
 
 
 @pytest.mark.parametrize("number", [".inf", ".nan", "1e999"])
@@ -167,12 +167,14 @@ def test_python_and_yaml_build_the_same_object() -> None:
     assert find(Objective, "skew_kl").model_validate(plain) == SkewKL(alpha=Linear(start=0.1, end=0.9, steps=4))  # type: ignore[type-abstract]
 
 
-def test_a_schedule_becomes_its_number_and_is_validated_again() -> None:
-    moving = SkewKL(alpha=Linear(start=0.0, end=2.0, steps=4), weight=Linear(start=1.0, end=3.0, steps=2))
-    assert (moving.at(1).alpha, moving.at(1).weight) == (0.5, 2.0)
+def test_a_schedule_becomes_its_number_and_is_validated_before_and_after() -> None:
+    moving = SkewKL(alpha=Linear(start=0.0, end=1.0, steps=4), weight=Linear(start=1.0, end=3.0, steps=2))
+    assert (moving.at(1).alpha, moving.at(1).weight) == (0.25, 2.0)
     assert ForwardKL().at(3) == ForwardKL()
     with pytest.raises(ValidationError, match="less than or equal to 1"):
-        moving.at(4)  # 2.0 is no share
+        SkewKL(alpha=Linear(start=0.0, end=2.0, steps=4))
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        moving.model_copy(update={"weight": Linear(start=1.0, end=-1.0, steps=2)}).at(2)  # not validated when it was made
 
 
 def test_find_refuses_a_member_of_another_room() -> None:

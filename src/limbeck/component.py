@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from limbeck.errors import Refused
@@ -82,6 +82,19 @@ class Component(Document):
             if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise TypeError(f"kind {kind!r} of {cls.room} is taken by {known.__module__}")
             LOADED[cls.room, kind] = cls
+
+    @model_validator(mode="after")
+    def schedules_within_bounds(self) -> "Component":
+        for which in (0, 1) if self.schedules else ():
+            ends = {name: schedule.ends[which] for name, schedule in self.schedules.items()}
+            try:
+                changed(self, **ends)
+            except ValidationError as error:
+                first = error.errors()[0]
+                name = str(first["loc"][0]) if first["loc"] else "fields"
+                told = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+                raise ValueError(f"{name}: {told}, all the way; the schedule reaches {ends.get(name, 'its end')}") from None
+        return self
 
     @classmethod
     def example(cls) -> "Component":

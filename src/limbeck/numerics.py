@@ -37,8 +37,10 @@ def log_probs(logits: Float[Tensor, "*unit vocab"], temperature: float = 1.0) ->
     return torch.log_softmax(upcast(logits) / temperature, dim=-1).clamp(min=RULED_OUT)
 
 
-def mix(log_a: Float[Tensor, "*unit k"], log_b: Float[Tensor, "*unit k"], share: float) -> Float[Tensor, "*unit k"]:
-    """Log of `share * a + (1 - share) * b`, by log-sum-exp."""
+def mix(log_a: Float[Tensor, "*unit k"], log_b: Float[Tensor, "*unit k"], share: float | Tensor) -> Float[Tensor, "*unit k"]:
+    """Log of `share * a + (1 - share) * b`, by log-sum-exp; a tensor of shares, each above 0 and below 1, is spread over the entries."""
+    if isinstance(share, Tensor):
+        return torch.logaddexp(log_a + share.log(), log_b + torch.log1p(-share))
     if share in (0, 1):
         return log_a if share else log_b
     return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))

@@ -7,6 +7,7 @@ from limbeck.objective.skew_kl import SkewKL
 from limbeck.schedule import Positive, Scalar, Schedule, Share
 from limbeck.schedule.cosine import Cosine
 from limbeck.schedule.linear import Linear
+from limbeck.train.optimiser import Optimiser
 
 
 class Holder(BaseModel):
@@ -49,11 +50,19 @@ def test_bounds_hold_for_numbers(field: str, value: object) -> None:
         Holder.model_validate({field: value})
 
 
-def test_a_schedule_that_leaves_the_bounds_is_refused_at_its_step() -> None:
-    leaving = SkewKL(alpha=Linear(start=0.5, end=1.5, steps=2))
-    assert leaving.at(1).alpha == 1.0  # type: ignore[attr-defined]
-    with pytest.raises(ValidationError, match="less than or equal to 1"):
-        leaving.at(2)
+@pytest.mark.parametrize("start, end, told", [(0.5, 1.5, "less than or equal to 1"), (-0.5, 0.5, "greater than or equal to 0")])
+def test_a_schedule_that_leaves_the_bounds_of_its_field_is_refused_when_it_is_written(start: float, end: float, told: str) -> None:
+    inside = Linear(start=0.5, end=0.8, steps=2)
+    with pytest.raises(ValidationError, match=f"alpha: {told}.*; the schedule reaches {end if end > 1 else start}"):
+        SkewKL(alpha=Linear(start=start, end=end, steps=2), weight=inside)
+
+
+def test_a_weight_may_begin_at_nothing_and_a_rate_too_but_neither_below() -> None:
+    assert SkewKL(weight=Linear(start=0.0, end=1.0, steps=4)).at(0).weight == 0.0  # type: ignore[attr-defined]
+    assert Optimiser(lr=Linear(start=0.0, end=1e-3, steps=4)).rate(0, 8) == 0.0
+    for falls in (lambda: SkewKL(weight=Linear(start=1.0, end=-1.0)), lambda: Optimiser(lr=Linear(start=1e-3, end=-1e-3))):
+        with pytest.raises(ValidationError, match="reaches -"):
+            falls()
 
 
 def test_a_schedule_takes_at_least_one_step() -> None:

@@ -40,3 +40,21 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 def test_as_a_learning_rate_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="follows a loss belongs to an objective"):
         run(recipe(tmp_path, optimiser={"lr": {"kind": "adaptive"}}), name="no", runs=tmp_path)
+
+
+def test_a_gap_that_was_noted_in_the_first_window_is_there_after_a_stop_and_however_the_window_is_cut(tmp_path: Path) -> None:
+    def skewed(**stage: Any) -> dict[str, Any]:
+        objective = {"kind": "skew_reverse_kl", "alpha": 0.9, "adaptive": True, "per": "row", **stage.pop("objective", {})}
+        rate = {"optimiser": {"lr": 0.02}}
+        ahead = {"objective": ["cross_entropy"], "steps": 4, "batch": 4, **rate}  # it finds the text likelier than the teacher does
+        return toy(tmp_path, train=[ahead, {"objective": [objective], "steps": 6, "batch": 4, "checkpoint": {"every": 1}, **rate, **stage}])
+
+    run(skewed(), name="whole", runs=tmp_path)
+    run(skewed(), name="stopped", runs=tmp_path, stop=after(7))
+    run(skewed(), name="stopped", runs=tmp_path)
+    run(skewed(micro=2), name="cut", runs=tmp_path)
+    run(skewed(objective={"adaptive": False}), name="fixed", runs=tmp_path)
+    whole, cut, fixed = ([r["sum"] for r in metrics(tmp_path / name) if r["name"] == "skew_reverse_kl"] for name in ("whole", "cut", "fixed"))
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    assert cut == pytest.approx(whole, rel=1e-3)
+    assert fixed[0] == pytest.approx(whole[0], rel=1e-3) and fixed[-1] < 0.9 * whole[-1]  # as the gap closes, the mixture holds less of the student

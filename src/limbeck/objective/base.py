@@ -14,7 +14,7 @@ from limbeck.chunked import at_entries, fold, foldable
 from limbeck.component import Choice, Component
 from limbeck.errors import Refused
 from limbeck.numerics import coarsen, completed, log_probs, segment_mean, upcast
-from limbeck.schedule import Positive
+from limbeck.schedule import NonNegative
 from limbeck.signals import Loss, Needs, Signals, TopK, dense
 
 
@@ -31,8 +31,8 @@ class Objective(Component):
     special_cases: ClassVar[dict[str, dict[str, Any]]] = {}
     """Claim: with these fields it equals that other objective."""
 
-    weight: Positive = 1.0
-    """Factor in the total of its turn."""
+    weight: NonNegative = 1.0
+    """Factor in the total of its turn; at 0 it is only measured."""
     tag: str | None = None
     """Only rows with this tag (chosen, rejected, a domain); none: all rows."""
     seats: dict[str, str] = Field(default_factory=dict)
@@ -62,6 +62,9 @@ class Objective(Component):
     def values(self, **said: Any) -> Float[Tensor, " unit"]:
         """One number a unit, given one Signals a seat, and `learned` if `build` made something."""
 
+    def follow(self, learned: nn.Module | None) -> None:
+        """Called once an optimiser step, after it: what `build` made may note that a window is over."""
+
     def __call__(self, said: Mapping[str, Signals], learned: nn.Module | None = None) -> Loss:
         """Sum and count over what the roles said; weights of rows are factors, they do not change the count."""
         seated = {seat: said[self.role(seat)].on(self.tag) for seat in self.needs}
@@ -84,13 +87,13 @@ def by_chunks(part: Any, chunk: int, *aligned: Any) -> Float[Tensor, " target"]:
     return torch.cat([checkpoint(part, *(x[i : i + chunk] for x in aligned), use_reentrant=False) for i in range(0, num, chunk)])
 
 
-def per_target(factors: Float[Tensor, " unit"] | None, said: Signals, per: str) -> Float[Tensor, " target"]:
-    """What each target is multiplied by, where a unit is a target, or the mean over the targets of a row; in the precision of the states."""
-    rows, dtype = said.rows["target"], upcast(said["logits"].hidden).dtype
+def per_target(factors: Float[Tensor, " unit"] | None, said: Signals, per: str, name: str = "logits") -> Float[Tensor, " target"]:
+    """What each target (or chunk) is multiplied by, where it is a unit, or the mean over the targets of a row; in the precision of the states."""
+    rows, dtype = said.rows["chunk" if per == "chunk" else "target"], upcast(said[name].hidden).dtype
     each = torch.ones(len(rows), dtype=dtype, device=rows.device)
     if factors is not None:
-        each = each * (factors if per == "target" else factors[rows])
-    return each if per == "target" else each / torch.bincount(rows, minlength=said.num("row"))[rows]
+        each = each * (factors[rows] if per == "row" else factors)
+    return each / torch.bincount(rows, minlength=said.num("row"))[rows] if per == "row" else each
 
 
 class AbstractDivergence(Objective):
@@ -104,8 +107,8 @@ class AbstractDivergence(Objective):
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Softens both distributions; the loss is scaled back by its power `order`."""
-    per: Literal["target", "row"] = "target"
-    """row: mean over the targets of each row, then one number a row."""
+    per: Literal["target", "row", "chunk"] = "target"
+    """row: mean over the targets of each row, then one number a row; chunk: where two tokenizers have read the same bytes, see `byte_chunks`."""
     chunk: int = Field(default=256, gt=0)
     """Targets whose logits exist at the same time."""
 
@@ -114,14 +117,19 @@ class AbstractDivergence(Objective):
         return self.per
 
     @property
+    def compared(self) -> tuple[str, str]:
+        """What is heard of student and teacher; of chunks, the entries that both vocabularies spell alike, as if there were no others."""
+        return ("chunk_logits", "chunk_logits") if self.per == "chunk" else ("logits", self.teacher_needs)
+
+    @property
     def needs(self) -> Needs:
-        return {"student": ("logits",), "teacher": (self.teacher_needs,)}
+        return {seat: (name,) for seat, name in zip(("student", "teacher"), self.compared, strict=True)}
 
     def total(self, factors: Float[Tensor, " unit"] | None, student: Signals, teacher: Signals) -> Float[Tensor, ""]:
-        q, p = student["logits"], teacher[self.teacher_needs]
+        q, p = student[self.compared[0]], teacher[self.compared[1]]
         if type(self).part is not AbstractDivergence.part or not foldable(q, p):
             return super().total(factors, student=student, teacher=teacher)
-        each = per_target(factors, student, self.per) * self.temperature**self.order
+        each = per_target(factors, student, self.per, self.compared[0]) * self.temperature**self.order
         return fold(self.chunk_slope, q, (p,), each, self.chunk, self.temperature)
 
     def chunk_slope(self, log_q: Float[Tensor, "target vocab"], p: Any) -> tuple[Float[Tensor, " target"], Any]:
@@ -149,8 +157,8 @@ class AbstractDivergence(Objective):
         """The divergence of each target, in nats; p is the teacher, q the student."""
 
     def values(self, student: Signals, teacher: Signals) -> Float[Tensor, " unit"]:
-        each = by_chunks(self.part, self.chunk, student["logits"], teacher[self.teacher_needs]) * self.temperature**self.order
-        return each if self.per == "target" else segment_mean(each, student.rows["target"], student.num("row"))
+        each = by_chunks(self.part, self.chunk, student[self.compared[0]], teacher[self.compared[1]]) * self.temperature**self.order
+        return each if self.per != "row" else segment_mean(each, student.rows["target"], student.num("row"))
 
     def part(self, q: Any, p: Any) -> Float[Tensor, " target"]:
         """The divergence of one chunk: this function compiles whole."""

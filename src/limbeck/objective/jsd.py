@@ -3,10 +3,20 @@
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from limbeck.numerics import kl, mix
 from limbeck.objective.base import AbstractDivergence
 from limbeck.schedule import Share
+
+
+def jsd(log_p: Float[Tensor, "target k"], log_q: Float[Tensor, "target k"], s: float) -> Float[Tensor, " target"]:
+    """The divergence of each target, with a share s of the teacher in the mixture."""
+    if s in (0, 1):
+        return kl(log_q, log_p) if s else kl(log_p, log_q)
+    middle = mix(log_p, log_q, s)
+    return (s * kl(log_p, middle) + (1 - s) * kl(log_q, middle)) / (s * (1 - s))
 
 
 class JSD(AbstractDivergence):
@@ -33,11 +43,7 @@ class JSD(AbstractDivergence):
     """Share of the teacher in the mixture: near 0 as forward KL, near 1 as reverse KL."""
 
     def divergence(self, log_p, log_q):
-        s = self.share
-        if s in (0, 1):
-            return kl(log_q, log_p) if s else kl(log_p, log_q)
-        middle = mix(log_p, log_q, s)
-        return (s * kl(log_p, middle) + (1 - s) * kl(log_q, middle)) / (s * (1 - s))
+        return jsd(log_p, log_q, self.share)
 
     def slope(self, log_p, log_q):
         s = self.share

@@ -1,5 +1,5 @@
 """Numbers that move with the step."""
 
-from limbeck.schedule.base import Positive, Scalar, Schedule, Share
+from limbeck.schedule.base import NonNegative, Positive, Scalar, Schedule, Share
 
-__all__ = ["Positive", "Scalar", "Schedule", "Share"]
+__all__ = ["NonNegative", "Positive", "Scalar", "Schedule", "Share"]

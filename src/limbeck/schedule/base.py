@@ -29,14 +29,15 @@ class Schedule(Component):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The least and the greatest number it takes: the planner holds both against the bounds of the field."""
+        """The least and the greatest number it takes: both are held against the bounds of the field."""
         raise NotImplementedError
 
 
 AnySchedule = Annotated[Schedule, Choice()]
 if TYPE_CHECKING:  # whoever computes has called `at(step)`: to a reader of code they are numbers
-    Scalar = Positive = Share = float
+    Scalar = Positive = NonNegative = Share = float
 else:
     Scalar = float | AnySchedule
     Positive = Annotated[float, Field(gt=0)] | AnySchedule  # a bound on the union fails: it sits on the float
+    NonNegative = Annotated[float, Field(ge=0)] | AnySchedule
     Share = Annotated[float, Field(ge=0, le=1)] | AnySchedule

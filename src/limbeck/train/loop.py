@@ -145,8 +145,9 @@ class Loop:
         return [{"step": self.step, "name": name, "sum": total, "count": num} for name, total, num in records]
 
     def follow(self, running: Running, losses: Sequence[Loss]) -> None:
-        """Schedules that follow the loss of their objective hear its mean, once an optimiser step; where nothing was counted there is none."""
-        for objective, followed, loss in zip(running.turn.objective, running.followed, losses, strict=True):
+        """Objectives hear that a step is over, and schedules that follow the loss of theirs its mean; where nothing was counted there is none."""
+        for objective, learned, followed, loss in zip(running.turn.objective, running.learned, running.followed, losses, strict=True):
+            objective.follow(learned)
             for name, memory in followed.items() if loss.count else ():
                 objective.schedules[name].follow(memory, self.step, loss.total.item() / loss.count)
 

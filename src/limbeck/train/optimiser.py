@@ -53,6 +53,8 @@ class Optimiser(Document):
             raise ValueError("either a schedule as lr, or warm_up and decay, not both")
         if isinstance(self.lr, Schedule) and self.lr.follows:
             raise ValueError("a schedule that follows a loss belongs to an objective: use linear or cosine")
+        if isinstance(self.lr, Schedule) and min(self.lr.ends) < 0:
+            raise ValueError(f"lr: a schedule of rates, which are at least 0; this one reaches {min(self.lr.ends):g}")
         return self
 
     def rate(self, step: int, steps: int) -> float:
