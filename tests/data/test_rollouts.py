@@ -69,6 +69,24 @@ def test_of_a_prompt_with_an_answer_the_answer_is_replaced(place: Place) -> None
     assert asked.index(True) == was.index(True) and ids[: asked.index(True)] == original[: was.index(True)] and ids != original
 
 
+def test_an_own_answer_stays_beside_in_the_same_group_and_both_have_one_prompt(place: Place) -> None:
+    rows = Rows((Part(tuple(Row(f"r{i}", {"prompt": f"why {i}?", "answer": "because"}, source="d") for i in range(3))),))
+    found = made(place, rows, by={"rejected": "student"}, own="chosen", prompt_tokens=None)
+    assert [(row.tag, row.group) for row in found] == [(tag, f"r{i}") for i in range(3) for tag in ("chosen", "rejected")]
+    tokenizer = place.models["student"].tokenizer
+    (own, own_asked), (written, asked) = (encode(row, tokenizer) for row in found[:2])
+    start = own_asked.index(True)
+    assert own[:start] == written[: asked.index(True)] and (own, own_asked) == encode(rows.train[0], tokenizer) and own != written
+    assert len({row.key for row in (*found, *rows.train)}) == 9
+
+
+def test_an_own_answer_that_is_not_there_or_a_tag_of_two_writers_is_refused(place: Place) -> None:
+    with pytest.raises(Refused, match="a row with an answer, which own keeps"):
+        made(place, by={"rejected": "student"}, own="chosen")
+    with pytest.raises(ValueError, match="a tag that no writer has"):
+        Rollouts(by=BOTH, own="chosen")
+
+
 def test_another_round_or_seed_writes_anew_and_the_same_one_the_same(place: Place) -> None:
     keys = [[row.key for row in made(p, temperature=1.0)] for p in (place, place, replace(place, window=1), replace(place, streams=Streams(1)))]
     assert keys[0] == keys[1] != keys[2] and keys[0] != keys[3]

@@ -113,3 +113,8 @@ def test_a_step_in_which_nothing_was_counted_leaves_the_reference_open() -> None
     objective, reference = SkewKL(adaptive=True), Reference()
     objective.follow(reference)
     assert not reference.whole
+
+
+def test_of_chunks_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="target or row"):
+        SkewKL(adaptive=True, per="chunk")

@@ -30,7 +30,7 @@ from limbeck.signals import Row
 from limbeck.teacher.served import Served as ServedTeacher
 from limbeck.text.spans import fingerprint
 from scripted_server import LlamaPython, ScriptedServer, serving
-from toy import Call, at_home, command_line, metrics, toy  # noqa: F401
+from toy import TINY, Call, at_home, command_line, metrics, toy  # noqa: F401
 
 K = 8
 
@@ -275,6 +275,25 @@ def test_smollm2_teaches_through_llama_cpp(address: str, tmp_path: Path, cli: Ca
         far, moved = apart(log_p, said), apart(log_p[1:], {name: x[:-1] for name, x in said.items()})
         assert len(far) > 5 and far.mean() < 0.01 and far.max() < 0.05, (row.key, far)
         assert moved.mean() > 1, "one place off would be seen"
+
+
+@pytest.mark.slow
+def test_smollm2_answers_rows_through_llama_cpp_and_is_asked_once(address: str, tmp_path: Path, cli: Call) -> None:
+    """Its chat completions as rows: what was written is kept, and a second run asks nothing and trains on the same."""
+    questions = ["Name a colour.", "Say hello.", "What is 2 + 2? Show a step, then end with: The answer is"]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": text, "answer": "?"}) + "\n" for text in questions))
+    asks = {"kind": "replies", "url": address, "model": "smollm2", "max_tokens": 12, "concurrency": 2}
+    data = [{"kind": "jsonl", "path": str(tmp_path / "asked.jsonl")}, asks]
+    recipe, stage = tmp_path / "asks.yaml", {"steps": 2, "batch": 1, "objective": ["cross_entropy"]}
+    recipe.write_text(json.dumps(toy(tmp_path, stage, teacher=None, student={"start": f"config:{TINY}"}, data=data, evaluate=[])))
+    found = []
+    for _ in range(2):
+        code, _, err = cli("run", recipe)
+        assert code == 0, err
+        found.append([record for record in metrics(max((tmp_path / "runs").iterdir())) if record["name"] == "cross_entropy"])
+    kept = [path for path in (tmp_path / "home" / "responses").rglob("*.jsonl") if path.parent.name == "written"]
+    assert len(found[0]) == 2 and found[0] == found[1]
+    assert len(kept) == 1 and len(kept[0].read_text().splitlines()) == len(questions), "each question is asked once"
 
 
 def apart(log_p: torch.Tensor, said: dict[str, torch.Tensor]) -> torch.Tensor:

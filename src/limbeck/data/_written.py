@@ -29,17 +29,26 @@ def filled(prompt: str, values: Mapping[str, str]) -> str:
     return NAME.sub(lambda found: f"{{{found[1]}}}" if found[1] else values[found[2]], prompt)
 
 
+def readable(answer: Written, *finishes: str) -> str:
+    """The text of an answer that ended in one of some ways.
+
+    Raises:
+        Unparsed: with the reason.
+    """
+    if answer.finish not in finishes:
+        raise Unparsed({"length": "cut off", "": "without an end"}.get(answer.finish, f"ended by {ascii(answer.finish[:20])}"))
+    if "\0" in answer.text or any("\ud800" <= c <= "\udfff" for c in answer.text):
+        raise Unparsed("with characters that are no text")
+    return answer.text
+
+
 def parsed(answer: Written, markers: tuple[str, ...]) -> tuple[str, str]:
     """Rationale and label: before and after the first marker, without blanks, a colon in front of the label or a full stop behind it.
 
     Raises:
         Unparsed: with the reason.
     """
-    if answer.finish != "stop":
-        raise Unparsed({"length": "cut off", "": "without an end"}.get(answer.finish, f"ended by {ascii(answer.finish[:20])}"))
-    if "\0" in answer.text or any("\ud800" <= c <= "\udfff" for c in answer.text):
-        raise Unparsed("with characters that are no text")
-    pieces = re.split("|".join(re.escape(marker) for marker in sorted(markers, key=len, reverse=True)), answer.text)
+    pieces = re.split("|".join(re.escape(marker) for marker in sorted(markers, key=len, reverse=True)), readable(answer, "stop"))
     if len(pieces) != 2:
         raise Unparsed("without a marker" if len(pieces) == 1 else "with a second marker")
     rationale, label = pieces[0].strip(), pieces[1].strip().removeprefix(":").removesuffix(".").strip()

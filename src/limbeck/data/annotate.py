@@ -1,7 +1,6 @@
 """Rationales and labels that a served model writes."""
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,25 +9,20 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from limbeck.component import short
+from limbeck.data._asking import AbstractAsking, most
 from limbeck.data._written import Unparsed, fields, filled, parsed, texts
-from limbeck.data.base import Part, Place, Rows, Step, key_of
-from limbeck.endpoint import Endpoint, OverHttp
-from limbeck.endpoint.access import Access
-from limbeck.endpoint.chat import Chat, Written, ask_all
-from limbeck.endpoint.kept import Kept
+from limbeck.data.base import Part, Place, Rows, key_of
+from limbeck.endpoint.chat import Chat, Written
 from limbeck.errors import Failed, Refused
 from limbeck.signals import Row
-from limbeck.store import home, sha256_json
+from limbeck.store import sha256_json
 from limbeck.text.spans import READ
 
-logger = logging.getLogger(__name__)
-MOST_BYTES = 1 << 22
-"""Of one answer."""
 LATER = "not asked yet"
 """What stands in a plan for answers that are not kept."""
 
 
-class Annotate(Access, Step):
+class Annotate(AbstractAsking):
     r"""Has a served model write a rationale and a label for each training row.
 
     The prompt is a template; `{prompt}` in it is the row's field of that name, put in once: braces in a row stay as they are. What
@@ -56,14 +50,6 @@ class Annotate(Access, Step):
     """Names that rationale and label get in the row; {rationale: rationale, label: answer} replaces the row's own answer."""
     keep_unparsed: bool = True
     """A row whose answer cannot be read stays as it was; false: it is left out."""
-    temperature: float = Field(default=0.0, ge=0)
-    """Of what is drawn; 0: the best token each time."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Only the best tokens of so much probability are drawn."""
-    max_tokens: int = Field(default=256, gt=0)
-    """Tokens that an answer may have; one that is cut off is not learnt from."""
-    seed: int | None = Field(default=0, ge=0)
-    """Of the server's draws, where it takes one; none: it is not said."""
 
     @classmethod
     def example(cls) -> "Annotate":
@@ -101,7 +87,7 @@ class Annotate(Access, Step):
         later = Written(f"{LATER} {self.markers[0]} {LATER}", "stop")  # in a plan, so that later steps find the fields
         every = {key: said.get(key, later) for key in chats}
         made = ([new for row in part.rows for new in self.annotated(row, every.get(row.key), reasons)] for part in rows.parts)
-        parts = tuple(Part(tuple(some), part.share) for some, part in zip(made, rows.parts, strict=True))
+        parts = tuple(Part(rest, part.share) for some, part in zip(made, rows.parts, strict=True) if (rest := tuple(some)))
         if said and reasons.total() == len(chats):
             got = f"none in {len(said):,} answers: {most(reasons)}; the first begins {ascii(next(iter(said.values())).text[:40])}"
             do = f"correct prompt, markers or max_tokens: {self.max_tokens}"
@@ -114,19 +100,7 @@ class Annotate(Access, Step):
         """The question about a row. What is put in is text: braces in it mean nothing."""
         words = filled(self.prompt, texts(row.content))
         named = f"{sha256_json(self.prompt)[:16]}/{self.version}"
-        return Chat(self.model, ({"role": "user", "content": words},), self.temperature, self.top_p, self.max_tokens, self.seed, named)
-
-    def said(self, chats: Mapping[str, Chat], place: Place) -> dict[str, Written]:
-        """Row -> what was written about it: asked now, or kept; a plan asks nothing, and knows only what is kept."""
-        plan, folder = bool(place.extra.get("plan")), place.extra.get("responses") or home() / "responses"
-        send, limits = None if plan else place.extra.get("send") or OverHttp(), replace(self.limits, most_bytes=MOST_BYTES)
-        kept = Kept(folder / "written" / f"{sha256_json(self.model)[:16]}.jsonl")
-        endpoint = Endpoint(self.url, send, folder, key_env=self.key_env, limits=limits, budget=self.budget, responses=kept)
-        some = {key: chat for key, chat in chats.items() if not plan or endpoint.responses.has(chat.key())}
-        found = ask_all(endpoint, list(some.values()), list(some), f"data annotate  endpoint:{self.url}#{self.model}")
-        counts = ", ".join(f"{endpoint.counts[name]:,} {name}" for name in ("asked", "replayed", "repeated"))
-        logger.info("annotate: requests: %s; %d tokens of this server so far", counts, sum(endpoint.ledger.spent()))
-        return dict(zip(some, found, strict=True))
+        return self.question(({"role": "user", "content": words},), named)
 
     def annotated(self, row: Row, answer: Written | None, reasons: Counter[str]) -> list[Row]:
         """The row with what was written about it; as it was where nothing was, and as it was or none where that cannot be read."""
@@ -149,13 +123,4 @@ class Annotate(Access, Step):
         if reasons:
             kept = "stay as they were" if self.keep_unparsed else "are left out"
             notes.append(f"annotate: {reasons.total():,} answers cannot be read: {most(reasons)}; their rows {kept}")
-        if left := [chats[key].tokens() for key in chats.keys() - said.keys()]:
-            tokens = [sum(some) for some in zip(*left, strict=True)]
-            price = f", {self.budget.dollars(*tokens):,.2f} dollars" if self.usd_per_million_in or self.usd_per_million_out else "; no price is given"
-            notes.append(f"annotate: at most {len(left):,} requests and {sum(tokens):,} tokens to {self.url}{price}; a plan asks nothing")
-        return notes
-
-
-def most(reasons: Counter[str]) -> str:
-    """The most frequent reasons: a server may give as many as it likes."""
-    return ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common(5))
+        return [*notes, *self.to_come(chats, said)]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from limbeck.data.base import Part, Place, Rows, Step, key_of
 from limbeck.errors import Refused
@@ -20,8 +20,8 @@ class Rollouts(Step):
 
     The prompt is what stands before the last answer of a row; of a text, its first `prompt_tokens`. Answers are drawn when the stage begins,
     from the roles as they are then, and kept with the run: with `repeat`, each round learns from what the student of that round
-    writes. A row's draw has a stream of its own. With `by: {chosen: teacher, rejected: student}` objectives pick by `tag`
-    whose text they learn from.
+    writes. A row's draw has a stream of its own. Roles must have their weights at hand: of a served model `replies` gets answers, and
+    `own` keeps them. With `by: {chosen: teacher, rejected: student}` objectives pick by `tag` whose text they learn from.
 
     Example:
         >>> Rollouts(by={"chosen": "teacher", "rejected": "student"}, prompt_tokens=32).temperature
@@ -35,6 +35,8 @@ class Rollouts(Step):
     kind: Literal["rollouts"] = "rollouts"
     by: Annotated[dict[str, str], Field(min_length=1)] = Field(default={"rollout": "student"})
     """Tag -> the role that writes."""
+    own: str | None = None
+    """Tag under which a row's own answer, from a file or of a served model (`replies`), stays beside those that are written; none: it goes."""
     prompt_tokens: int | None = Field(default=None, gt=0)
     """Tokens of a text that are its prompt; rows with answers need none."""
     new_tokens: int = Field(default=128, gt=0)
@@ -45,6 +47,12 @@ class Rollouts(Step):
     """Prompts that are answered, taken at random; none: all."""
     batch: int = Field(default=8, gt=0)
     """Prompts that are run together."""
+
+    @model_validator(mode="after")
+    def tags_apart(self) -> "Rollouts":
+        if self.own in self.by:
+            raise ValueError(f"own: a tag that no writer has; by has {', '.join(self.by)}")
+        return self
 
     @classmethod
     def example(cls) -> "Rollouts":
@@ -62,9 +70,17 @@ class Rollouts(Step):
         if self.num is not None and self.num < len(train):
             order = torch.randperm(len(train), generator=place.streams("prompts", place.window), device="cpu")
             train = [train[i] for i in order[: self.num].tolist()]
-        made = zip(*(self.answers(train, tag, name, place) for tag, name in self.by.items()), strict=True)
+        own = [] if self.own is None else [[self.kept(row, self.own) for row in train]]
+        made = zip(*own, *(self.answers(train, tag, name, place) for tag, name in self.by.items()), strict=True)
         note = f"rollouts: {len(train):,} prompts answered by {', '.join(self.by.values())}"
         return replace(rows, parts=(Part(tuple(row for group in made for row in group)),), notes=(*rows.notes, note))
+
+    def kept(self, row: Row, tag: str) -> Row:
+        """The row with its own answer, in the group of those that others write."""
+        if not row.content.keys() & {"answer", "messages"}:
+            do = "remove own, or let a step before it answer: replies, rollouts"
+            raise Refused("row", f"data rollouts  row {row.key}", "a row with an answer, which own keeps", "one without", do)
+        return replace(row, key=key_of(row.key, tag), tag=tag, group=row.key)
 
     def answers(self, rows: list[Row], tag: str, name: str, place: Place) -> list[Row]:
         """What one role answers to every row."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from limbeck.numerics import log_probs, segment_mean
@@ -43,6 +43,12 @@ class AbstractSkew(AbstractDivergence):
     alpha: Share
     adaptive: bool = Field(default=False, json_schema_extra={"since": False})
     """Whether alpha is smaller in rows that student and teacher find about equally likely: it is then the greatest share."""
+
+    @model_validator(mode="after")
+    def whole_texts(self) -> "AbstractSkew":
+        if self.adaptive and self.per == "chunk":
+            raise ValueError("adaptive: target or row as `per`; it looks at whole texts, which two tokenizers cut differently")
+        return self
 
     @property
     def needs(self) -> Needs:
