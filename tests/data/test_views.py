@@ -159,3 +159,12 @@ def test_the_recipe_weighs_both_tasks_alike_and_is_used_for_the_label() -> None:
     assert isinstance(views, Views) and next(iter(views.views)) == "predict" and views.views["predict"].target == "label"
     weights = [(o.tag, o.weight) for o in recipe.train[0].turn[0].objective]
     assert weights == [("predict", 0.5), ("explain", 0.5)]
+
+
+@pytest.mark.parametrize(
+    "digits, modulus, rationale, label",
+    [("742", 2, "1 0 0", "0"), ("97531", 2, "1 1 1 1 1", "1"), ("0123", 3, "0 1 2 0", "0"), ("2112", 3, "2 1 1 2", "1")],
+)
+def test_the_most_frequent_rest_by_hand_of_equal_ones_the_smallest(digits: str, modulus: int, rationale: str, label: str) -> None:
+    content = DigitSums(modulus=modulus, ask="most").row(digits).content
+    assert (content["rationale"], content["label"], content["answer"]) == (rationale, label, label)

@@ -1,4 +1,4 @@
-"""Sums of digits, with every step to the answer."""
+"""Questions about digits, with every step to the answer."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,11 +17,12 @@ from limbeck.store import sha256_json
 class DigitSums(Source):
     r"""Draws sums of digits modulo a number, each with its label and the steps that lead to it.
 
-    $$ y = (d_1 + \dots + d_n) \bmod m $$
+    $$ y = (d_1 + \dots + d_n) \bmod m \quad\text{or}\quad y = \text{the most frequent of } d_1 \bmod m, \dots, d_n \bmod m $$
 
     The prompt is `7+4+2=`; the answer and `label` are y, by default the parity (1); the `rationale` is all partial sums modulo m
-    (`1 1 1`). No sum comes twice, and the seed of the recipe draws them. For trials and claims about rationales, where every label
-    and every step is right; it says nothing about language.
+    (`1 1 1`), or, of `most`, the rest of each digit (`1 0 0`; of equally frequent ones the smallest is y). No sum comes twice, and the
+    seed of the recipe draws them. For trials and claims about rationales, where every label and every step is right; it says nothing
+    about language. A small model learns `most` from some hundred labels, and hardly a parity of many digits.
 
     Example:
         >>> DigitSums(num=100).modulus
@@ -38,6 +39,8 @@ class DigitSums(Source):
     """Digits in a sum."""
     modulus: Annotated[int, Field(ge=2, le=10)] = 2
     """The label is the rest by this; 2: parity."""
+    ask: Literal["sum", "most"] = "sum"
+    """The label: the rest of the sum, or the most frequent rest of the digits."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the sums not held out that is trained on, the first; held-out sums are the same for each share."""
     split: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -68,7 +71,9 @@ class DigitSums(Source):
 
     def row(self, digits: str) -> Row:
         """One sum with its steps."""
-        prompt, partial = "+".join(digits) + "=", accumulate(int(digit) for digit in digits)
-        steps = [str(value % self.modulus) for value in partial]
-        content = {"prompt": prompt, "answer": steps[-1], "label": steps[-1], "rationale": " ".join(steps)}
+        prompt, rests = "+".join(digits) + "=", [int(digit) % self.modulus for digit in digits]
+        if self.ask == "sum":
+            rests = [value % self.modulus for value in accumulate(rests)]
+        label = str(rests[-1] if self.ask == "sum" else max(sorted(rests), key=rests.count))
+        content = {"prompt": prompt, "answer": label, "label": label, "rationale": " ".join(map(str, rests))}
         return Row(key_of("digit_sums", *content.values()), content, source=prompt)
