@@ -275,10 +275,10 @@ def test_the_class_is_the_one_the_config_names_if_it_is_a_model_of_that_config(t
 
 
 def byte_tokens() -> tuple[list[str], list[str]]:
-    """A byte-level vocabulary of 300 entries and two merges, as GGUF files keep it."""
+    """A byte-level vocabulary of 300 entries and three merges, as GGUF files keep it."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<s>", "</s>", *letters, "he", "hel"]
-    return tokens + [f"<x{i}>" for i in range(300 - len(tokens))], ["h e", "he l"]
+    tokens = ["<s>", "</s>", *letters, "he", "hel", "\u0120\u0120"]
+    return tokens + [f"<x{i}>" for i in range(300 - len(tokens))], ["h e", "he l", "\u0120 \u0120"]
 
 
 def write_gguf(path: Path, model: transformers.LlamaForCausalLM, architecture: str = "llama") -> Path:
@@ -344,6 +344,8 @@ def test_a_gguf_file_opens_as_the_model_it_was_written_from_and_is_converted_onc
         assert opened.tokenizer.decode(opened.tokenizer("hello h\u00e9")["input_ids"]) == "hello h\u00e9"
     tokens, _ = byte_tokens()
     assert [tokens[i] for i in first.tokenizer("hello")["input_ids"]] == ["hel", "l", "o"]
+    for opened in (first, again, plain):  # digits are cut out first, as `smollm` says: the blanks before one stay together
+        assert [tokens[i] for i in opened.tokenizer("o  12")["input_ids"]] == ["o", "\u0120\u0120", "1", "2"]
     assert first.tokenizer("hello")["input_ids"] == plain.tokenizer("hello")["input_ids"]
     first.module.save_pretrained(tmp_path / "saved")  # no mark of a quantised model is left
     plain.module.half().save_pretrained(tmp_path / "saved")

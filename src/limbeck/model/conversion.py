@@ -14,8 +14,10 @@ from limbeck.model.headers import Gguf, check_gguf, corrupt, quoted
 from limbeck.model.loading import check_complete, check_enough, foreign, model_class, open_folder
 from limbeck.model.reference import Reference, existing, identity, package_file
 
-REVISION = 1
+REVISION = 2
 """Raised when a converted file would come out differently; part of its key."""
+SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+"""Names in `tokenizer.ggml.pre` of llama.cpp's tokenizers that cut out each digit before anything else, which transformers passes over."""
 
 
 class Cache(Protocol):
@@ -81,10 +83,20 @@ def read_gguf(file: Path, where: str) -> tuple[Any, Any]:
     with foreign(where, "a GGUF file that transformers can read"):
         if "tokenizer.ggml.tokens" in header.arrays:
             tokenizer = AutoTokenizer.from_pretrained(**source)
+            split_digits(tokenizer, header.metadata.get("tokenizer.ggml.pre"))
         module, info = model_class(config, where).from_pretrained(**source, config=config, dtype=torch.float32, output_loading_info=True)
     check_complete(info, where)
     unmark(module)
     return module, tokenizer
+
+
+def split_digits(tokenizer: Any, name: Any) -> None:
+    """Has the tokenizer cut out each digit first, where its name says so: blanks before a number are then read as they were in training."""
+    from tokenizers import pre_tokenizers
+
+    core = tokenizer.backend_tokenizer
+    if name in SINGLE_DIGITS and isinstance(core.pre_tokenizer, pre_tokenizers.ByteLevel):
+        core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), core.pre_tokenizer])
 
 
 def unmark(module: Any) -> None:
