@@ -269,8 +269,9 @@ def test_a_real_signal_stops_a_process_which_goes_on_where_it_was(number, code, 
 
 
 @pytest.mark.slow
-def test_the_toy_of_the_quickstart_runs_to_its_end(cli, monkeypatch):
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+def test_the_toy_of_every_shipped_recipe_runs_to_its_end(name, cli, monkeypatch):
     monkeypatch.setattr(limbeck.evaluate.speed, "measured", lambda *_: None)
-    code, out, err = cli("run", "quickstart", "--toy")
+    code, out, err = cli("run", name, "--toy")
     assert code == 0, err
-    assert "limbeck chat quickstart-toy-1" in out
+    assert f"limbeck chat {name}-toy-1" in out
