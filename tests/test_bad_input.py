@@ -500,6 +500,13 @@ def test_a_wrong_command_ends_in_four_lines(words, code, slug, cli):
     assert lines_of(err)[0].startswith(f"error[{slug}")
 
 
+@pytest.mark.parametrize(("words", "do"), [(["frobnicate"], "limbeck --help"), (["plan", "quickstart", "--fast"], "limbeck plan --help")])
+def test_an_unknown_word_of_the_command_line_is_told_as_json_where_json_was_asked_for(words, do, cli):
+    code, out, err = cli(*words, "--json")
+    found = json.loads(out)["error"]
+    assert (code, err, found["slug"], found["do"]) == (2, "", "usage", do) and words[-1] in found["got"]
+
+
 def test_a_recipe_with_a_mistake_ends_in_four_lines_and_as_json_in_one_document(cli, tmp_path):
     path = written(tmp_path, GOOD.replace("batch", "bach"))
     code, out, err = cli("run", path, "--quiet")

@@ -61,8 +61,7 @@ def main() -> None:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except LimbeckError as error:
-        print(json.dumps(error.as_json()) if as_json else visible(str(error), 10_000, 20), file=sys.stdout if as_json else sys.stderr)
-        sys.exit(error.code)
+        sys.exit(told(error, as_json))
     except typer.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -72,12 +71,15 @@ def main() -> None:
     except Exception as error:
         message = getattr(error, "format_message", None)
         if message is not None:  # click's own: a wrong option or argument
-            print(
-                f"error[usage]  command line\n  expected  a command as in limbeck --help\n  got       {message()}\n"
-                f"  do        limbeck {sys.argv[1] if len(sys.argv) > 1 else ''} --help",
-                file=sys.stderr,
-            )
-            sys.exit(2)
+            known = [word for word in sys.argv[1:2] if not word.startswith("-") and "No such command" not in message()]
+            do = " ".join(["limbeck", *known, "--help"])
+            sys.exit(told(Refused("usage", "command line", "a command as in limbeck --help", message(), do), as_json))
         traceback.print_exc()
         print("error[defect]  this is a defect of limbeck: please report it with the lines above", file=sys.stderr)
         sys.exit(1)
+
+
+def told(error: LimbeckError, as_json: bool) -> int:
+    """Prints an error of ours, and gives its code."""
+    print(json.dumps(error.as_json()) if as_json else visible(str(error), 10_000, 20), file=sys.stdout if as_json else sys.stderr)
+    return error.code
