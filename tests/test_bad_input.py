@@ -240,7 +240,7 @@ def test_ids_of_two_tokenizers_are_never_compared(says, model, tmp_path):
         (model / file).unlink(missing_ok=True)
     transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>").save_pretrained(str(model))
     error = says(run, toy(tmp_path, student={"start": f"path:{model}"}), code=2)
-    assert error.slug == "tokenizer" and error.where == "student.start" and "teacher's tokenizer" in error.do
+    assert error.slug == "tokenizer" and error.where == "train.0.objective.0" and "teacher's tokenizer" in error.do
     alone = toy(tmp_path, {"steps": 1, "objective": ["cross_entropy"]}, teacher=None, student={"start": f"path:{model}"})
     assert run(alone).finished, "without a teacher there is nothing to compare"
 

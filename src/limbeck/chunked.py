@@ -61,11 +61,12 @@ def fold(
         chunk: targets whose logits exist at the same time.
         temperature: softens q.
     """
-    assert isinstance(q.head, Head), "the head is not known as a matrix"
-    weight, bias = q.head.weight, q.head.bias
+    head = q.selected
+    assert isinstance(head, Head), "the head is not known as a matrix"
+    weight, bias = head.weight, head.bias
     if not q.learns:
         weight, bias = weight.detach(), None if bias is None else bias.detach()
-    return Fold.apply(q.hidden, weight, bias, factors.detach(), (q.head, slope, aligned, chunk, temperature))  # type: ignore[no-any-return]
+    return Fold.apply(q.hidden, weight, bias, factors.detach(), (head, slope, aligned, chunk, temperature))  # type: ignore[no-any-return]
 
 
 def at_entries(value: Callable[[Tensor], Tensor], log_q: Float[Tensor, "target vocab"], ids: Int[Tensor, "target k"]) -> tuple[Tensor, Sparse]:
@@ -148,9 +149,10 @@ def roomy(x: Any, chunk: int) -> Callable[[slice], Any]:
     """Chunks of what else is there, with logits made when they are due."""
     if not isinstance(x, Logits):
         return lambda here: x[here]
-    if not isinstance(x.head, Head):
+    head = x.selected
+    if not isinstance(head, Head):
         return lambda here: x[here].dense()
-    run = Room(x.head, min(chunk, len(x)))
+    run = Room(head, min(chunk, len(x)))
     return lambda here: run(x.hidden[here])
 
 

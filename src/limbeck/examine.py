@@ -39,7 +39,14 @@ class Examiner:
     """Opens subjects and scores them on held-out rows."""
 
     def __init__(
-        self, recipe: Recipe, rows: Rows, teacher: Role | None, kept: Mapping[str, Any], folder: Path, openers: Mapping[str, Callable[[], Role]]
+        self,
+        recipe: Recipe,
+        rows: Rows,
+        teacher: Role | None,
+        kept: Mapping[str, Any],
+        folder: Path,
+        openers: Mapping[str, Callable[[], Role]],
+        other: Callable[[str], Role] | None = None,
     ):
         """Args:
         rows: of the run; the held-out ones are looked at.
@@ -47,14 +54,16 @@ class Examiner:
         kept: what was captured of the teacher, by key of the row.
         folder: of the run; tables go below it.
         openers: subject -> makes its role.
+        other: opens a model that is no subject, by its reference.
         """
         self.recipe, self.rows, self.teacher, self.kept, self.folder, self.openers = recipe, rows, teacher, kept, folder, dict(openers)
+        self.other = other
         self.tables: dict[str, Table] = {}
 
     @contextmanager
     def open(self, subject: str) -> Iterator[Role]:
-        """A subject's role, in eval mode."""
-        role = self.openers[subject]()
+        """The role of a subject, or of another model by its reference, in eval mode."""
+        role = self.other(subject) if self.other and subject not in self.openers else self.openers[subject]()
         yield role.eval()
 
     def answers(self, rows: Sequence[Row], view: View) -> Any:
@@ -97,6 +106,7 @@ class Examiner:
 
     def exam(self, **context: Any) -> Exam:
         """All subjects, teacher first."""
+        context = {"evidence": self.folder / "evidence", **context}
         return Exam(self.rows.held_out, tuple(self.openers), self.open, self.table, self.recipe.seed, context)
 
     def metrics(self, subject: str) -> dict[str, float]:

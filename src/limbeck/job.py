@@ -21,7 +21,7 @@ from limbeck.planning import plan_of
 from limbeck.planning.keeping import choose
 from limbeck.planning.refusals import refuse_rows
 from limbeck.planning.steps import FEWEST, affordable
-from limbeck.reading import own_rows, read
+from limbeck.reading import aligned, own_rows, read
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
 from limbeck.signals import Row
@@ -89,8 +89,8 @@ class Job:
         self.cast = Cast(self.recipe, self.cache, self.base)
         choose(self.cast)
         with self.step("data") as said:
-            self.rows = read(self.recipe.data, self.place())
-            refuse_rows(self.recipe, self.rows, self.cast.originals)
+            self.rows = aligned(self.recipe, read(self.recipe.data, self.place()), self.cast.readers())
+            refuse_rows(self.recipe, self.rows, self.cast.readers())
             keys = {"train rows": self.rows.train, "held-out rows": self.rows.held_out}
             same_inputs(self.folder, {**{name: sha256_json([row.key for row in rows]) for name, rows in keys.items()}, **self.cast.identities()})
             write_text(self.folder / "plan.txt", f"{plan_of(self.recipe, self.folder.name, self.base, probe=False, rows=self.rows)}\n")
@@ -102,7 +102,7 @@ class Job:
         self.arms = {name: self.arm(name, recipe) for name, recipe in recipes.items()}
         self.kept: Mapping[str, Any] = self.cast.answers(self.recipe.teacher, self.teacher)
         self.capture(self.rows.held_out, self.recipe.teacher, self.teacher, self.kept)
-        self.examiner = Examiner(self.recipe, self.rows, self.teacher, self.kept, self.folder, self.openers())
+        self.examiner = Examiner(self.recipe, self.rows, self.teacher, self.kept, self.folder, self.openers(), self.cast.opener)
 
     @property
     def teacher(self) -> Role | None:
@@ -164,7 +164,7 @@ class Job:
         if stage.data is not None:
             with self.step("data") as said:
                 place, path = self.place(number, world.models), self.folder / "rows" / f"{number}.json"
-                world = replace(world, rows=own_rows(stage.data, place, self.rows.held_out, path), steps=stage.data)
+                world = replace(world, rows=own_rows(stage, number, place, self.rows.held_out, path), steps=stage.data)
                 said += [f"{len(world.rows.train):,} rows for stage {number}", *world.rows.notes]
         if world.teacher is None:
             return world
@@ -258,7 +258,7 @@ class Job:
         folders = {name: folder for name, folder in folders.items() if folder is not None and folder.is_dir()}
         with self.step("evaluate") as said:
             for evaluator in self.recipe.evaluate if self.rows.held_out else ():
-                for name, value in evaluator(self.examiner.exam(folders=folders)).items():
+                for name, value in evaluator(self.examiner.exam(folders=folders, base=self.base, teacher=self.teacher)).items():
                     parts[name] = {**parts.get(name, {}), **value} if isinstance(value, dict) else value
             said.append(f"{len(self.rows.held_out):,} held-out rows")
         return parts

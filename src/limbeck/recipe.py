@@ -158,6 +158,8 @@ class Recipe(Document):
         if len({exporter.kind for exporter in self.export}) < len(self.export) or len(self.export) > 1:  # type: ignore[attr-defined]
             raise ValueError("export: one exporter; run again with another for a second format")
         for i, stage in enumerate(self.train):
+            if any(surgery.retokenizes for surgery in stage.surgery):
+                raise ValueError(f"train.{i}.surgery: none that changes the tokenizer: write it under student, since rows are cut by it")
             if stage.steps == "auto" and any(step.needs for step in stage.data or ()):
                 raise ValueError(f"train.{i}.steps: a number, since its rows are written when it begins")
         graph(self)
@@ -243,7 +245,7 @@ def without_teacher(turn: Turn) -> Turn:
 
     seats = {} if turn.trains == "student" else {"student": turn.trains}
     through = tuple(role for role in turn.through if role != "teacher")
-    return changed(turn, objective=(CrossEntropy(seats=seats),), align=(), forward=Paired(), through=through)
+    return changed(turn, objective=(CrossEntropy(seats=seats),), align=(), forward=Paired(), through=through, balance="none")
 
 
 def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = (), toy: bool = False) -> Recipe:

@@ -1,5 +1,7 @@
 """The roles of a recipe: opened, checked against each other, changed by their surgeries."""
 
+import copy
+import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +9,6 @@ from typing import Any, cast
 
 import torch
 
-from limbeck.align.byte_chunks import ByteChunks
 from limbeck.component import find
 from limbeck.data.base import Rows
 from limbeck.errors import LimbeckError, Refused
@@ -15,7 +16,7 @@ from limbeck.model.base import Models, Role, clone
 from limbeck.model.conversion import conversion_key
 from limbeck.model.opening import open_pretrained
 from limbeck.model.recorded import Recorded, facts_of, open_recorded
-from limbeck.model.reference import Reference, identity
+from limbeck.model.reference import Reference, identity, located
 from limbeck.model.role import as_role, share_tokenizer
 from limbeck.model.served import open_served
 from limbeck.model.text import Text
@@ -118,14 +119,15 @@ class Cast:
     def one_tokenizer(self) -> None:
         """Roles with the same tokenizer share it; ids of two tokenizers are never compared."""
         for name, role in self.originals.items():
-            self.share(role, f"{name}.start" if name != "teacher" else name)
+            if not any(surgery.retokenizes for surgery in self.surgeries_of(name)):  # then what it reads with in the end is compared
+                self.share(role, f"{name}.start" if name != "teacher" else name)
 
     def share(self, role: Role, where: str) -> Role:
-        """A role that uses the tokenizer object of the first one; another is refused where there is a teacher, but no alignment by bytes."""
+        """A role that uses the tokenizer object of the first one; another is refused where there is a teacher and no alignment crosses."""
         first = next((r for r in self.originals.values() if r.tokenizer is not None), None)
         if role.tokenizer is None or first is None or role is first:
             return role
-        crossed = any(isinstance(a, ByteChunks) for stage in self.recipe.train for turn in stage.turn for a in turn.align)
+        crossed = any(a.crosses for stage in self.recipe.train for turn in stage.turn for a in turn.align)
         if self.recipe.teacher is not None and not crossed or fingerprint(role.tokenizer) == fingerprint(first.tokenizer):
             share_tokenizer(role, first, where)
         return role
@@ -140,14 +142,19 @@ class Cast:
             role = clone(self.originals[source], self.originals[source].parameters() if same else ())
         if name not in self.surgeries:
             settled = []
-            for surgery in how.surgery:
+            for surgery in self.surgeries_of(name):
                 settled.append(surgery.shape() if self.plan else surgery.settle(role, score or unscored))
                 role = settled[-1](role)
             self.surgeries[name] = tuple(settled)
-            return role.eval()
-        for surgery in self.surgeries[name]:
-            role = surgery(role)
-        return role.eval()
+        else:
+            for surgery in self.surgeries[name]:
+                role = surgery(role)
+        return (self.share(role, f"{name}.surgery") if any(s.retokenizes for s in how.surgery) and not self.plan else role).eval()
+
+    def surgeries_of(self, name: str) -> tuple[Surgery, ...]:
+        """Those that a role gets before training."""
+        how = self.recipe.student if name == "student" else self.recipe.role.get(name)
+        return () if how is None else tuple(surgery.based(self.base) for surgery in how.surgery)
 
     def fresh(self, score: Score | None = None) -> Role:
         """The student before training."""
@@ -167,7 +174,8 @@ class Cast:
     def readers(self) -> Models:
         """Roles that read rows: the student sees them first."""
         own = {name: role for name, role in self.originals.items()}
-        return Models({"student": own.get("student", own.get("teacher")), **own})  # type: ignore[dict-item]
+        own = {"student": own.get("student", own.get("teacher")), **own}  # type: ignore[dict-item]
+        return Models({name: reading(role, self.surgeries_of(name), self.plan) for name, role in own.items()})
 
     def provenance(self, rows: Rows) -> tuple[Mapping[str, Any], ...]:
         """What was used: roles and data, each with name, revision, licence and its part."""
@@ -203,16 +211,19 @@ class Cast:
         return models
 
 
+def reading(role: Role, surgeries: Sequence[Surgery], plan: bool) -> Role:
+    """A role that reads as it will after its surgeries; its weights are as they are."""
+    tokenizer = functools.reduce(lambda before, surgery: surgery.reads(before, plan), surgeries, role.tokenizer)
+    if tokenizer is role.tokenizer:
+        return role
+    made = copy.copy(role)
+    made.tokenizer = tokenizer
+    return made
+
+
 def shown(name: str) -> str:
     """A model's name for others: of a path, only its last part."""
     return Path(name).name if "/" in name and Path(name).exists() else name
-
-
-def located(text: str, base: str) -> str:
-    """A reference whose relative file starts from a folder, if it is there."""
-    scheme, _, name = text.partition(":")
-    there = scheme in ("path", "gguf", "config", "cache") and not Path(name).is_absolute() and (Path(base) / name).exists()
-    return f"{scheme}:{Path(base) / name}" if there else text
 
 
 def unscored(role: Role) -> float:

@@ -30,7 +30,12 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "top_logits": ("target", "k"),
     "sampled_logits": ("target", "k"),
     "target_logprob": ("target", ""),
+    "boundary_logprob": ("target", ""),  # that a word has ended before the target: of all ids that begin with a space, and of marks
     "chunk_logprob": ("chunk", ""),
+    "lead_logprob": ("chunk", ""),  # of a chunk without its last target
+    "chunk_logits": ("chunk", "vocab"),  # at its first target, over what both vocabularies spell alike
+    "last_logits": ("chunk", "vocab"),  # at its last target, over all of the role's own entries
+    "rest_logits": ("chunk", "vocab"),  # the same over what the other vocabulary lacks, then one entry for all that both have
     "hidden": ("pos", "dim"),
     "input": ("pos", "dim"),
     "mixer": ("pos", "dim"),
@@ -120,9 +125,13 @@ class Head:
         """The same head with other tensors."""
         return replace(self, weight=weight, bias=bias)
 
+    def at(self, ids: slice | Int[Tensor, " some"]) -> "Head":
+        """The head of some ids, in their order."""
+        return self.of(self.weight[ids], None if self.bias is None else self.bias[ids])
+
     def cut(self, num: int) -> "Head":
         """The head of the first so many ids."""
-        return self.of(self.weight[:num], None if self.bias is None else self.bias[:num])
+        return self.at(slice(num))
 
 
 @dataclass(frozen=True)
@@ -133,16 +142,26 @@ class Logits:
     head: Callable[[Tensor], Tensor]
     learns: bool
     """Whether gradients were on when the role spoke: the head runs later, and must not forget it."""
+    ids: Int[Tensor, " vocab"] | None = None
+    """The entries that are meant, in their order; None: all of them."""
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def __getitem__(self, i: Any) -> "Logits":
-        return Logits(self.hidden[i], self.head, self.learns)
+        return replace(self, hidden=self.hidden[i])
+
+    @property
+    def selected(self) -> Callable[[Tensor], Tensor]:
+        """The head of the entries that are meant: a `Head`, where the whole one is."""
+        head, ids = self.head, self.ids
+        if ids is None:
+            return head
+        return head.at(ids) if isinstance(head, Head) else lambda hidden: head(hidden)[..., ids]
 
     def dense(self) -> Float[Tensor, "target vocab"]:
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            return self.head(self.hidden)
+            return self.selected(self.hidden)
 
 
 @dataclass(frozen=True)
@@ -183,6 +202,10 @@ class View:
     """Written by an alignment: the chunk each target belongs to, or -1."""
     chunk_row: Int[Tensor, " chunk"] | None = None
     """Written by an alignment: the row of each chunk."""
+    chunk_end: Int[Tensor, " target"] | None = None
+    """Written by an alignment that asks whether words end with chunks: the chunk that ends just before each target, or -1."""
+    shared: Int[Tensor, " vocab"] | None = None
+    """Written by an alignment: the ids of what both vocabularies spell alike, in an order that both sides share."""
 
     @property
     def device(self) -> torch.device:
@@ -233,6 +256,7 @@ class View:
         if self.chunk_row is not None and self.chunk_of is not None:
             kept = torch.cat([keep["chunk"].cumsum(0) - 1, torch.tensor([-1], device=self.device)])
             chunk = {"chunk_row": new[self.chunk_row[keep["chunk"]]], "chunk_of": kept[self.chunk_of[keep["target"]]]}
+            chunk |= {} if self.chunk_end is None else {"chunk_end": kept[self.chunk_end[keep["target"]]]}
         return replace(
             self,
             inputs={name: x[keep[unit_of(name)]] for name, x in self.inputs.items()},
@@ -243,7 +267,7 @@ class View:
 
     def to(self, device: torch.device | str) -> "View":
         """The same view on a device."""
-        tensors = {name: getattr(self, name) for name in ("lengths", "asked", "chunk_of", "chunk_row")}
+        tensors = {name: getattr(self, name) for name in ("lengths", "asked", "chunk_of", "chunk_row", "chunk_end", "shared")}
         moved = {name: None if x is None else x.to(device) for name, x in tensors.items()}
         return replace(self, inputs={name: x.to(device) for name, x in self.inputs.items()}, **moved)
 

@@ -9,41 +9,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import two_tokenizers
 from limbeck.align.base import Aligned
-from limbeck.align.byte_chunks import ByteChunks, Read, unled, walked
-from limbeck.check.models import family_of, quiet
+from limbeck.align.byte_chunks import ByteChunks
+from limbeck.check.models import quiet
 from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.objective.chunk_likelihood import ChunkLikelihood
 from limbeck.signals import Row
 from limbeck.start import run
+from limbeck.text.chunks import Read, unled, walked
 from limbeck.train.settle import settle
 from limbeck.train.stage import Turn
 from toy import TINY, at_home, metrics, toy  # noqa: F401
 
 
-def bpe(begin: bool = False) -> Any:
-    """Bytes as in GPT-2, with two longer pieces, and begin and end; `begin`: it puts its begin in front."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
-    from tokenizers.models import BPE
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "ll"]
-    tokenizer = Tokenizer(BPE({piece: i for i, piece in enumerate(pieces)}, [("h", "e"), ("l", "l")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<begin>", "<end>"])
-    if begin:
-        tokenizer.post_processor = processors.TemplateProcessing("<begin> $A", special_tokens=[("<begin>", 258)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<begin>", eos_token="<end>")
-
-
 def models(begin: bool = False) -> tuple[Models, Any]:
-    """A student of bytes, and a teacher that reads pairs of letters."""
-    tokenizer = bpe(begin)
-    student, teacher = family_of("llama", 0), family_of("llama", 1, vocab=300)
-    teacher.tokenizer = tokenizer
-    return Models({"student": student, "teacher": teacher}), tokenizer
+    """Both models, and the teacher's tokenizer."""
+    both = two_tokenizers.models(begin)
+    return both, both["teacher"].tokenizer
 
 
 def cut(text: bytes, ends: set[int]) -> tuple[bytes, ...]:

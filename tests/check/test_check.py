@@ -129,7 +129,13 @@ def test_reads_are_recorded_and_copies_are_none() -> None:
 def test_variants_differ_in_one_choice() -> None:
     from limbeck.objective.skew_reverse_kl import SkewReverseKL
 
-    assert variants(SkewReverseKL()) == [SkewReverseKL(), SkewReverseKL(per="row"), SkewReverseKL(stop=False)]
+    assert variants(SkewReverseKL()) == [
+        SkewReverseKL(),
+        SkewReverseKL(per="row"),
+        SkewReverseKL(per="chunk"),
+        SkewReverseKL(adaptive=True),
+        SkewReverseKL(stop=False),
+    ]
 
 
 def test_numbers_apart_are_told_with_both() -> None:

@@ -134,5 +134,13 @@ def test_outside_of_a_stage_and_with_steps_of_unknown_number_it_is_refused(tmp_p
         load({**rounds(tmp_path, steps="auto"), "minutes": 1})
 
 
+def test_rows_that_a_stage_brings_itself_are_looked_at_as_all_others(tmp_path: Path) -> None:
+    own = rounds(tmp_path)["train"][0]["data"]
+    for change, slug in (({"by": {"chosen": "teacher"}}, "tag"), ({"new_tokens": 600}, "context")):
+        with pytest.raises(Refused) as caught:
+            run(rounds(tmp_path, data=[own[0], {**own[1], **change, "temperature": 3.0}]), name=slug, runs=tmp_path)
+        assert caught.value.slug == slug, caught.value
+
+
 def test_the_text_only_baseline_learns_from_text(tmp_path: Path) -> None:
     assert text_only(load({**rounds(tmp_path), "baseline": ["text_only"]})).train[0].data is None

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from limbeck.check.evaluate import verdict
 from limbeck.component import find, members, validate
 from limbeck.evaluate.base import Evaluator
 from limbeck.signals import Row
 
 SUBJECTS = ("teacher", "start", "student", "text_only")
 SHORT: dict[str, dict[str, Any]] = {
+    "identity": {"facts": {"name": "Limber"}, "num": 4, "new_tokens": 4},
+    "similarity": {"num": 3, "new_tokens": 4, "prompt_bytes": 20},
     "speed": {"repeats": 2, "new_tokens": 2, "prompt_tokens": 4, "contexts": (8,)},
     "tasks": {"questions": 4, "passage_bytes": 40},
 }
@@ -62,7 +65,7 @@ def test_its_values_are_within_the_ranges_that_it_claims(evaluator, examine, spe
     assert all(math.isfinite(x) for _, x in numbers(found)) and numbers(found)
 
 
-def test_the_teacher_against_itself_is_as_claimed(evaluator, examine, speaker, rows):
+def test_the_teacher_against_itself_is_as_claimed(evaluator, examine, speaker, rows, tmp_path):
     if evaluator.perfect:
-        found = evaluator()(examine(rows, {"teacher": speaker(0)}))["teacher"]
+        found = evaluator.example()(examine(rows, {"teacher": speaker(0)}, send=verdict, responses=tmp_path))["teacher"]
         assert {name: found[name] for name in evaluator.perfect} == pytest.approx(dict(evaluator.perfect), abs=1e-6)

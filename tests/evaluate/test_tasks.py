@@ -17,9 +17,11 @@ from limbeck.evaluate.tasks import Tasks
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
 from limbeck.model.text import Text
+from limbeck.planning import plan
 from limbeck.signals import Row, View
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 from limbeck.text.spans import encode
+from toy import toy
 
 LETTERS = "abcdef"
 
@@ -128,6 +130,13 @@ def test_without_lm_eval_its_tasks_are_refused_with_what_to_install(examine, spe
     with pytest.raises(Refused) as refused:
         Tasks(names=("lm_eval:hellaswag",))(examine(letters(), {"student": speaker(0)}))
     assert refused.value.slug == "extra" and refused.value.code == 3 and refused.value.do == "pip install 'limbeck[eval]'"
+
+
+def test_a_plan_says_that_lm_eval_is_not_there_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(Refused, match="pip install"):
+        plan(toy(tmp_path, evaluate=[{"kind": "tasks", "names": ["topic_choice", "lm_eval:hellaswag"]}]))
+    assert plan(toy(tmp_path, evaluate=["tasks"]))
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "lm_eval:", "lm_eval:../x.yaml", "lm_eval:a b"])

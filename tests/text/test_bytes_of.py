@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.errors import Refused
-from limbeck.text.bytes_of import LETTERS, exact, spelling
+from limbeck.text.bytes_of import LETTERS, Spelling, exact, spelled_alike, spelling
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 
 
@@ -76,3 +76,20 @@ def test_a_tokenizer_that_changes_text_is_refused_and_says_what_is_lost() -> Non
         assert caught.value.slug == "tokenizer" and lost in caught.value.got and caught.value.where == "tokenizer of teacher"
     with pytest.raises(Refused, match="tokenizer"):
         exact(None, "here")
+
+
+def test_entries_are_matched_by_their_bytes_and_never_by_their_names() -> None:
+    level, piece = KINDS["level"], KINDS["sentencepiece"]
+    one, other = (exact(tokenizer, "here") for tokenizer in (level, piece))
+    found = dict(spelled_alike(one, other))
+    ours, theirs = level.get_vocab(), piece.get_vocab()
+    assert found[ours["Ġ"]] == theirs["▁"] and found[ours["h"]] == theirs["h"] != theirs["<0x68>"]  # the piece that is written, not its byte
+    assert found[ours["Â"]] == theirs["<0xC2>"] and theirs["▁h"] not in found.values() and theirs["<?>"] not in found.values()
+    assert all(one.bytes[i] == other.bytes[j] for i, j in found.items())
+    assert ours["<turn>"] not in found and set(ours) & set(theirs) != {name for name, i in ours.items() if i in found}
+
+
+def test_of_several_ids_with_one_spelling_the_last_counts_and_marks_without_a_name_match_nothing() -> None:
+    one = Spelling((b"a", b"b", b"a", b"", b""), {3: "end", 4: "id 4"}, False)
+    other = Spelling((b"", b"a", b"c", b"a", b""), {0: "end", 4: "id 4"}, False)
+    assert spelled_alike(one, other) == ((2, 3), (3, 0)) and spelled_alike(other, one) == ((0, 3), (3, 2))

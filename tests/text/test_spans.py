@@ -323,3 +323,15 @@ def test_chats_are_read_by_tokenizers_that_do_not_say_where_their_ids_stand(bpe)
 
     row = chat(("user", "what?"), ("assistant", "the answer"), ("user", "and?"), ("assistant", "42"))
     assert encode(row, Slow()) == encode(row, bpe)
+
+
+def test_a_tokenizer_that_cuts_out_digits_first_has_another_fingerprint_though_its_vocabulary_is_the_same():
+    def made(first):
+        letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        core = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate([*letters, "\u0120\u0120"])}, [("\u0120", "\u0120")]))
+        core.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*first, tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        return transformers.PreTrainedTokenizerFast(tokenizer_object=core)
+
+    plain, again, digits = made([]), made([]), made([tokenizers.pre_tokenizers.Digits(individual_digits=True)])
+    assert plain.encode("a  1") != digits.encode("a  1")  # a cache of what was said about the one is not for the other
+    assert fingerprint(plain) == fingerprint(again) != fingerprint(digits)

@@ -7,18 +7,20 @@ from torch import Tensor
 
 from limbeck.component import Choice, Component
 from limbeck.model.base import Models
-from limbeck.signals import Batch, Signals
+from limbeck.signals import Batch, Needs, Row, Signals
 
 
 class Align(Component):
     """`index` works before counting, from the batch and frozen roles alone; `__call__` on what one role says."""
 
     room: ClassVar[str] = "align"
+    crosses: ClassVar[bool] = False
+    """It lays texts of two tokenizers side by side, and makes chunks of them."""
 
     @property
-    def looks(self) -> tuple[str, ...]:
-        """Frozen roles whose signals `index` must have seen."""
-        return ()
+    def looks(self) -> Needs:
+        """Frozen roles, and those of their own signals that `index` must have seen."""
+        return {}
 
     def settle(self, models: Models) -> "Align":
         """The same alignment with everything written out that depends on the models: depths, vocabularies."""
@@ -31,6 +33,10 @@ class Align(Component):
     def requires(self, role: str, names: tuple[str, ...]) -> tuple[str, ...]:
         """What the role must say itself, so that it says this aligned."""
         return names
+
+    def notes(self, rows: Sequence[Row], models: Models) -> tuple[str, ...]:
+        """What is to be said of the rows that will be trained on, before they are; the models read, and cannot speak."""
+        return ()
 
     def index(self, batch: Batch, models: Models) -> Batch:
         """Writes into the views what stands beside what."""

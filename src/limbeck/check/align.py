@@ -11,6 +11,7 @@ from limbeck.model.base import Models
 from limbeck.signals import dense
 from limbeck.text import document
 from limbeck.train.settle import settle
+from limbeck.train.window import indexed
 
 CONTRACTS = (accumulation, packing, padding, ranks)
 """Those that it shares with objectives."""
@@ -39,9 +40,7 @@ def same_model(align: Align, seed: int = 0) -> None:
     student = trial.models["student"]
     models = Models({"student": student, "teacher": student})
     settled = settle(trial.running.turn, (), models, "check")
-    batch = models.batch(trial.world.rows.train)
-    for one in settled.align:
-        batch = one.index(batch, models)
+    batch = indexed(models.batch(trial.world.rows.train), models, settled.align, settled.needs)
     listen = Aligned(models, settled.align)
     with torch.no_grad():
         ours, theirs = (listen.says(role, batch, settled.needs[role]) for role in ("student", "teacher"))
@@ -54,7 +53,7 @@ def keeps_rows(align: Align, seed: int = 0) -> None:
     """Indexing keeps rows, keys, tags and groups, and what was there to be seen."""
     trial = trial_of(align, seed)
     before = trial.models.batch(trial.world.rows.train)
-    after = align.settle(trial.models).index(before, trial.models)
+    after = indexed(before, trial.models, (align.settle(trial.models),), {})
     assert (after.keys, after.tags) == (before.keys, before.tags) and torch.equal(after.group, before.group), "rows, tags or groups changed"
     for role, view in before.views.items():
         for name, x in view.inputs.items():

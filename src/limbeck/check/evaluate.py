@@ -2,9 +2,12 @@
 
 import json
 import math
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ import torch
 from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.check.models import WORDS, family_of
 from limbeck.component import canonical_json
+from limbeck.endpoint import Ask, Reply
 from limbeck.evaluate._scoring import score
 from limbeck.evaluate.base import Evaluator, Exam, Table
 from limbeck.model.base import Role
@@ -63,7 +67,24 @@ def exam(seed: int = 0, subjects: Sequence[str] = ("teacher", "student"), rows_a
     def table(subject: str) -> Table:
         return table_of(seed, subject, rows_at_once, teacher)
 
-    return Exam(rows, subjects, open_, table, seed)
+    return Exam(rows, subjects, open_, table, seed, {"send": verdict, "responses": Path(answers_kept().name)})
+
+
+@cache
+def answers_kept() -> tempfile.TemporaryDirectory[str]:
+    """Where answers are kept as long as this process lives."""
+    return tempfile.TemporaryDirectory(prefix="limbeck-")
+
+
+def verdict(ask: Ask) -> Reply:
+    """A judge in this process: it writes the verdict that it is asked for, with a word that the length of the question picks."""
+    question = json.loads(ask.body or b"{}")["messages"][-1]["content"]
+    form = re.findall(r"^VERDICT \w+ .*$", question, re.MULTILINE)[-1]
+    words = {name: known.split(" or ") for name, known in re.findall(r"^(\w+): (.+ or .+)$", question.rpartition(form)[2], re.MULTILINE)}
+    said = [f"{name}={known[len(question) % len(known)]}" for name, known in words.items()]
+    text = " ".join([*form.split(" ")[:2], *said])
+    choice = {"index": 0, "message": {"role": "assistant", "content": f"Both are texts.\n{text}"}, "finish_reason": "stop"}
+    return Reply(200, {}, json.dumps({"choices": [choice]}).encode())
 
 
 def exercise(evaluator: Evaluator) -> None:

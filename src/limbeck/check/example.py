@@ -18,6 +18,8 @@ LENGTHS, PROMPTS = (4, 5, 3, 4, 6, 3), (1, 2, 1, 1, 3, 0)
 """Positions of each row, and how many of them are not asked for."""
 SHARED = {"vocab": 11, "channel": 2, "height": 4, "width": 4}
 """Axes that all roles agree on."""
+WHOLE = {name for name, (_, axes) in VOCABULARY.items() if axes == "vocab"}
+"""Logits over all entries: roles say them lazily."""
 OWN = (6, 8, 4, 6)
 """`dim`: a width for each seat, so that maps between widths are exercised."""
 OTHER = 3
@@ -152,12 +154,12 @@ def with_heads(
     lazy, plain, pairs = {}, {}, []
     for i, (role, s) in enumerate(said.items()):
         learns, ours, theirs = role == objective.role(objective.teaches), dict(s.values), dict(s.values)
-        if "logits" in s.values:
-            random = torch.Generator().manual_seed(1000 * seed + i)
-            hidden, weight = (torch.randn(n, 5, generator=random, dtype=torch.float64) for n in (len(s["logits"]), SHARED["vocab"]))
+        random = torch.Generator().manual_seed(1000 * seed + i)
+        for name in sorted(WHOLE & set(s.values)):
+            hidden, weight = (torch.randn(n, 5, generator=random, dtype=torch.float64) for n in (len(s[name]), SHARED["vocab"]))
             a, b = ((leaf(hidden, learns), leaf(weight, learns and not frozen)) for _ in range(2))
-            ours["logits"] = Logits(a[0], Head(a[1]) if known else lambda h, w=a[1]: h @ w.mT, learns)
-            theirs["logits"] = b[0] @ b[1].mT
+            ours[name] = Logits(a[0], Head(a[1]) if known else lambda h, w=a[1]: h @ w.mT, learns)
+            theirs[name] = b[0] @ b[1].mT
             pairs += zip(a, b, strict=True)
         lazy[role], plain[role] = replace(s, values=ours), replace(s, values=theirs)
     return lazy, plain, pairs

@@ -44,7 +44,13 @@ def cells(seed: int = 0, objectives: Sequence[Objective] | None = None, teachers
     for teacher in teachers or every:
         for objective in objectives or [locate(f"objective.{kind}").example() for kind in kinds("objective")]:
             for align in aligns:
-                yield cell(objective, teacher, align, seed)
+                yield cell(suited(objective, align), teacher, align, seed)
+
+
+def suited(objective: Objective, align: Align | None) -> Objective:
+    """The objective in the form in which it listens to chunks, beside an alignment that makes them, if it has one."""
+    every: Any = variants(objective) if align is not None and align.crosses else [objective]
+    return next((one for one in every if one.unit == "chunk"), objective)
 
 
 def cell(objective: Objective, teacher: Teacher, align: Align | None, seed: int = 0) -> Cell:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.example import build, each, floats, loss, names, say, solve, with_heads
+from limbeck.check.example import WHOLE, build, each, floats, loss, names, say, solve, with_heads
 from limbeck.check.reads import over_choices
 from limbeck.component import changed
 from limbeck.numerics import TOLERANCE, log_probs, top_k
@@ -64,12 +64,12 @@ def finite(objective: Objective, seed: int = 0) -> None:
 
 def extremes(objective: Objective, seed: int) -> list[tuple[str, Any]]:
     out: list[tuple[str, Any]] = [("numbers of 10,000", say(objective, seed, torch.float32, scale=1e4))]
-    seats = [s for s in objective.needs if "logits" in names(objective, s)]
+    seats = [s for s in objective.needs if WHOLE & set(names(objective, s))]
     for some in ([s] for s in seats) if len(seats) < 2 else (seats[:1], seats[1:], seats):
         roles = {objective.role(s) for s in some}
 
         def rule_out(role: str, name: str, x: Tensor, roles: Any = roles) -> Tensor:
-            if role not in roles or name != "logits":
+            if role not in roles or name not in WHOLE:
                 return x
             return x.detach().index_fill(-1, torch.tensor([2, 7]), -math.inf).requires_grad_(x.requires_grad)
 
@@ -110,7 +110,7 @@ def chunks(objective: Objective, seed: int = 0) -> None:
 @over_choices
 def lazy_logits(objective: Objective, seed: int = 0) -> None:
     """Logits that are made when asked for give what dense ones give, also to the head, and with a head that is frozen."""
-    if not any("logits" in names(objective, seat) for seat in objective.needs):
+    if not any(WHOLE & set(names(objective, seat)) for seat in objective.needs):
         raise NotClaimed("it needs no logits")
     small = changed(objective, chunk=3) if "chunk" in type(objective).model_fields else objective
     for frozen, known in itertools.product((False, True), repeat=2):

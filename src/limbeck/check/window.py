@@ -31,14 +31,17 @@ def uses(component: Component) -> dict[str, Any]:
     from limbeck.objective.chunk_likelihood import ChunkLikelihood
     from limbeck.objective.forward_kl import ForwardKL
     from limbeck.objective.hidden_mse import HiddenMSE
+    from limbeck.objective.hybrid_l1 import HybridL1
+    from limbeck.objective.sorted_l1 import SortedL1
 
     if component.room == "objective":
         return {"objective": (component,)}
     if component.room == "forward":
         objectives = ForwardKL(), HiddenMSE(layers=(1, 2))  # type: ignore[call-arg]
         return {"forward": component, "objective": objectives, "width": SIZES["width"]}  # of one width: blocks may hear each other's input
-    chunks = (ChunkLikelihood(),) if component.requires("student", ("chunk_logprob",)) != ("chunk_logprob",) else ()  # type: ignore[attr-defined, call-arg]
-    return {"align": (component,), "objective": (ForwardKL(), HiddenMSE(layers=(0, 1)), *chunks)}  # type: ignore[call-arg]
+    chunks = ChunkLikelihood(), SortedL1(), HybridL1(), ForwardKL(per="chunk")  # type: ignore[call-arg]
+    made = [o for o in chunks if not set(component.requires("student", o.needs["student"])) & set(o.needs["student"])]  # type: ignore[attr-defined]
+    return {"align": (component,), "objective": (ForwardKL(), HiddenMSE(layers=(0, 1)), *made)}  # type: ignore[call-arg]
 
 
 def same(got: tuple[Tensor, list[Loss]], expected: tuple[Tensor, list[Loss]], what: str) -> None:

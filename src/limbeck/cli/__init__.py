@@ -70,6 +70,9 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         message = getattr(error, "format_message", None)
+        if message is not None and len(sys.argv) < 2:  # click's own, with all that can be asked
+            print(message())
+            sys.exit(0)
         if message is not None:  # click's own: a wrong option or argument
             known = [word for word in sys.argv[1:2] if not word.startswith("-") and "No such command" not in message()]
             do = " ".join(["limbeck", *known, "--help"])

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +50,24 @@ def plain(path: Path) -> dict[str, Any]:
 def papers() -> list[dict[str, Any]]:
     """Every published work that limbeck knows of: its recipe, mechanisms whose references name it, and whether its claim was measured."""
     works = json.loads((Path(limbeck.component.__file__).parent / "papers.json").read_text(encoding="utf-8"))
-    recipes = {found["arxiv"]: (path.stem, plain(path)) for path in sorted(SHIPPED.glob("*.yaml")) if (found := plain(path).get("paper"))}
+    every = ((path.stem, plain(path)) for path in sorted(SHIPPED.glob("*.yaml")))
+    recipes = {place(paper): (name, recipe) for name, recipe in every if (paper := recipe.get("paper"))}
     texts = {
         f"{room}.{kind}": (Path(limbeck.component.__file__).parent / room / f"{kind}.py").read_text(encoding="utf-8")
         for room in ROOMS
         for kind in members(room)
     }
-    known = {work["arxiv"] for work in works}
-    works += [{"title": recipe["paper"]["title"], "arxiv": arxiv, "area": "starter"} for arxiv, (_, recipe) in recipes.items() if arxiv not in known]
+    known = {place(work) for work in works}
+    works += [{**recipe["paper"], "area": "starter"} for at, (_, recipe) in recipes.items() if at not in known]
     out = []
     for work in works:
-        name, recipe = recipes.get(work["arxiv"], ("", {}))
-        found = [place for place, text in texts.items() if work["arxiv"] and f"arXiv:{work['arxiv']}" in text]
+        name, recipe = recipes.get(place(work), ("", {}))
+        cited = f"arXiv:{work['arxiv']}" if work.get("arxiv") else work["url"]
+        found = [component for component, text in texts.items() if cited in text]
         out.append(
             {
                 "paper": work["title"],
-                "arxiv": work["arxiv"],
+                "arxiv": place(work),
                 "area": work["area"],
                 "recipe": name,
                 "mechanisms": " ".join(found),
@@ -72,6 +75,11 @@ def papers() -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def place(paper: Mapping[str, str]) -> str:
+    """The arXiv id of a work, or else its address."""
+    return paper.get("arxiv") or paper["url"]
 
 
 def found_of(name: str) -> str:

@@ -17,6 +17,15 @@ RESAMPLES = 1000
 WHERE = "evaluate.tasks"
 
 
+def installed() -> None:
+    """Refuses, `extra`, where the harness is not there."""
+    try:
+        import lm_eval.models.huggingface  # noqa: F401
+    except ImportError as error:
+        got = "not installed" if error.name == "lm_eval" else str(error)
+        raise Refused("extra", WHERE, "the package lm-eval", got, "pip install 'limbeck[eval]'", code=3) from None
+
+
 def lm_eval_scores(
     role: Role, names: Sequence[str], limit: int | None, num_fewshot: int | None, seed: int, own_tasks: str | None = None
 ) -> dict[str, dict[str, float | None]]:
@@ -34,12 +43,9 @@ def lm_eval_scores(
         Refused: `extra`, without the package; `task`, for an unknown name; `tokenizer`, for a role that the harness cannot speak to.
         Failed: `task`, where the harness fails: data that cannot be fetched, above all.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
-        got = "not installed" if error.name == "lm_eval" else str(error)
-        raise Refused("extra", WHERE, "the package lm-eval", got, "pip install 'limbeck[eval]'", code=3) from None
+    installed()
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if not isinstance(role.module, PreTrainedModel) or not isinstance(role.tokenizer, PreTrainedTokenizerBase):

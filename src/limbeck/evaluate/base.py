@@ -45,12 +45,14 @@ class Exam:
     subjects: Sequence[str]
     """`teacher`, `start`, `student`, `text_only`, ...: those that exist, teacher first."""
     open: Callable[[str], AbstractContextManager[Role]]
-    """The role of a subject, in memory while the context lasts."""
+    """The role of a subject, or of another model by its reference, in memory while the context lasts."""
     table: Callable[[str], Table]
     """The table of a subject."""
     seed: int = 0
     context: Mapping[str, Any] = field(default_factory=dict)
-    """`folders`: subject -> folder of its exported files; `lm_eval_tasks`: folder of one's own lm-eval tasks, which may hold code."""
+    """`teacher`: its role, which reads even where it cannot speak; `folders`: subject -> folder of its exported files; `lm_eval_tasks`: folder of
+    one's own lm-eval tasks, which may hold code; `base`: folder that relative paths start from; `evidence`: folder for what was judged;
+    `send`, `responses`: see `limbeck.endpoint.writer`."""
 
 
 class Evaluator(Component):
@@ -62,9 +64,16 @@ class Evaluator(Component):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Claim: bounds of each metric."""
 
+    def ready(self) -> None:
+        """Refuses what would stop it after hours of training: a package that is not there. Called by every plan."""
+
     @abstractmethod
     def __call__(self, exam: Exam) -> dict[str, Any]:
         """Subject -> metrics, and further parts of the summary by their own names (see `limbeck.export.report`)."""
+
+    def notes(self, subjects: Sequence[str], base: str) -> tuple[str, ...]:
+        """What it will ask of servers, for the plan; what cannot work is refused. `base`: folder that relative paths start from."""
+        return ()
 
 
 AnyEvaluator = Annotated[Evaluator, Choice()]

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from limbeck.evaluate._answers import answer_logits
 from limbeck.evaluate._scoring import clustered, documents
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.model.base import Role, listening
 from limbeck.model.sampling import write
 from limbeck.numerics import Streams, kl, log_probs
-from limbeck.signals import View, dense
 
 
 class OnPolicy(Evaluator):
@@ -75,10 +75,6 @@ class OnPolicy(Evaluator):
 
 def gap(role: Role, teacher: Role, prompt: list[int], answer: list[int]) -> Float[Tensor, " target"]:
     """KL from subject to teacher at each token of an answer, on the CPU, over the ids that both heads have."""
-    device = next(role.parameters()).device
-    ids = torch.tensor([*prompt, *answer], device=device)
-    asked = torch.arange(len(ids), device=device) >= len(prompt)
-    view = View({"ids": ids}, ids.new_tensor([len(ids)]), asked, shift=role.shift)  # type: ignore[attr-defined]
-    log_q, log_p = (dense(one.says(view, ("logits",), {})["logits"]) for one in (role, teacher))
+    log_q, log_p = (answer_logits(one, prompt, answer) for one in (role, teacher))
     num = min(log_q.shape[-1], log_p.shape[-1])
-    return kl(log_probs(log_q[:, :num]), log_probs(log_p[:, :num])).cpu()
+    return kl(log_probs(log_q[:, :num]), log_probs(log_p[:, :num]))

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from limbeck.evaluate._lm_eval import lm_eval_scores
+from limbeck.evaluate._lm_eval import installed, lm_eval_scores
 from limbeck.evaluate._topic_choice import Question, accuracy, topic_choice
 from limbeck.evaluate.base import Evaluator, Exam
 
@@ -47,6 +47,10 @@ class Tasks(Evaluator):
     """Documents of each lm-eval task; none: all."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Solved examples before each question of lm-eval; none: as the task says."""
+
+    def ready(self) -> None:
+        if any(name.startswith(PREFIX) for name in self.names):
+            installed()
 
     def __call__(self, exam: Exam) -> dict[str, Any]:
         asked: list[Question] = topic_choice(exam.rows, self.questions, self.passage_bytes, exam.seed) if "topic_choice" in self.names else []

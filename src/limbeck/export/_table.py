@@ -37,6 +37,14 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
     ]
     if rows[-1] is None:
         rows.append(figure_row(summary, "Perplexity, held-out", ("perplexity",), ("perplexity_error",)))
+    compared = summary.get("similarity")
+    whose = word(compared, "reference", "teacher") if isinstance(compared, Mapping) else "teacher"
+    rows += [
+        figure_row(summary, "Bytes that the teacher's tokens cut out alike, %", ("aligned_bytes",), (), share=True),
+        figure_row(summary, f"Answers like those of {whose}, ROUGE-L, %", ("rouge_l",), (), share=True),
+        figure_row(summary, f"Answers like those of {whose}, by a judge, 1 to 5", ("judged",), ()),
+        figure_row(summary, "Says that it is another model, %", ("identity_strict",), (), share=True),
+    ]
     for group in ("tasks", "metrics"):
         names = dict.fromkeys(name for x in ARMS if isinstance(arm(summary, x, group), Mapping) for name in arm(summary, x, group))
         for name in list(names)[:MAX_ROWS]:

@@ -9,6 +9,7 @@ schema, run, about, date (2026-11-24), wall_seconds, steps, num_stages, tokens, 
 unit             what one prediction is called: token, image, ...
 held_out         {documents, targets, overlap_dropped}
 <arm>            {name, kl, kl_error, top1, top1_error, perplexity, perplexity_error, bits_per_byte, bits_per_byte_error,
+                 aligned_bytes, rows_without_chunks,
                  calibration_error, parameters, decode_tokens_per_second, decode_low, decode_high (10 and 90 % of the repeats),
                  prefill_tokens_per_second, memory_bytes, memory {weights, cache, ...: bytes}, disk_bytes,
                  tasks {name: {value, error, unit}}, metrics {name: {value, error, unit, lower_is_better}}}
@@ -19,6 +20,9 @@ slices           [{name, share, student, error, baseline}]    agreement by kind 
 calibration      [{stated, teacher, student, baseline}]       how often right minus stated, by stated probability
 decode_by_context [{context, teacher_ms [median, 10 %, 90 %], student_ms}]
 gaps             {<arm>: {top1, top1_error, kl, kl_error}}   the student minus that arm, errors paired over documents
+similarity       {reference, control, student, prompts, measures [{name, <who>: {value, low, high}, closer}], judge,
+                 preference [{name, reference, <who>}]}       answers of each beside the reference's; closer: student minus control
+identity         {prompts, cues, judge, <who>: {loose, strict, hard: {value, low, high}, judged, reasons}}
 runs             [{name, speed (times the teacher's), top1}]  comparable runs: same data, same held-out text
 elsewhere        [{where, teacher, student, unit}]            planned for other machines, never measured
 worst_tokens     [{before, token, teacher, kl}]               held-out text: leave it out together with the samples
@@ -42,7 +46,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from limbeck.export import _figures_close, _figures_cost
+from limbeck.export import _figures_close, _figures_cost, _figures_say
 from limbeck.export import _report_text as text
 from limbeck.export._report_data import by_arm, clean, curves, flatten, sample
 from limbeck.export._table import Row, header, table
@@ -107,11 +111,12 @@ def render(
         strip=_figures_close.strip(told),
         weakest=weakest(told),
         unmeasured=unmeasured(told)[:MOST_DOUBTS],
-        said={"close": text.close(told, found), "where": text.where(told), "fast": text.fast(told)},
+        said={"close": text.close(told, found), "where": text.where(told), "fast": text.fast(told), "say": _figures_say.judges(told)},
         figures={
             "close": [x for x in (_figures_close.learning(told, found), _figures_close.calibration(told)) if x],
             "where": [x for x in (_figures_close.certainty(told), _figures_close.kinds(told)) if x],
             "fast": [x for x in (_figures_cost.decoding(told), _figures_cost.trade(told), _figures_cost.memory(told)) if x],
+            "say": [x for x in (_figures_say.alike(told), _figures_say.preference(told), _figures_say.named(told)) if x],
             "trust": [x for x in (_figures_cost.pull(told),) if x],
             "training": _figures_cost.training(told, found),
         },

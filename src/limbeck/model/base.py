@@ -55,6 +55,12 @@ class Role(nn.Module):
         """The roles that speak in the end, where this one speaks for others: itself."""
         return (self,)
 
+    @property
+    def last_layer(self) -> str:
+        """How names of the parameters of its last layer begin: here, of the last part that has any."""
+        part, dot, _ = [name for name, _ in self.module.named_parameters()][-1].rpartition(".")
+        return part + dot
+
     def told(self) -> tuple[str, ...]:
         """What there is to tell about how it was asked."""
         return ()

@@ -16,6 +16,8 @@ from limbeck.model.headers import corrupt, quoted
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 BYTES_KEY = "limbeck_tokenizer"
 """Field of a config that says `bytes` for a model whose tokenizer is limbeck's own, which needs no file."""
+SHIPPED = Path(__file__).parent / "tokenizers"
+"""The files of tokenizers that limbeck brings along."""
 MAX_BUFFER_BYTES = 2**31
 NO_LENGTH = 10**29
 """transformers writes about 1e30 where a tokenizer knows no longest text."""
@@ -135,6 +137,20 @@ def bytes_tokenizer() -> Any:
     from limbeck.text.bytes_tokenizer import ByteTokenizer
 
     return ByteTokenizer()
+
+
+def tokenizer_names() -> tuple[str, ...]:
+    """Names of the tokenizers that limbeck brings along."""
+    return ("bytes", *sorted(file.stem for file in SHIPPED.glob("*.json")))
+
+
+def named_tokenizer(name: str) -> Any:
+    """The tokenizer of such a name: bytes; python_4k, byte-level BPE made from the topics of Python's help."""
+    from transformers import PreTrainedTokenizerFast
+
+    if name == "bytes":
+        return bytes_tokenizer()
+    return PreTrainedTokenizerFast(tokenizer_file=str(SHIPPED / f"{name}.json"), bos_token="<s>", eos_token="</s>")
 
 
 def fit_length(tokenizer: Any, config: Any) -> Any:

@@ -15,7 +15,7 @@ from limbeck.errors import Failed, Refused
 from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_gguf, weights_file
 from limbeck.model.folder import check_folder, check_sizes
 from limbeck.model.headers import check_gguf, quoted
-from limbeck.model.loading import BYTES_KEY, build_config, build_meta, bytes_tokenizer, fit_length, foreign, model_class, open_folder
+from limbeck.model.loading import BYTES_KEY, build_config, build_meta, fit_length, foreign, model_class, named_tokenizer, open_folder, tokenizer_names
 from limbeck.model.reference import Reference, existing, known, provenance, snapshot
 from limbeck.text.document import load
 
@@ -199,8 +199,8 @@ def config_file(reference: Reference) -> tuple[Any, int, Any]:
     seed, kind = values.pop("seed", 0), values.pop("tokenizer", "bytes")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise Refused("value", f"{path}  seed", "a whole number from 0", quoted(seed), "write seed: 0")
-    if kind not in ("bytes", None):
-        raise Refused("value", f"{path}  tokenizer", "bytes, or null for none", quoted(kind), "write tokenizer: bytes")
+    if kind not in (*tokenizer_names(), None):
+        raise Refused("value", f"{path}  tokenizer", f"{', '.join(tokenizer_names())}, or null for none", quoted(kind), "write tokenizer: bytes")
     mapped = CONFIG_MAPPING[values["model_type"]]
     fields = {*mapped().to_dict(), *getattr(mapped, "attribute_map", {}), "architectures", "rope_theta", "rope_scaling", "model_type"}
     for name in values:
@@ -213,16 +213,16 @@ def config_file(reference: Reference) -> tuple[Any, int, Any]:
                 name,
                 f"write {near}" if near in fields else f"remove {name}",
             )
-    tokenizer = bytes_tokenizer() if kind else None
+    tokenizer = named_tokenizer(kind) if kind else None
     if tokenizer is not None:
-        values |= {"vocab_size": values.get("vocab_size", len(tokenizer)), BYTES_KEY: "bytes"}
+        values |= {"vocab_size": values.get("vocab_size", len(tokenizer)), **({BYTES_KEY: kind} if kind == "bytes" else {})}
         for name in ("bos_token_id", "eos_token_id"):  # no pad: an embedding does not learn the row it is told to pad with
             values.setdefault(name, getattr(tokenizer, name))
         if type(values["vocab_size"]) is int and values["vocab_size"] < len(tokenizer):
             raise Refused(
                 "value",
                 f"{path}  vocab_size",
-                f"at least {len(tokenizer)}, for tokenizer: bytes",
+                f"at least {len(tokenizer)}, for tokenizer: {kind}",
                 str(values["vocab_size"]),
                 f"write vocab_size: {len(tokenizer)}, or tokenizer: null",
             )

@@ -300,3 +300,10 @@ def folder_licence(folder: Path) -> str | None:
     except (Refused, Failed):
         return None
     return value if isinstance(value, str) else None
+
+
+def located(text: str, base: str) -> str:
+    """A reference whose relative file starts from a folder, if it is there."""
+    scheme, _, name = text.partition(":")
+    there = scheme in ("path", "gguf", "config", "cache") and not Path(name).is_absolute() and (Path(base) / name).exists()
+    return f"{scheme}:{Path(base) / name}" if there else text

@@ -55,6 +55,6 @@ def share_tokenizer(role: Role, first: Role, where: str, among: str = "teacher a
             where,
             f"one tokenizer for {among}",
             f"{len(first.tokenizer):,} and {len(role.tokenizer):,} ids, which mean different text",
-            "start from a model with the teacher's tokenizer, or use align: byte_chunks with objective: chunk_likelihood",
+            "start from a model with the teacher's tokenizer, or align: byte_chunks (objective: chunk_likelihood, or a divergence with per: chunk)",
         )
     role.tokenizer = first.tokenizer

@@ -12,6 +12,7 @@ from limbeck.model.anatomy import Anatomy
 from limbeck.model.base import Role, Tap, taps
 from limbeck.numerics import log_probs
 from limbeck.signals import Head, Logits, Row, View, shaped
+from limbeck.text.bytes_of import boundaries
 from limbeck.text.spans import encode
 
 LAYERED = frozenset({"hidden", "input", "mixer", "query", "key", "value"})
@@ -32,11 +33,16 @@ def text_view(rows: Sequence[Row], tokenizer: Any, shift: int) -> View:
     )
 
 
-def of_labels(logits: Logits, label: Tensor) -> Tensor:
-    """Log-probability of the label of each target; logits of so many at a time, made again in the backward pass."""
+def of_labels(logits: Logits, label: Tensor, boundary: Tensor | None) -> Tensor:
+    """Log-probability of the label of each target, and of all boundary ids together; without such ids the first alone.
+
+    Logits of so many targets exist at a time, and are made again in the backward pass.
+    """
 
     def part(logits: Logits, label: Tensor) -> Tensor:
-        return log_probs(logits.dense()).gather(-1, label[:, None])[:, 0]
+        log_q = log_probs(logits.dense())
+        found = log_q.gather(-1, label[:, None])
+        return torch.cat([found, log_q.index_select(-1, boundary).logsumexp(-1, keepdim=True)], -1) if boundary is not None else found
 
     if len(logits) <= AT_ONCE:
         return part(logits, label)
@@ -51,7 +57,7 @@ class Text(Role):
     norm; `input.i`, `mixer.i`, `query.i` belong to the i-th block.
     """
 
-    offers = frozenset({"text", "logits", "label", "target_logprob"}) | LAYERED
+    offers = frozenset({"text", "logits", "label", "target_logprob", "boundary_logprob"}) | LAYERED
 
     def __init__(self, module: nn.Module, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
         super().__init__(module)
@@ -65,6 +71,11 @@ class Text(Role):
         """Entries of its logits: many families pad them beyond what the tokenizer has."""
         head = self.module.get_output_embeddings()  # type: ignore[operator]
         return None if head is None else len(head.weight)
+
+    @property
+    def last_layer(self) -> str:
+        """Of the last block: what stands behind it is often shared with the embedding."""
+        return self.anatomy.path("block", self.num_layers - 1) + "."
 
     def view(self, rows: Sequence[Row]) -> View:
         view = text_view(rows, self.tokenizer, self.shift)
@@ -103,9 +114,15 @@ class Text(Role):
         out: dict[str, Any] = {name: flat(x) for name, x in heard.items()}
         out["label"] = view.inputs["ids"][targets]
         out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())  # the label shift, in this one place
-        if "target_logprob" in names:
-            out["target_logprob"] = of_labels(out["logits"], out["label"])
+        if "target_logprob" in names or "boundary_logprob" in names:
+            boundary = self.boundary(view.device) if "boundary_logprob" in names else None
+            out |= zip(("target_logprob", "boundary_logprob"), of_labels(out["logits"], out["label"], boundary).unbind(-1), strict=False)
         return {name: out[name] for name in names}
+
+    def boundary(self, device: torch.device) -> Tensor:
+        """Ids of its head that begin where a word has ended."""
+        ids = boundaries(self.tokenizer, type(self.module).__name__)
+        return torch.tensor([i for i in ids if self.vocab is None or i < self.vocab], device=device)
 
     def body(self, **inputs: Tensor) -> Any:
         """The model without its head."""

@@ -27,8 +27,8 @@ class Reference(nn.Module):
     def __init__(self):
         super().__init__()
         for name in ("total", "num"):
-            self.register_buffer(name, torch.zeros(()))
-        self.register_buffer("whole", torch.tensor(False))
+            self.register_buffer(name, torch.zeros((), device="cpu"))
+        self.register_buffer("whole", torch.tensor(False, device="cpu"))
 
     def hear(self, gaps: Float[Tensor, " row"]) -> None:
         """Adds rows, until the first window is whole."""

@@ -9,10 +9,9 @@ from limbeck.errors import Refused
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Models, Role
 from limbeck.model.conversion import conversion_key
-from limbeck.model.loading import bytes_tokenizer
-from limbeck.model.opening import open_meta
+from limbeck.model.opening import config_file, open_meta
 from limbeck.model.recorded import Recorded, open_recorded, refuse_missing
-from limbeck.model.reference import Reference
+from limbeck.model.reference import Reference, located
 from limbeck.model.served import open_served
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
@@ -22,7 +21,7 @@ from limbeck.planning.pricing import Line, Pricing
 from limbeck.planning.probe import Machine, machine
 from limbeck.planning.refusals import refuse_hopeless, refuse_rows
 from limbeck.recipe import Recipe, find, graph, load
-from limbeck.roles import Cast, located
+from limbeck.roles import Cast
 from limbeck.store import Cache
 from limbeck.text.show import duration, size
 from limbeck.train.settle import settle
@@ -116,8 +115,8 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     refuse_hopeless(recipe, models)
     blind = [
         f"{role}: no tokenizer is at hand yet; rows are counted when the model is opened"
-        for role in cast.originals
-        if cast.originals[role].tokenizer is None
+        for role, reader in cast.readers().items()
+        if reader.tokenizer is None
     ]
     known = rows is not None or not blind
     rows = rows if rows is not None else Rows() if blind else read(recipe, cast, base)
@@ -135,7 +134,7 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
         f"{len(rows.train):,} rows to train on, {len(rows.held_out):,} held out" if known else "not read yet",
         tuple(needs),
         tuple(steps),
-        (*rows.notes, *(() if known else blind), *auto, *kept, *elsewhere(recipe, rows, pricing)),
+        (*rows.notes, *(() if known else blind), *auto, *kept, *elsewhere(recipe, rows, pricing), *evaluations(recipe, base)),
     )
     return fitting(found)
 
@@ -154,7 +153,7 @@ def on_meta(text: str, cache: Cache, base: str, reads: str = "") -> Role:
 def tokenizer_of(reference: Reference, cache: Cache) -> Any:
     """A model's tokenizer, if it can be read without converting or downloading anything."""
     if reference.scheme == "config":
-        return bytes_tokenizer()
+        return config_file(reference)[2]
     folder = (
         Path(reference.name)
         if reference.scheme == "path"
@@ -173,7 +172,7 @@ def read(recipe: Recipe, cast: Cast, base: str) -> Rows:
     rows, place = Rows(), Place(cast.readers(), Streams(recipe.seed), base=base, extra={"plan": True})
     for step in recipe.data:
         rows = step.rows(rows, place)
-    refuse_rows(recipe, rows, cast.originals)
+    refuse_rows(recipe, rows, cast.readers())
     return rows
 
 
@@ -213,6 +212,12 @@ def elsewhere(recipe: Recipe, rows: Rows, pricing: Pricing) -> tuple[str, ...]:
     most = positions // length
     once = min(most, len(rows.train)) if rows.train else most
     return () if recipe.teacher is None else recipe.teacher.notes(once + len(rows.held_out), (once + len(rows.held_out)) * length)
+
+
+def evaluations(recipe: Recipe, base: str) -> list[str]:
+    """What evaluators will ask of servers; what cannot work is refused."""
+    subjects = (*(["teacher"] if recipe.teacher else []), "start", "student", *recipe.baseline)
+    return [note for evaluator in recipe.evaluate for note in evaluator.notes(subjects, base)]
 
 
 def describe(recipe: Recipe, role: str) -> str:

@@ -1,19 +1,22 @@
 """What cannot work whatever it costs: nothing to learn from, rows longer than a context, steps that nothing settles."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 
 from limbeck.data.base import Rows, Step
 from limbeck.errors import Refused
-from limbeck.model.base import Models, Role
+from limbeck.model.base import Models
 from limbeck.recipe import Recipe
 from limbeck.text.spans import encode
+from limbeck.train.stage import Stage
 
 AROUND_TOKENS = 16
 """More tokens than any tokenizer puts around a text."""
 
 
 def refuse_hopeless(recipe: Recipe, roles: Models) -> None:
-    """Refuses what shows before a row is read: `steps`, `context`."""
+    """Refuses what shows before a row is read: `steps`, `context`, and what an evaluator lacks."""
+    for evaluator in recipe.evaluate:
+        evaluator.ready()
     for i, stage in enumerate(recipe.train):
         if stage.steps == "auto" and recipe.minutes is None:
             raise Refused("steps", f"train.{i}.steps", "a number, or auto with minutes:", "auto", "write steps: 200")
@@ -26,14 +29,48 @@ def refuse_hopeless(recipe: Recipe, roles: Models) -> None:
                 )
 
 
-def refuse_rows(recipe: Recipe, rows: Rows, roles: Mapping[str, Role]) -> None:
+def refuse_rows(recipe: Recipe, rows: Rows, roles: Models) -> None:
     """Refuses rows that have been read: `data` where a stage has none, `context` where one is longer than a role can hear."""
     for stage in recipe.train:
         steps = [*recipe.data, *(step for turn in stage.turn for step in turn.data)]
-        if stage.data is None and not rows.parts and all(type(step).window is Step.window for step in steps):
+        if stage.data is None and not rows.parts and same_windows(steps):
             raise Refused("data", "data", "a source of rows to train on", "none", "add one, like {kind: text, path: books/*.txt}")
-    refuse_useless(recipe, rows)
-    for name, role in roles.items():
+    for i, stage in enumerate(recipe.train):
+        if stage.select is not None and not rows.held_out:
+            do = "give a source a split or a held_out file, or remove select"
+            raise Refused("data", f"train.{i}.select", "held-out rows to choose by", "none", do)
+        if stage.data is None and rows.parts:
+            refuse_tags(stage, recipe.data, rows, f"train.{i}")
+    refuse_long(rows, roles)
+
+
+def refuse_own(stage: Stage, number: int, rows: Rows, roles: Models) -> None:
+    """Refuses rows that a stage has brought itself: `data` where there are none, `tag` and `context` as of others."""
+    assert stage.data is not None
+    if not rows.parts and same_windows((*stage.data, *(step for turn in stage.turn for step in turn.data))):
+        raise Refused("data", f"data of stage {number}", "rows to train on", "none", "look at what the stage's steps leave, or add a source")
+    refuse_tags(stage, stage.data, rows, f"stage {number}")
+    refuse_long(rows, roles)
+
+
+def same_windows(steps: Iterable[Step]) -> bool:
+    """Whether windows hold the rows that were drawn, and no others."""
+    return all(type(step).window is Step.window for step in steps)
+
+
+def refuse_tags(stage: Stage, data: Sequence[Step], rows: Rows, where: str) -> None:
+    """Refuses an objective for a tag that no row has."""
+    tags = {row.tag for row in rows.train}
+    for turn in stage.turn:
+        for n, objective in enumerate(turn.objective):
+            if objective.tag is not None and objective.tag not in tags and same_windows((*data, *turn.data)):
+                known = ", ".join(sorted(tags - {""})) or "no tags"
+                raise Refused("tag", f"{where}.objective.{n}.tag", f"a tag of the rows: {known}", objective.tag, "change the tag, or the rows")
+
+
+def refuse_long(rows: Rows, roles: Models) -> None:
+    """Refuses rows that are longer than a role can hear."""
+    for name, role in ((name, roles[name]) for name in roles):
         context = getattr(role, "context", None)
         if context is None or role.tokenizer is None:
             continue
@@ -42,24 +79,5 @@ def refuse_rows(recipe: Recipe, rows: Rows, roles: Mapping[str, Role]) -> None:
             if isinstance(plain, str) and len(plain.encode("utf-8", "replace")) + AROUND_TOKENS <= context:
                 continue  # a token is a byte at least
             if (num := len(encode(row, role.tokenizer)[0])) > context:
-                raise Refused(
-                    "context",
-                    f"data  row {row.key}",
-                    f"at most {context:,} tokens, the context of the {name}",
-                    f"{num:,}",
-                    f"add a step: {{kind: pack, length: {context}}}",
-                )
-
-
-def refuse_useless(recipe: Recipe, rows: Rows) -> None:
-    """Refuses what no row can serve: a selection without held-out rows, an objective for a tag that no row has."""
-    tags = {row.tag for row in rows.train}
-    for i, stage in enumerate(recipe.train):
-        if stage.select is not None and not rows.held_out:
-            do = "give a source a split or a held_out file, or remove select"
-            raise Refused("data", f"train.{i}.select", "held-out rows to choose by", "none", do)
-        for turn in stage.turn if stage.data is None and rows.parts else ():
-            for n, objective in enumerate(turn.objective):
-                if objective.tag is not None and objective.tag not in tags and all(type(s).window is Step.window for s in (*recipe.data, *turn.data)):
-                    known = ", ".join(sorted(tags - {""})) or "no tags"
-                    raise Refused("tag", f"train.{i}.objective.{n}.tag", f"a tag of the rows: {known}", objective.tag, "change the tag, or the rows")
+                expected, do = f"at most {context:,} tokens, the context of the {name}", f"add a step: {{kind: pack, length: {context}}}"
+                raise Refused("context", f"data  row {row.key}", expected, f"{num:,}", do)

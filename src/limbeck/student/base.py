@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from limbeck.component import Choice, Component
 from limbeck.model.base import Role
@@ -23,6 +23,17 @@ class Surgery(Component):
     """Claim: it adds to the weights that are there, and these never learn: the model that they come from may hold the same ones."""
     reduces: ClassVar[frozenset[str]] = frozenset()
     """Claim: these shrink: parameters, layers, width."""
+
+    retokenizes: ClassVar[bool] = False
+    """Claim: the student may read with another tokenizer afterwards."""
+
+    def reads(self, tokenizer: Any, plan: bool = False) -> Any:
+        """The tokenizer of the student, given the one before; None where a plan would have to convert a file to know it."""
+        return tokenizer
+
+    def based(self, folder: str) -> "Surgery":
+        """The same surgery with relative files looked for from a folder, that of the recipe."""
+        return self
 
     def settle(self, role: Role, score: Score) -> "Surgery":
         """The same surgery with everything written out that had to be measured; it then needs no score."""

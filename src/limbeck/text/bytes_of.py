@@ -42,6 +42,8 @@ def letters() -> dict[str, int]:
 LETTERS = letters()
 KNOWN: WeakKeyDictionary[Any, tuple[Any, Spelling]] = WeakKeyDictionary()
 """Tokenizer -> its state when asked, and its bytes, found to be exact."""
+BOUNDARIES: WeakKeyDictionary[Any, tuple[Spelling, tuple[int, ...]]] = WeakKeyDictionary()
+"""Tokenizer -> its bytes when asked, and the ids that begin with a boundary."""
 
 
 def spelling(tokenizer: Any) -> Spelling | None:
@@ -107,3 +109,29 @@ def exact(tokenizer: Any, where: str) -> Spelling:
             raise Refused("tokenizer", where, "a tokenizer that keeps every byte", got, "use a model whose tokenizer does not normalise text")
     KNOWN[tokenizer] = state(tokenizer), found
     return found
+
+
+def spelled_alike(one: Spelling, other: Spelling) -> tuple[tuple[int, int], ...]:
+    """Ids of both sides that spell the same bytes, or are marks of one purpose, in the order of the first side.
+
+    Of several ids with one spelling the last counts: pieces for single bytes come first, and are written only where nothing else will do;
+    added tokens come last, and win.
+    """
+    ours, theirs = (
+        {b: i for i, b in enumerate(side.bytes) if b} | {mark: i for i, mark in side.marks.items() if mark != f"id {i}"} for side in (one, other)
+    )
+    return tuple(sorted((i, theirs[what]) for what, i in ours.items() if what in theirs))
+
+
+def boundaries(tokenizer: Any, where: str) -> tuple[int, ...]:
+    """Ids that can only stand where a word has ended: their first byte is a space, a tab or a line feed, or they are marks.
+
+    Raises:
+        Refused: `tokenizer`, as `exact` does.
+    """
+    spelled, known = exact(tokenizer, where), BOUNDARIES.get(tokenizer)
+    if known is None or known[0] is not spelled:
+        begins = (i for i, b in enumerate(spelled.bytes) if b[:1] in (b" ", b"\t", b"\n"))
+        known = spelled, tuple(sorted({*begins, *spelled.marks}))
+        BOUNDARIES[tokenizer] = known
+    return known[1]

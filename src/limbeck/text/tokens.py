@@ -3,14 +3,19 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from limbeck.errors import Refused
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 
-PROBES = ("Hello world", " two  spaces\n\n\tand a tab", "3.14159 and 12345", "Straße, ﬁn, naïve", "日本語 🙂", "def f(x):\n    return x ** 2", "")
-"""Texts on which tokenizers differ, though their vocabularies may not."""
+KINDS = ("a", "Bc", "é", "日", "1", "٣", " ", "  ", "\n", "\t", ".", "'s", "_", "🙂")
+PROBES = (
+    *("Hello world", " two  spaces\n\n\tand a tab", "3.14159 and 12345", "Straße, ﬁn, naïve", "日本語 🙂", "def f(x):\n    return x ** 2", ""),
+    "".join(map("".join, product(KINDS, repeat=3))),
+)
+"""Texts on which tokenizers differ, though their vocabularies may not; the last has each kind of character between any two."""
 MARKS: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 """Tokenizer -> its state when asked, and its fingerprint."""
 

@@ -137,6 +137,7 @@ class Loop:
             for field, schedule in o.schedules.items()
             if schedule.follows
         ]
+        records += [(f"{name}.weight", weight, 1) for name, weight in zip(names, running.weights, strict=True)] if running.weights else []
         records += [
             (f"{prefix}gradient_norm", norm.item(), 1),
             (f"{prefix}learning_rate", rate, 1),

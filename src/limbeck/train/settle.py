@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from limbeck.align.base import Align, expanded, raw
-from limbeck.align.byte_chunks import ByteChunks
 from limbeck.align.layer_map import LayerMap
-from limbeck.align.shared_vocab import SharedVocab
+from limbeck.align.shared_vocab import SharedVocab, same
 from limbeck.data.base import Step
 from limbeck.errors import Refused
 from limbeck.model.base import Models, Role, matches
-from limbeck.signals import Needs, unit_of
+from limbeck.signals import VOCABULARY, Needs, unit_of
 from limbeck.train.stage import Turn
 
 PARTIAL = {"top_logits", "sampled_logits"}
@@ -62,6 +61,13 @@ def settle(turn: Turn, steps: Sequence[Step], models: Models, where: str) -> Set
     settled, notes = match(needs, models.offers(), align, where)
     asked, _ = match(turn.forward.requires(settled), models.offers(), align, where)
     exist(asked, models, align, where)
+    for a in align:
+        match(a.looks, models.offers(), (), f"{where}, align {a.kind}")  # type: ignore[attr-defined]
+        for role in a.looks:
+            if role in (turn.trains, *turn.through):
+                do = "let another role be looked at, or leave out what looks (merge of byte_chunks)"
+                raise Refused("role", f"{where}.align", f"{a.kind} looks at a role that is frozen", f"{role}, which gets gradients", do)  # type: ignore[attr-defined]
+    same_text(turn, models, where)
     align = same_ids(turn, settled, models, align, notes, where)
     for n, step in enumerate(turn.data):
         if type(step).window is Step.window:
@@ -93,11 +99,24 @@ def exist(needs: Needs, models: Models, align: Sequence[Align], where: str) -> N
                     raise Refused("layer", where, f"{error.expected} of {role}", name, error.do) from None
 
 
+def same_text(turn: Turn, models: Models, where: str) -> None:
+    """Refuses to compare roles of different tokenizers target by target or position by position: there they have not read the same."""
+    for i, objective in enumerate(turn.objective):
+        aligned = {"target", "pos"}
+        compared = [objective.role(seat) for seat, names in objective.needs.items() if any(unit_of(name) in aligned for name in names)]
+        roles = {role: models[role].tokenizer for role in compared if models[role].tokenizer is not None}
+        other = next((role for role, tokenizer in roles.items() if not same(tokenizer, next(iter(roles.values())))), None)
+        if other is not None:
+            kind, sizes = dict(objective)["kind"], " and ".join(f"{len(roles[role]):,}" for role in (next(iter(roles)), other))
+            do = "start from a model with the teacher's tokenizer; or per: chunk with align: byte_chunks, or sorted_l1 with by_position"
+            raise Refused("tokenizer", f"{where}.objective.{i}", "roles of one tokenizer, or chunks", f"{kind} between {sizes} ids", do)
+
+
 def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...], notes: list[str], where: str) -> tuple[Align, ...]:
     """The alignments, before them one that cuts heads of one tokenizer to the ids they share, where an objective compares heads of other sizes."""
     heads: dict[str, Role] = {}
     for i, objective in enumerate(turn.objective):
-        seats = [seat for seat, names in objective.needs.items() if any("logits" in name for name in names)]
+        seats = [seat for seat, names in objective.needs.items() if any("logits" in name and unit_of(name) == "target" for name in names)]
         said = {objective.role(seat): settled[objective.role(seat)] for seat in seats}
         if any(PARTIAL & set(names) for names in said.values()) and getattr(objective, "temperature", 1) != 1:
             raise Refused(
@@ -133,11 +152,15 @@ def effective(turn: Turn, models: Models, align: Sequence[Align], needs: Needs, 
         for name in (name for name, schedule in component.schedules.items() if schedule.follows):
             expected = "a schedule of the step alone: there is no loss to follow"
             raise Refused("schedule", f"{where}.{part}.{name}", expected, "one that follows a loss", "use linear or cosine")
-    for a in turn.align:
-        made = {name for asked in needs.values() for name in asked if unit_of(name) == "chunk"}
-        if isinstance(a, ByteChunks) and not made:
-            do = "remove the alignment, or add the objective: chunk_likelihood"
-            raise Refused("chunk", f"{where}.align", "an objective that compares chunks", "byte_chunks without one", do)
+    last = models[turn.trains].last_layer
+    if turn.balance != "none" and not any(name.startswith(last) for name, _ in models.trainable(turn.trains, turn.only, turn.freeze)):
+        raise Refused("balance", f"{where}.balance", f"a last layer ({last}) that learns", "only and freeze leave it out", "write balance: none")
+    crossing = [a.kind for a in turn.align if a.crosses]  # type: ignore[attr-defined]
+    if crossing and not any(unit_of(name) == "chunk" for asked in needs.values() for name in asked):
+        do = "remove the alignment, or add the objective: chunk_likelihood, sorted_l1, or a divergence with per: chunk"
+        raise Refused("chunk", f"{where}.align", "an objective that compares chunks", f"{crossing[0]} without one", do)
+    if len(crossing) > 1:
+        raise Refused("chunk", f"{where}.align", "one alignment that makes chunks", " and ".join(crossing), "remove all but one")
     layered = any("." in name for asked in needs.values() for name in asked)
     if any(isinstance(a, LayerMap) for a in align) and not layered:
         do = "remove the map, or add the objective"
@@ -156,16 +179,11 @@ def match(needs: Needs, offers: Needs, align: Sequence[Align], where: str) -> tu
             first, *others = name.split("|")
             pick = next((n for n in (first, *others) if all({r, r.split(".")[0]} & set(offers[role]) for r in raw(align, role, (n,)))), None)
             if pick is None:
-                raise Refused(
-                    "need",
-                    where,
-                    f"{name} of {role}",
-                    f"it offers {', '.join(offers[role])}",
-                    "add align: byte_chunks"
-                    if name == "chunk_logprob" and not align
-                    else "use an objective that needs less (limbeck list objective), or a teacher that offers more",
-                    code=3,
-                )
+                do = "use an objective that needs less (limbeck list objective), or a teacher that offers more"
+                if first in VOCABULARY and unit_of(first) == "chunk" and raw(align, role, (first,)) == (first,):
+                    either = " or by_position" if first in ("last_logits", "lead_logprob") else ""
+                    do = f"{'write' if any(a.crosses for a in align) else 'add'} align: byte_chunks{either}"
+                raise Refused("need", where, f"{name} of {role}", f"it offers {', '.join(offers[role])}", do, code=3)
             if pick != first:
                 notes.append(f"{where}: approximate: {pick} of {role} in place of {first}")
             found.append(pick)

@@ -36,12 +36,22 @@ class Turn(Document):
     """What is laid side by side."""
     objective: Annotated[tuple[AnyObjective, ...], Field(min_length=1)]
     """What is summed, each with its weight."""
+    balance: Literal["none", "gradient_norm"] = Field(default="none", json_schema_extra={"since": 2})
+    """gradient_norm: weights are found at each step, so that the gradients of all objectives by the last layer are equally large."""
     optimiser: Optimiser = Optimiser()
     """How parameters move."""
     batch: int = Field(default=8, gt=0)
     """Rows (or groups of rows, or packed bins) of a window."""
     micro: int = Field(default=1, gt=0)
     """Micro-batches that a window is cut into: less memory, the same gradient."""
+
+    @model_validator(mode="after")
+    def balanced_objectives(self) -> "Turn":
+        if self.balance != "none" and len(self.objective) < 2:
+            raise ValueError("balance: none, where there is one objective")
+        if self.balance != "none" and any(objective.weight != 1 for objective in self.objective):
+            raise ValueError("either weights of objectives, or balance, in which they cancel; not both")
+        return self
 
 
 class Select(Document):

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.align.base import Aligned, raw
+from limbeck.align.base import Align, Aligned, raw
 from limbeck.data.base import Place, Rows, Step
+from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.numerics import Streams
-from limbeck.signals import Batch, Loss, Row
+from limbeck.signals import Batch, Loss, Needs, Row
 from limbeck.teacher.base import Teacher
 from limbeck.train.settle import Settled
 from limbeck.train.stage import Turn
@@ -30,6 +31,8 @@ class Running:
     optimiser: torch.optim.Optimizer | None = None
     drawn: int = 0
     """Windows drawn so far: the data cursor."""
+    weights: list[float] | None = None
+    """Of the objectives in the last window, where the turn balances them; they depend on that window alone."""
     followed: list[dict[str, nn.Module]] = field(init=False)
     """What schedules of each objective remember, by field."""
 
@@ -49,12 +52,18 @@ def prepare(running: Running, rows: Rows, teacher: Teacher | None, kept: Mapping
     if teacher is not None:
         batch = teacher.attach(batch, place.models, kept)
     forward = turn.forward.at(spot[-1])
-    for align in running.settled.align:
-        for role in align.looks:
-            names = raw(running.settled.align, role, forward.requires(running.settled.needs)[role])  # type: ignore[attr-defined]
-            batch = replace(batch, said={**batch.said, role: place.models.says(role, batch, names)})
-        batch = align.index(batch, place.models)
+    batch = indexed(batch, place.models, running.settled.align, forward.requires(running.settled.needs))  # type: ignore[attr-defined]
     return forward.draw(batch, place.streams, spot)  # type: ignore[attr-defined]
+
+
+def indexed(batch: Batch, models: Models, aligns: Sequence[Align], needs: Needs) -> Batch:
+    """The window with what stands beside what; an alignment that has to look at a frozen role asks it for all that is wanted of it anyway."""
+    for align in aligns:
+        for role, names in align.looks.items():
+            every = tuple(dict.fromkeys((*raw(aligns, role, needs.get(role, ())), *names)))
+            batch = replace(batch, said={**batch.said, role: models.says(role, batch, every)})
+        batch = align.index(batch, models)
+    return batch
 
 
 def order(streams: Streams, stage: int, turn: int) -> Streams:
@@ -83,8 +92,12 @@ def window(running: Running, models: Models, batch: Batch, step: int, counts: Se
     `counts` are over all micro-batches and ranks: the only place that divides.
     """
     sums, summed = [0.0] * len(counts), [0] * len(counts)
-    for part in batch.cut(running.turn.micro):
-        total, losses = share(running, models, part, step, counts)
+    parts, made = batch.cut(running.turn.micro), None
+    running.weights = None
+    if running.turn.balance == "gradient_norm":
+        running.weights, made = balanced(running, models, parts, step, counts)
+    for part in parts:
+        total, losses = made or share(running, models, part, step, counts)
         for i, loss in enumerate(losses):
             sums[i], summed[i] = sums[i] + loss.total.item(), summed[i] + loss.count
         if total.requires_grad:
@@ -95,9 +108,47 @@ def window(running: Running, models: Models, batch: Batch, step: int, counts: Se
 
 def share(running: Running, models: Models, part: Batch, step: int, counts: Sequence[int]) -> tuple[Tensor, list[Loss]]:
     """What a part of a window adds to the weighted sum of all objectives, whose gradient is wanted; and sum and count of each."""
+    means, losses, weights = told(running, models, part, step, counts)
+    return weighted(means, running.weights or weights), losses
+
+
+def told(running: Running, models: Models, part: Batch, step: int, counts: Sequence[int]) -> tuple[list[Tensor], list[Loss], list[float]]:
+    """What a part of a window adds to the mean of each objective; sum and count of each; and the weights of the turn."""
     forward, listen = running.turn.forward.at(step), Aligned(models, running.settled.align)
     said = forward(listen, part, running.settled.needs)  # type: ignore[operator]
     objectives: list[Any] = [o.at(step, followed) for o, followed in zip(running.turn.objective, running.followed, strict=True)]
     losses = [objective(said, learned) for objective, learned in zip(objectives, running.learned, strict=True)]
-    weights = [objective.weight for objective in objectives]
-    return torch.stack([weight * loss.total / max(num, 1) for weight, loss, num in zip(weights, losses, counts, strict=True)]).sum(), losses
+    means = [loss.total / max(num, 1) for loss, num in zip(losses, counts, strict=True)]
+    return means, losses, [objective.weight for objective in objectives]
+
+
+def weighted(means: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    return torch.stack([weight * mean for weight, mean in zip(weights, means, strict=True)]).sum()
+
+
+def balanced(running: Running, models: Models, parts: Sequence[Batch], step: int, counts: Sequence[int]) -> tuple[list[float], Any]:
+    """Weights of the objectives, (1 / g_i) / sum_j (1 / g_j), and what `share` gives with them where the window is in one piece.
+
+    g_i is the norm of the gradient of the mean over the whole window, by the last layer alone: a window that is cut is run twice, since
+    no part of it knows g. One without a gradient there weighs nothing.
+
+    Raises:
+        Refused: `balance`, for an objective that the last layer does not reach.
+    """
+    turn, last = running.turn, models[running.turn.trains].last_layer
+    parameters = [p for name, p in models.trainable(turn.trains, turn.only, turn.freeze) if name.startswith(last)]
+    sums = [[torch.zeros_like(p) for p in parameters] for _ in counts]
+    kept: Any = None
+    for part in parts:
+        means, losses, _ = told(running, models, part, step, counts)
+        for i, mean in enumerate(means):
+            slopes = torch.autograd.grad(mean, parameters, retain_graph=True, allow_unused=True) if mean.requires_grad else ()
+            if counts[i] and slopes and all(slope is None for slope in slopes):
+                kind, do = dict(turn.objective[i])["kind"], "compare the last layer or the output, or give weights in place of balance"
+                raise Refused("balance", f"objective.{i}", "a loss whose gradient reaches the last layer", f"{kind}, which does not", do)
+            sums[i] = [a if b is None else a + b for a, b in zip(sums[i], slopes, strict=True)] if slopes else sums[i]
+        kept = means, losses
+    norms = [float(torch.cat([x.flatten() for x in each]).norm()) for each in sums]
+    inverse = [1 / norm if norm else 0.0 for norm in norms]
+    weights = [x / (sum(inverse) or 1.0) for x in inverse]
+    return weights, (weighted(kept[0], weights), kept[1]) if len(parts) == 1 else None
