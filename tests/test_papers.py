@@ -33,3 +33,19 @@ def test_branch_merge_fuses_maths_into_science_and_that_into_code() -> None:
     merges = {merge.name: merge for merge in load("branch_merge").merge}
     assert merges["reasoning"].of == ("science", "math") and merges["merged"].of == ("code", "reasoning")
     assert {merges[name].kind for name in ("reasoning", "merged")} == {"arcee_fusion"}
+
+
+def test_alm_moves_to_a_small_vocabulary_with_debiased_and_merged_chunks_and_balanced_losses() -> None:
+    recipe = load("alm")
+    turn = recipe.train[0].turn[0]
+    (surgery,), (align,) = recipe.student.surgery, turn.align
+    assert (surgery.kind, surgery.tokenizer, align.kind, align.debias, align.merge) == ("transplant_vocab", "python_4k", "byte_chunks", True, 0.1)
+    assert [objective.kind for objective in turn.objective] == ["cross_entropy", "chunk_likelihood"]
+    assert turn.objective[1].tau == 100.0 and turn.balance == "gradient_norm"
+
+
+def test_uld_pairs_by_position_with_the_weights_of_its_authors_and_gold_by_bytes() -> None:
+    uld, gold = (load(name).train[0].turn[0] for name in ("uld", "gold"))
+    assert [a.kind for a in uld.align] == ["by_position"] and [a.kind for a in gold.align] == ["byte_chunks"]
+    assert [(o.kind, o.weight) for o in uld.objective] == [("cross_entropy", 1.0), ("sorted_l1", 1.5)]
+    assert [o.kind for o in gold.objective] == ["cross_entropy", "hybrid_l1"] and gold.objective[1].matched is None
