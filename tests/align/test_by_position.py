@@ -133,6 +133,9 @@ def test_the_recipes_run_between_two_tokenizers(name: str, tmp_path: Path) -> No
 
 
 def test_uld_can_stand_as_an_arm_of_alm() -> None:
-    uld, arm = load("uld"), load("alm", ["train.0.align=[by_position]", "train.0.objective=[cross_entropy, {kind: sorted_l1, weight: 1.5}]"])
-    assert arm.train[0].turn[0].objective == uld.train[0].turn[0].objective == (uld.train[0].turn[0].objective[0], SortedL1(weight=1.5))
-    assert arm.train[0].turn[0].align == (ByPosition(),) and arm.data == uld.data
+    changes = ["train.0.align=[by_position]", "train.0.objective=[cross_entropy, {kind: sorted_l1, weight: 1.5}]", "train.0.balance=none"]
+    ours, arm = (recipe.train[0].turn[0] for recipe in (load("uld"), load("alm", changes)))
+    assert (arm.align, arm.objective, arm.balance) == (ours.align, ours.objective, ours.balance)
+    assert arm.objective[1] == SortedL1(weight=1.5) and arm.align == (ByPosition(),)
+    with pytest.raises(Refused, match="either weights of objectives, or balance"):
+        load("alm", changes[:2])
