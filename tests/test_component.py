@@ -333,7 +333,7 @@ def references(item: Any) -> Iterator[str]:
 def test_every_reference_of_the_schema_leads_somewhere_and_each_kind_stands_once(recipe_schema: dict[str, Any]) -> None:
     defs = recipe_schema["$defs"]
     assert {ref.removeprefix("#/$defs/") for ref in references(recipe_schema)} <= set(defs)
-    for room in ("objective", "schedule", "data", "align", "teacher", "student", "forward", "merge", "evaluate", "export"):
+    for room in ("objective", "schedule", "block", "data", "align", "teacher", "student", "forward", "merge", "evaluate", "export"):
         kinds = [kind for kind, sentence in members(room).items() if sentence]
         assert defs[room]["anyOf"][0] == {"enum": kinds}
         assert {ref for ref in references(defs[room])} == {f"#/$defs/{room}.{kind}" for kind in kinds}

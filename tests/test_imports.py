@@ -17,12 +17,12 @@ from limbeck.component import ROOMS as WITH_KINDS
 
 SOURCE = Path(limbeck.__file__).parent
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
-ROOMS = tuple(room for room in WITH_KINDS if room != "schedule")
+ROOMS = tuple(room for room in WITH_KINDS if room not in ("schedule", "block"))
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "component", "schedule", "signals", "numerics", "chunked", "store", "endpoint", "text"),
-    ("model",),
+    ("errors", "component", "schedule", "signals", "numerics", "chunked", "store", "endpoint", "text", "formats"),
+    ("model", "block"),
     ROOMS,
-    ("train",),
+    ("train", "search"),
     ("recipe", "roles", "reading", "planning", "examine", "conclude", "workspace", "tell", "job", "start", "claims", "given", "check", "terminal"),
     ("cli",),
 )

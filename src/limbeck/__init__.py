@@ -19,10 +19,11 @@ PUBLIC = {
     "plan": "planning",
     "distill": "given",
     "check": "check",
+    "register": "model.hybrid",
     "Refused": "errors",
     "Failed": "errors",
 }
-ROOMS = ("data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")
+ROOMS = ("block", "data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")
 __version__ = "0.1.0"
 __all__ = sorted([*PUBLIC, "__version__"])
 

@@ -31,6 +31,9 @@ class Run:
         """The student, as a plain transformers model."""
         from transformers import AutoModelForCausalLM
 
+        from limbeck.model.hybrid import register
+
+        register()
         return AutoModelForCausalLM.from_pretrained(self.path / "student")
 
 

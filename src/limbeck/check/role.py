@@ -89,7 +89,8 @@ def log_probability(role: Text, seed: int = 0) -> None:
 def packing(role: Text, seed: int = 0) -> None:
     """Packed, padded, by its own choice, and row by row it says the same, whatever ids the rows hold."""
     view = seen(role, seed)
-    names = ("logits", "hidden.0", "hidden.1", f"hidden.{role.num_layers}", "input.1", "mixer.1", "query.1", "key.1", "value.1")
+    every = ("logits", "hidden.0", "hidden.1", f"hidden.{role.num_layers}", "input.1", "mixer.1", "query.1", "key.1", "value.1")
+    names = tuple(name for name in every if name.split(".")[0] in role.offers)
     padded = say(role, view, *names)
     others = {"packed": say(role, view, *names, layout="packed"), "auto": say(role, view, *names, layout="auto")}
     alone = [say(role, view.at(torch.tensor([i])), *names) for i in range(view.num_rows)]

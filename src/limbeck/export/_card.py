@@ -16,8 +16,15 @@ OBLIGATIONS = {
 """What some licences ask of a student, by the beginning or a part of their name."""
 
 
-def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any]]) -> str:
-    """README.md with the front matter that hubs read: licence, base model, data sets."""
+LOADS = "Loads with `transformers`; it needs nothing of limbeck."
+LOADS_CODE = (
+    "Some blocks hold modules that `transformers` has not: their code lies beside the weights. Read it, then load with "
+    "`trust_remote_code=True`; with limbeck installed, `limbeck.register()` makes that unnecessary."
+)
+
+
+def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any]], own_code: bool = False) -> str:
+    """README.md with the front matter that hubs read: licence, base model, data sets. `own_code`: modules of its own lie beside the weights."""
     models = [p for p in provenance if p.get("role") != "data"]
     data = [p for p in provenance if p.get("role") == "data"]
     head = {
@@ -31,7 +38,7 @@ def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any
     verdict = summary.get("verdict")
     lines += [for_report(str(verdict)), ""] if verdict else []
     lines += [
-        "Loads with `transformers`; it needs nothing of limbeck. How it was made and measured: the run's `recipe.yaml` and `report.html`.",
+        f"{LOADS_CODE if own_code else LOADS} How it was made and measured: the run's `recipe.yaml` and `report.html`.",
         "",
         "## Made of",
         "",

@@ -8,8 +8,11 @@ import torch
 
 from limbeck.errors import Failed
 from limbeck.export._card import model_card
+from limbeck.export._carried import carry
 from limbeck.export.base import Exporter, Parcel
-from limbeck.model.adapters import merged
+from limbeck.model.adapters import adapted, merged, stock
+from limbeck.model.folder import is_hybrid
+from limbeck.model.quantised import quantised
 from limbeck.numerics import TOLERANCE
 from limbeck.store import write_text
 
@@ -20,8 +23,10 @@ PROBE_TOKENS = 64
 class Safetensors(Exporter):
     """Writes config, weights and tokenizer as transformers reads them, loads them again, and compares.
 
-    The folder needs nothing of limbeck; adapters are added to the weights. Weights are safetensors only; the card names what the
-    student was made of, with the licences that it inherits.
+    The folder needs nothing of limbeck; adapters are added to the weights, and rounded weights are written as the numbers that they stand
+    for (`packed` keeps their codes). A student with other modules in its blocks carries their code along: transformers opens it with
+    `trust_remote_code=True`, or without after `limbeck.register()`. Weights are safetensors only; the card names what the student was
+    made of, with the licences that it inherits.
 
     Example:
         >>> Safetensors(dtype="bfloat16").dtype
@@ -36,7 +41,8 @@ class Safetensors(Exporter):
     """Number format of the weights on disk."""
 
     def __call__(self, parcel: Parcel) -> list[dict[str, Any]]:
-        module: Any = merged(parcel.role).module
+        whole = merged(parcel.role)
+        module: Any = stock(whole).module
         probe = torch.arange(PROBE_TOKENS)[None] % module.config.vocab_size
         before = self.says(module, probe)
         apart = None if module is parcel.role.module else self.says(parcel.role.module, probe) - before
@@ -47,7 +53,10 @@ class Safetensors(Exporter):
         module.config.dtype = str(module.dtype).removeprefix("torch.")
         module.save_pretrained(parcel.folder, safe_serialization=True)
         parcel.role.tokenizer.save_pretrained(str(parcel.folder))
-        write_text(parcel.folder / "README.md", model_card(parcel.summary, parcel.provenance))
+        own_code = is_hybrid(module.config)
+        if own_code:
+            carry(module, parcel.folder)
+        write_text(parcel.folder / "README.md", model_card(parcel.summary, parcel.provenance, own_code))
         how = {"dtype": module.dtype, "attn_implementation": module.config._attn_implementation}
         again: Any = type(module).from_pretrained(parcel.folder, **how).to(module.device)
         gap = float((self.says(again, probe) - (before if self.dtype == "as_trained" else self.says(module, probe))).abs().max())
@@ -56,11 +65,13 @@ class Safetensors(Exporter):
                 "export", str(parcel.folder), "the logits of the student in memory", f"a difference of {gap:.3g} after loading", "report this", code=5
             )
         size = sum(path.stat().st_size for path in Path(parcel.folder).iterdir())
-        checks: list[dict[str, Any]] = [] if apart is None else [added(apart, before, module.dtype)]
+        name = "Adapters added to the weights" if adapted(parcel.role.module) else "Rounded weights written as numbers"
+        lost = "; what layers hear was rounded, and is not here" if quantised(whole.module) else ""
+        checks: list[dict[str, Any]] = [] if apart is None else [added(name, apart, before, module.dtype, lost)]
         return [
             *checks,
             {
-                "name": "Exported student, loaded by stock transformers",
+                "name": "Exported student, loaded " + ("with limbeck's classes" if own_code else "by stock transformers"),
                 "result": f"largest difference of a logit {gap} over {PROBE_TOKENS} tokens",
                 "open": False,
                 "bytes": size,
@@ -74,9 +85,9 @@ class Safetensors(Exporter):
         return module.eval()(probe.to(module.device)).logits.float()
 
 
-def added(apart: torch.Tensor, logits: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """What adding the adapters to the weights has changed, which are rounded to their dtype: open, where it is more than that explains."""
+def added(name: str, apart: torch.Tensor, logits: torch.Tensor, dtype: torch.dtype, lost: str) -> dict[str, Any]:
+    """What writing all into the weights has changed, which are rounded to their dtype: open, where it is more than that explains."""
     relative, absolute = TOLERANCE.get((str(dtype).removeprefix("torch."), "gradient"), TOLERANCE["bfloat16", "gradient"])
     gap, size = float(apart.abs().max()), float(logits.abs().max())
-    result = f"largest difference of a logit {gap:.3g}, of logits up to {size:.3g}"
-    return {"name": "Adapters added to the weights", "result": result, "open": gap > relative * size + absolute}
+    result = f"largest difference of a logit {gap:.3g}, of logits up to {size:.3g}{lost}"
+    return {"name": name, "result": result, "open": gap > relative * size + absolute}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from limbeck.component import Document, validate
 from limbeck.errors import Failed, Refused
+from limbeck.model.folder import HYBRID
 from limbeck.model.headers import quoted, read_json
 from limbeck.store import home
 
@@ -128,6 +129,10 @@ class Anatomy:
             )
         return pattern.replace("{}", str(layer))
 
+    def place(self, part: str) -> str:
+        """The path of a part of a block from that block, like self_attn."""
+        return self.pattern(part).removeprefix(self.pattern("block") + ".")
+
     def pattern(self, part: str) -> str:
         """The same with `{}` for the number of the block."""
         if part == "body":
@@ -218,6 +223,7 @@ def anatomy(what: Any) -> Anatomy:
     """
     config = getattr(what, "config", what)
     model_type = what if isinstance(what, str) else getattr(config, "model_type", None)
+    model_type = model_type.removeprefix(HYBRID) if isinstance(model_type, str) else model_type
     files = family_files()
     if not isinstance(model_type, str) or model_type not in files:
         raise unknown(what, model_type, sorted(files))

@@ -43,6 +43,12 @@ class Role(nn.Module):
     """Where the weights come from: name, revision, licence."""
     at_hand: bool = True
     """It can be run here; else there is only what was captured of it."""
+    lacks: frozenset[str] = frozenset()
+    """Signals that its kind offers and that it does not, since a surgery changed its parts."""
+    origins: Mapping[str, str] = {}
+    """Name of each parameter that a surgery made anew -> `new`, or what it was copied from; all others are as they were opened."""
+    aside: Mapping[int, nn.Module] = {}
+    """Block -> the attention that stood there before it was converted: neither trained nor exported."""
     self_description: Mapping[str, Any] = {}
     """What its answers depend on beside the models that its references name: what a server says about itself."""
 
@@ -193,7 +199,7 @@ def clone(role: Role, shared: Iterable[Tensor] = ()) -> Role:
     """
     made = copy.deepcopy(role, {id(x): x for x in (role.tokenizer, *shared)})
     if type(role).offers:
-        made.offers = type(role).offers
+        made.offers = type(role).offers - role.lacks
     return made
 
 

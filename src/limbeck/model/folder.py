@@ -1,6 +1,7 @@
 """A model folder is checked before transformers sees it: which files it names, what code it wants to run, how its weights are kept."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -27,6 +28,8 @@ REACHING = (
     "_commit_hash",
 )
 """Keys of a config with which it would name files, kernels or code elsewhere: they are dropped."""
+HYBRID = "hybrid_"
+"""What stands before a family in the `model_type` of its models whose blocks hold other modules."""
 MAX_LAYERS, MAX_SIZE = 4096, 2**40
 
 
@@ -170,6 +173,8 @@ def check_code(path: Path, where: str, config: dict[str, Any], trust_code: str |
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     auto_map, model_type = config.get("auto_map") or {}, config.get("model_type")
+    if is_hybrid(config) and trust_code is None:  # limbeck has the code that lies beside these weights
+        known_hybrid(str(model_type))
     if not auto_map or not isinstance(auto_map, dict):
         if trust_code is not None:
             raise Refused("code", where, "a folder whose config.json names code (auto_map)", "none", "leave out --trust-code")
@@ -198,6 +203,22 @@ def check_code(path: Path, where: str, config: dict[str, Any], trust_code: str |
             f"read the .py files of the folder, then repeat with --trust-code {code}",
         )
     return auto_map
+
+
+def is_hybrid(config: Any) -> bool:
+    """Whether a config (or the plain values of one) is of a model whose blocks hold other modules."""
+    model_type = config.get("model_type") if isinstance(config, Mapping) else getattr(config, "model_type", None)
+    return isinstance(model_type, str) and model_type.startswith(HYBRID)
+
+
+def known_hybrid(model_type: str) -> None:
+    """Lets transformers know the class of a hybrid of a family whose anatomy is known; of another one it stays unknown."""
+    from limbeck.model.anatomy import family_files
+    from limbeck.model.hybrid import hybrid
+
+    family = model_type.removeprefix(HYBRID)
+    if family in family_files():
+        hybrid(family)
 
 
 def code_digest(path: Path) -> str:

@@ -10,12 +10,15 @@ from torch.utils.checkpoint import checkpoint
 from limbeck.errors import Refused
 from limbeck.model.anatomy import Anatomy
 from limbeck.model.base import Role, Tap, taps
+from limbeck.model.mixing import by_position, mixing
 from limbeck.numerics import log_probs
 from limbeck.signals import Head, Logits, Row, View, shaped
 from limbeck.text.bytes_of import boundaries
 from limbeck.text.spans import encode
 
 LAYERED = frozenset({"hidden", "input", "mixer", "query", "key", "value"})
+INSIDE = frozenset({"query", "key", "value"})
+"""What happens inside of attention."""
 AT_ONCE = 256
 """Targets whose logits exist at the same time, where only their log-probabilities are asked for."""
 WASTE = 0.25
@@ -54,10 +57,11 @@ class Text(Role):
     """Speaks for a causal or masked language model.
 
     Layers count from 1, as in papers: `hidden.0` is the embedding, `hidden.i` what the i-th block says, before any final
-    norm; `input.i`, `mixer.i`, `query.i` belong to the i-th block.
+    norm; `input.i`, `mixer.i`, `query.i` belong to the i-th block, and so does `mixing.i`: the matrix by which its attention, or what
+    stands in its place, mixes the positions of a row.
     """
 
-    offers = frozenset({"text", "logits", "label", "target_logprob", "boundary_logprob"}) | LAYERED
+    offers = frozenset({"text", "logits", "label", "target_logprob", "boundary_logprob", "mixing"}) | LAYERED
 
     def __init__(self, module: nn.Module, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
         super().__init__(module)
@@ -65,6 +69,14 @@ class Text(Role):
         self.num_layers = len(module.get_submodule(anatomy.path("blocks")))  # type: ignore[arg-type]
         self.context: int | None = anatomy.context(module.config)
         self.shift = 1 if anatomy.causal else 0
+        self.hear_parts()
+
+    def hear_parts(self) -> None:
+        """Offers the inside of attention only where every block has attention as its family builds it."""
+        place = self.anatomy.place("mixer")
+        if any(place in parts for parts in getattr(self.module.config, "layer_parts", None) or ()):
+            self.lacks = INSIDE
+            self.offers = self.offers - INSIDE
 
     @property
     def vocab(self) -> int | None:
@@ -108,10 +120,12 @@ class Text(Role):
         flat, unflat, inputs = self.lay_out(view)
         reads = {name: self.tap(name) for name in names if name.split(".")[0] in LAYERED}
         writes = {name: (self.tap(name), unflat(x)) for name, x in inject.items()}
-        with taps(self.module, reads, writes) as heard:
+        mixers = {name: self.anatomy.path("mixer", self.layer(name) - 1) for name in names if name.split(".")[0] == "mixing"}
+        with taps(self.module, reads, writes) as heard, mixing(self.module, mixers) as matrices:
             final = flat(self.body(**inputs).last_hidden_state)
         targets = view.targets
         out: dict[str, Any] = {name: flat(x) for name, x in heard.items()}
+        out |= {name: by_position(matrix, view, flat) for name, matrix in matrices.items()}
         out["label"] = view.inputs["ids"][targets]
         out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())  # the label shift, in this one place
         if "target_logprob" in names or "boundary_logprob" in names:

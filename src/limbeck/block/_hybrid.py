@@ -1,0 +1,48 @@
+"""A class of transformers with other modules in some places of its blocks, which its config names: saved and loaded like any other.
+
+This file is carried along beside exported weights: it imports torch and transformers alone.
+"""
+
+
+def hybrid_classes(config_class, model_class, build, hook):
+    """Config and model class of a family, with modules of other kinds in some places.
+
+    Args:
+        config_class, model_class: of transformers.
+        build: makes a module of a spec (its kind and numbers) and the number of its block.
+        hook: that runs before the body.
+    """
+
+    class Config(config_class):
+        """`layer_parts`: for each block, place in the block -> spec of the module that stands there."""
+
+        model_type = f"hybrid_{config_class.model_type}"
+        layer_parts: list | None = None
+
+    class Model(model_class):
+        """The family's model, rebuilt as its config says."""
+
+        config_class = Config
+
+        def __init__(self, config):
+            super().__init__(config)
+            for layer, (block, parts) in enumerate(zip(blocks_of(self), config.layer_parts or (), strict=False)):
+                for place, spec in parts.items():
+                    put(block, place, build(spec, layer))
+            self.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+
+    Config.__name__ = Config.__qualname__ = f"Hybrid{config_class.__name__}"
+    Model.__name__ = Model.__qualname__ = f"Hybrid{model_class.__name__}"
+    return Config, Model
+
+
+def blocks_of(model):
+    """The list of blocks of a decoder of transformers."""
+    body = model.base_model
+    return body.layers if hasattr(body, "layers") else body.h
+
+
+def put(block, place, module):
+    """Puts a module into a place of a block, like self_attn or mlp.gate_proj."""
+    owner, _, name = place.rpartition(".")
+    setattr(block.get_submodule(owner), name, module)
