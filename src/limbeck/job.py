@@ -138,8 +138,11 @@ class Job:
             self.cast.recall(read_json(path))
         role = self.cast.fresh(self.score)
         write_json(path, self.cast.settled())
+        write_json(self.folder / "steps" / "parameters.json", dict(role.origins))
         before = self.cast.originals.get("student", self.teacher)
-        return " -> ".join(f"{sum(p.numel() for p in r.parameters()) / 1e6:,.1f} M" for r in (before, role) if r is not None) + " parameters"
+        sizes = " -> ".join(f"{sum(p.numel() for p in r.parameters()) / 1e6:,.1f} M" for r in (before, role) if r is not None)
+        new = sum(how == "new" for how in role.origins.values())
+        return f"{sizes} parameters" + (f"; of {len(role.origins):,} made anew {len(role.origins) - new:,} are copied" if role.origins else "")
 
     @functools.cached_property
     def score(self) -> Calibration:

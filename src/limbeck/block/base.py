@@ -193,10 +193,18 @@ def module_of(spec: Mapping[str, Any], layer: int) -> nn.Module:
     where, do = "config.json  layer_parts", "export the student again"
     if not isinstance(kind, str) or ":" in kind or not KIND.fullmatch(kind):
         raise Refused("kind", where, "a kind of block", repr(kind)[:80], do)
+    for inner in numbers.values():
+        if isinstance(inner, Mapping) and "kind" in inner:  # a module that holds others: they must be known when it is made
+            module_of(inner, layer)
     try:
         return getattr(importlib.import_module(f"limbeck.block._{kind}"), class_name(kind))(**numbers, layer_idx=layer)
     except (ImportError, AttributeError, TypeError) as error:
         raise Refused("kind", where, f"a kind of block with its numbers, not {kind} of these", str(error)[:200], do) from error
+
+
+def kinds_of(spec: Mapping[str, Any]) -> set[str]:
+    """The kinds of a spec, and of those inside it."""
+    return {str(spec["kind"])}.union(*(kinds_of(inner) for inner in spec.values() if isinstance(inner, Mapping) and "kind" in inner))
 
 
 AnyMixer = Annotated[Mixer, Choice()]

@@ -16,7 +16,7 @@ from limbeck.signals import VOCABULARY, Batch, Head, Logits, Loss, Signals, TopK
 ROWS = 6
 LENGTHS, PROMPTS = (4, 5, 3, 4, 6, 3), (1, 2, 1, 1, 3, 0)
 """Positions of each row, and how many of them are not asked for."""
-SHARED = {"vocab": 11, "channel": 2, "height": 4, "width": 4}
+SHARED = {"vocab": 11, "channel": 2, "height": 4, "width": 4, "past": max(LENGTHS)}
 """Axes that all roles agree on."""
 WHOLE = {name for name, (_, axes) in VOCABULARY.items() if axes == "vocab"}
 """Logits over all entries: roles say them lazily."""

@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from limbeck.check import role as spoken
 from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.check.models import TOKENIZER, fresh, move, quiet, rows
 from limbeck.check.reads import over_choices
-from limbeck.component import canonical_json
+from limbeck.component import canonical_json, find
+from limbeck.export.base import Parcel
+from limbeck.export.safetensors import Safetensors
 from limbeck.model.adapters import merged
 from limbeck.model.base import Models, Role
+from limbeck.model.opening import open_pretrained
 from limbeck.model.text import Text
 from limbeck.numerics import kl, log_probs
 from limbeck.signals import dense
@@ -47,10 +51,19 @@ def no_score(_: Role) -> float:
     raise AssertionError("a settled surgery measures again")
 
 
+def beginning(surgery: Surgery, seed: int = 0) -> Text:
+    """A small model, after those surgeries that must come before this one."""
+    role: Role = fresh(seed)
+    for kind in surgery.follows:
+        role = find(Surgery, kind).example()(role)  # type: ignore[type-abstract, operator]
+    assert isinstance(role, Text)
+    return role.eval()
+
+
 def operate(surgery: Surgery, seed: int = 0) -> Text:
     """The student that is made of a small model, by the settled form that the run keeps."""
-    role = fresh(seed)
-    after = surgery.settle(role, score_of(role, seed))(fresh(seed))
+    role = beginning(surgery, seed)
+    after = surgery.settle(role, score_of(role, seed))(beginning(surgery, seed))
     assert isinstance(after, Text), f"it returns {type(after).__name__}, expected a role"
     return after.eval()
 
@@ -62,7 +75,7 @@ def operated(surgery: Surgery, seed: int = 0) -> tuple[Text, Text]:
     key = type(surgery), canonical_json(surgery), seed
     if key not in LAST:
         LAST[key] = operate(surgery, seed)
-    return fresh(seed), copy.deepcopy(LAST[key], {id(TOKENIZER): TOKENIZER})
+    return beginning(surgery, seed), copy.deepcopy(LAST[key], {id(TOKENIZER): TOKENIZER})
 
 
 def shapes(role: Role) -> dict[str, tuple[int, ...]]:
@@ -78,13 +91,13 @@ def exercise(surgery: Surgery) -> None:
 @over_choices
 def settles(surgery: Surgery, seed: int = 0) -> None:
     """Settled, it is the same each time, needs no score any more, survives YAML, and leaves the model as it was."""
-    role = fresh(seed)
+    role = beginning(surgery, seed)
     before, mode = {name: x.clone() for name, x in role.state_dict().items()}, role.training
     first = surgery.settle(role, score_of(role, seed))
     assert surgery.settle(role, score_of(role, seed)) == first, "settling twice gives two surgeries"
     after = role.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(x, after[name]) for name, x in before.items()), "settling changes the model"
-    assert role.training == mode and role.num_layers == fresh(seed).num_layers, "settling leaves the model in another state"
+    assert role.training == mode and role.num_layers == beginning(surgery, seed).num_layers, "settling leaves the model in another state"
     assert first.settle(role, no_score) == first, "a settled surgery changes when it is settled again"
     again = type(first).model_validate(document.load(yaml.safe_dump(first.model_dump(mode="json")))[0])
     assert again == first, f"settled and read back from YAML it differs: {again!r}, was {first!r}"
@@ -167,6 +180,28 @@ def reloads(surgery: Surgery, seed: int = 0) -> None:
 
 @contract
 @over_choices
+def carries(surgery: Surgery, seed: int = 0) -> None:
+    """Where code must be carried along: the trained student is written with it, opened by limbeck without running that code, and says the
+    same; and each weight is the model's own, or the role says where it comes from."""
+    if surgery.policy != "carried":
+        raise NotClaimed(f"the result is exported as {surgery.policy}")
+    before, after = operated(surgery, seed)
+    was, now = before.module.state_dict(), dict(after.module.named_parameters())
+    told = [name for name in after.origins if name not in now]
+    untold = [name for name, p in now.items() if name not in after.origins and not (name in was and torch.equal(p, was[name]))]
+    assert not told, f"the role tells of weights that are not there: {', '.join(told[:3])}"
+    assert surgery.follows or not untold, f"nobody says where these come from: {', '.join(untold[:3])}"
+    move(after, seed)
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        Safetensors()(Parcel(after, Path(folder), {}, ()))
+        assert any(Path(folder).glob("*.py")), "no code lies beside the weights"
+        again = open_pretrained(f"path:{folder}").module
+    assert type(again).__module__.startswith("limbeck."), "the code beside the weights was run"
+    close(logits(Text(again.eval(), after.tokenizer, after.anatomy), seed), logits(after, seed), (1e-6, 1e-6), "opened again, logits")
+
+
+@contract
+@over_choices
 def learns(surgery: Surgery, seed: int = 0) -> None:
     """Every weight that may learn gets a gradient that is finite and, on the way, not zero; no other one gets any."""
     after = operated(surgery, seed)[1]
@@ -192,7 +227,7 @@ def keeps_weights(surgery: Surgery, seed: int = 0) -> None:
     """Where claimed: every weight that was there is there still, the same tensor with the same numbers, and may not learn."""
     if not surgery.keeps_weights:
         raise NotClaimed("keeps_weights is not claimed")
-    role = fresh(seed)
+    role = beginning(surgery, seed)
     before = {name: (p, p.clone()) for name, p in role.module.named_parameters()}
     after = surgery(role)
     there, learning = ({id(p) for _, p in named} for named in (after.module.named_parameters(), Models({"student": after}).trainable("student")))
@@ -206,7 +241,7 @@ def keeps_weights(surgery: Surgery, seed: int = 0) -> None:
 def as_planned(surgery: Surgery, seed: int = 0) -> None:
     """On a model without weights its planned form gives the shapes of the real student: plans count these."""
     after = operated(surgery, seed)[1]
-    planned = surgery.shape()(copy.deepcopy(fresh(seed)).to("meta"))
+    planned = surgery.shape()(copy.deepcopy(beginning(surgery, seed)).to("meta"))
     assert all(p.is_meta for p in planned.module.parameters()), "the planned form makes real weights"
     sizes = [sum(p.numel() for p in role.module.parameters()) for role in (planned, after)]
     assert shapes(planned) == shapes(after), f"planned {sizes[0]:,} parameters, got {sizes[1]:,}; or of other shapes"

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from limbeck.block.base import class_name
+from limbeck.block.base import class_name, kinds_of
 from limbeck.model.anatomy import anatomy
 from limbeck.store import read_json, write_json, write_text
 
@@ -12,7 +12,7 @@ BLOCK = Path(__file__).parent.parent / "block"
 OURS = re.compile(r"^from limbeck\.block\.(_\w+) import", re.M)
 def carry(module: Any, folder: Path) -> None:
     """Writes the code that a hybrid needs into the folder that holds its weights, and names it in config.json."""
-    kinds = sorted({spec["kind"] for parts in module.config.layer_parts for spec in parts.values()})
+    kinds = sorted(set().union(*(kinds_of(spec) for parts in module.config.layer_parts for spec in parts.values())))
     write_text(folder / "modeling_hybrid.py", modeling(module, kinds))
     wanted = {"_hybrid", "_mixing", *(f"_{kind}" for kind in kinds)}
     written: set[str] = set()

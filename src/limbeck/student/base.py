@@ -24,6 +24,8 @@ class Surgery(Component):
     reduces: ClassVar[frozenset[str]] = frozenset()
     """Claim: these shrink: parameters, layers, width."""
 
+    follows: ClassVar[tuple[str, ...]] = ()
+    """Kinds of surgery that must come before it."""
     retokenizes: ClassVar[bool] = False
     """Claim: the student may read with another tokenizer afterwards."""
 

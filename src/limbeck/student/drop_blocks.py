@@ -80,7 +80,9 @@ class DropBlocks(Surgery):
     def __call__(self, role: Role) -> Role:
         if self.choose in ("influence", "greedy", "contiguous"):
             raise Refused("settle", WHERE, "blocks that have been measured", f"choose: {self.choose}, not settled", "settle it first")
-        take(role, self.chosen(count(role), lambda keep: 0.0))
+        keep = self.chosen(count(role), lambda keep: 0.0)
+        take(role, keep)
+        role.aside = {i: role.aside[before] for i, before in enumerate(keep) if before in role.aside}
         return role
 
     def chosen(self, num: int, cost: Callable[[Sequence[int]], float]) -> tuple[int, ...]:

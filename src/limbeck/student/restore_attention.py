@@ -1,0 +1,127 @@
+"""Attention back into some blocks that were converted."""
+
+import copy
+import logging
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from limbeck.errors import Refused
+from limbeck.model.base import Role
+from limbeck.model.blocks import causal
+from limbeck.model.hybrid import become, parts_of
+from limbeck.model.text import Text
+from limbeck.student.base import Score, Surgery
+
+log = logging.getLogger(__name__)
+WHERE = "surgery  restore_attention"
+
+
+class RestoreAttention(Surgery):
+    r"""Gives some converted blocks their attention back, with its original weights; the other blocks keep what they have learned.
+
+    With C the converted blocks, k of them to restore, and $s(R)$ the measured score (mean KL to the teacher) with attention back in the blocks R:
+
+    - `restore_one` restores the k blocks with the least $s(\{i\})$, each measured alone in the converted model: |C| measurements;
+    - `greedy` restores the block with the least $s(R \cup \{i\})$, k times over: k|C| - k(k-1)/2 measurements;
+    - `uniform` spreads them evenly over C; nothing is measured.
+
+    Measured in the converted model, after its mixers have learned to stand in for attention: adding attention there tells more than taking
+    it away from the whole model. Where scores are equal, the earlier block is restored. Blocks count from 0.
+
+    Example:
+        >>> RestoreAttention(num=2).choose
+        'restore_one'
+
+    References:
+        Li et al., Distilling to Hybrid Attention Models via KL-Guided Layer Selection, 2025, arXiv:2512.20569.
+    """
+
+    kind: Literal["restore_attention"] = "restore_attention"
+    policy: ClassVar[Literal["stock", "import", "carried"]] = "carried"
+    follows: ClassVar[tuple[str, ...]] = ("linearize",)
+    num: Annotated[int, Field(ge=1)] = 1
+    """How many blocks get attention back."""
+    choose: Literal["restore_one", "greedy", "uniform", "given"] = "restore_one"
+    """How they are chosen; `given`: they are in `layers`."""
+    layers: tuple[int, ...] = ()
+    """The blocks, where they are given."""
+
+    @model_validator(mode="after")
+    def given_or_not(self) -> "RestoreAttention":
+        if (self.choose == "given") != bool(self.layers):
+            raise ValueError("layers if, and only if, choose is given")
+        return self
+
+    def settle(self, role: Role, score: Score) -> "RestoreAttention":
+        text = causal(role, WHERE)
+
+        def cost(some: tuple[int, ...]) -> float:
+            back = swap(text, some)
+            try:
+                value = float(score(text))
+            finally:
+                swap(text, some, back)
+            log.info("restore_attention: blocks %s score %.6g", some, value)
+            return math.inf if math.isnan(value) else value
+
+        chosen = self.chosen(converted(text), cost)
+        return RestoreAttention(num=len(chosen), choose="given", layers=chosen)
+
+    def shape(self) -> "RestoreAttention":
+        return self if self.choose == "given" else RestoreAttention(num=self.num, choose="uniform")
+
+    def chosen(self, found: tuple[int, ...], cost: Any) -> tuple[int, ...]:
+        """The blocks that are restored, out of those that were converted.
+
+        Raises:
+            Refused: `layer`, for one that was not converted, or more than were.
+        """
+        wrong = [i for i in self.layers if i not in found]
+        if wrong or self.num > len(found):
+            got = f"block {wrong[0]}" if wrong else f"{self.num} blocks"
+            expected = f"some of the converted blocks: {', '.join(map(str, found)) or 'none'}"
+            raise Refused("layer", WHERE, expected, got, "put it after linearize, and name blocks that it converted")
+        if self.choose == "given":
+            return self.layers
+        if self.choose == "uniform":
+            return tuple(found[(2 * i + 1) * len(found) // (2 * self.num)] for i in range(self.num))
+        if self.choose == "restore_one":
+            costs = {i: cost((i,)) for i in found}
+            return tuple(sorted(sorted(found, key=lambda i: (costs[i], i))[: self.num]))
+        chosen: tuple[int, ...] = ()
+        for _ in range(self.num):
+            chosen = min((tuple(sorted((*chosen, i))) for i in found if i not in chosen), key=cost)
+        return chosen
+
+    def __call__(self, role: Role) -> Role:
+        text = causal(role, WHERE)
+        if self.choose not in ("given", "uniform"):
+            raise Refused("settle", WHERE, "blocks that have been measured", f"choose: {self.choose}, not settled", "settle it first")
+        layers = self.chosen(converted(text), None)
+        swap(text, layers)
+        path = tuple(f"{text.anatomy.path('mixer', layer)}." for layer in layers)
+        text.origins = {name: how for name, how in text.origins.items() if not name.startswith(path)}
+        text.aside = {layer: part for layer, part in text.aside.items() if layer not in layers}
+        return text
+
+
+def converted(role: Text) -> tuple[int, ...]:
+    """Blocks that hold another mixer, and whose attention is at hand."""
+    place = role.anatomy.place("mixer")
+    return tuple(i for i, parts in enumerate(parts_of(role.module)) if place in parts and i in role.aside)
+
+
+def swap(role: Text, layers: tuple[int, ...], back: dict[int, tuple[Any, nn.Module]] | None = None) -> dict[int, tuple[Any, nn.Module]]:
+    """Puts attention back into some blocks, or what is given `back`; returns what stood there: spec and module."""
+    place, parts, made, was = role.anatomy.place("mixer"), parts_of(role.module), {}, {}
+    for layer in layers:
+        was[layer] = (parts[layer].pop(place, None), role.module.get_submodule(role.anatomy.path("mixer", layer)))
+        spec, module = (None, copy.deepcopy(role.aside[layer])) if back is None else back[layer]
+        module.layer_idx = layer  # type: ignore[assignment]
+        parts[layer] = parts[layer] if spec is None else {**parts[layer], place: spec}
+        made[layer, place] = module.to(next(role.module.parameters()).device)
+    become(role, parts, made)
+    return was
