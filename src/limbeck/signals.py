@@ -42,6 +42,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "query": ("pos", "dim"),
     "key": ("pos", "dim"),
     "value": ("pos", "dim"),
+    "mixing": ("pos", "head past"),  # what each position of the row weighs, from the row's first on; zeros up to the longest row
     "time": ("row", ""),
     "sample": ("row", "channel"),
     "score": ("row", ""),

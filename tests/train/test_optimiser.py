@@ -1,14 +1,36 @@
 """AdamW: one step by hand, rates by hand, and every parameter in one group."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from limbeck.check.models import Trial, pair
+from limbeck.errors import Refused
+from limbeck.model.base import Models, clone
+from limbeck.objective.forward_kl import ForwardKL
 from limbeck.schedule.linear import Linear
+from limbeck.start import run
 from limbeck.train.optimiser import Group, Optimiser
+from toy import after, at_home, metrics, same, state, toy
+
+__all__ = ["at_home"]
+CONVERSION: dict[str, Any] = {
+    "lr": 1e-2,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.1,
+    "warm_up": 0.25,
+    "decay": "linear",
+    "decay_share": 0.5,
+    "floor": 0.1,
+    "clip": None,
+    "groups": [{"match": ["*.k_proj.*"], "weight_decay": 0}, {"match": ["*.self_attn.*"]}, {"match": ["*"], "rate": 0.07}],
+}
+"""A rate for what is new, 0.07 of it for what was copied, and matrices that are not decayed."""
 
 
 def rates(optimiser: Optimiser, steps: int) -> list[float]:
@@ -25,6 +47,15 @@ def test_a_rate_falls_in_a_line_or_half_a_cosine_from_the_peak_towards_its_floor
     assert rates(Optimiser(lr=1.0, decay="linear", floor=0.2), 4) == pytest.approx([1, 0.8, 0.6, 0.4])
     assert rates(Optimiser(lr=2.0, decay="cosine"), 4) == pytest.approx([2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)])
     assert rates(Optimiser(lr=1.0, warm_up=0.5, decay="linear"), 4) == pytest.approx([0.5, 1, 1, 0.5])
+
+
+def test_a_rate_that_rises_stays_and_falls_at_the_end() -> None:
+    assert rates(Optimiser(lr=1.0, warm_up=0.2, decay="linear", decay_share=0.4), 10) == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    half = 0.5 * (1 + math.sqrt(0.5))
+    assert rates(Optimiser(lr=2.0, decay="cosine", decay_share=0.5, floor=0.5), 8) == pytest.approx([2] * 5 + [1 + half, 1.5, 2 - half])
+    for warm_up in (0.0, 0.25):  # all that the warm-up leaves: what it is without a share
+        long, plain = (Optimiser(lr=1.0, warm_up=warm_up, decay="linear", **share) for share in ({"decay_share": 1 - warm_up}, {}))
+        assert rates(long, 12) == rates(plain, 12)
 
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
@@ -53,6 +84,10 @@ def test_a_schedule_is_the_rate_itself_and_takes_no_warm_up_besides() -> None:
         {"clip": 0},
         {"weight_decay": -1},
         {"decay": "fast"},
+        {"decay_share": 0.1},
+        {"decay": "linear", "decay_share": 0},
+        {"decay": "linear", "decay_share": 0.6, "warm_up": 0.5},
+        {"lr": "linear", "decay_share": 0.1},
         {"groups": [{"match": []}]},
     ],
 )
@@ -101,3 +136,39 @@ def test_a_step_by_hand() -> None:
         m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
         by_hand -= 0.1 * (m / (1 - 0.9**step)) / (math.sqrt(v / (1 - 0.99**step)) + 1e-8)
         assert weight.item() == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_a_first_step_of_a_turn_moves_each_parameter_by_the_rate_and_decay_of_its_group() -> None:
+    models = Models({name: clone(role) for name, role in pair().items()})
+    turn = {"objective": (ForwardKL(),), "optimiser": Optimiser.model_validate(CONVERSION)}  # type: ignore[call-arg]
+    trial = Trial(models=models, **turn)
+    pieces = trial.gradients()[0].split([p.numel() for _, p in trial.parameters()])
+    before = {name: (p.clone(), g.view_as(p)) for (name, p), g in zip(trial.parameters(), pieces, strict=True)}
+    loop = trial.loop(turn)
+    loop.take(0, loop.running[0])
+    seen = set()
+    for name, parameter in trial.parameters():
+        old, gradient = before[name]
+        share = 1 if ".self_attn." in name else 0.07
+        rate = 1e-2 * share  # of 4 steps one warms up, and ends at the peak
+        decay = 0.1 if old.ndim > 1 and ".k_proj." not in name else 0.0
+        by_hand = old * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)  # both means are those of one gradient
+        torch.testing.assert_close(parameter, by_hand, rtol=1e-9, atol=1e-12, msg=name)
+        seen.add((share, decay))
+    assert seen == {(1, 0.1), (1, 0.0), (0.07, 0.1), (0.07, 0.0)}
+
+
+def test_a_pattern_that_fits_no_parameter_is_refused() -> None:
+    with pytest.raises(Refused) as caught:
+        Trial(objective=(ForwardKL(),), optimiser=Optimiser(groups=(Group(match=("*.self_attn.*", "*.decay"), weight_decay=0),)))  # type: ignore[call-arg]
+    assert (caught.value.slug, caught.value.where, caught.value.got) == ("pattern", "train.0.optimiser.groups.0.match", "*.decay")
+
+
+def test_groups_and_a_rate_that_falls_at_the_end_go_on_where_they_were_stopped(tmp_path: Path) -> None:
+    recipe = toy(tmp_path, {"optimiser": CONVERSION})
+    run(recipe, name="whole", runs=tmp_path)
+    run(recipe, name="stopped", runs=tmp_path, stop=after(3))
+    run(recipe, name="stopped", runs=tmp_path)
+    assert [r["sum"] for r in metrics(tmp_path / "whole") if r["name"] == "learning_rate"] == pytest.approx([1e-2, 1e-2, 1e-2, 0.55e-2])
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    assert same(state(tmp_path / "stopped"), state(tmp_path / "whole"))

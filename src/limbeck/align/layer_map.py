@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from limbeck.align.base import Align
 from limbeck.errors import Refused
 
-SIGNALS = frozenset({"hidden", "input", "mixer", "query", "key", "value"})
+SIGNALS = frozenset({"hidden", "input", "mixer", "mixing", "query", "key", "value"})
 Pairs = tuple[tuple[int, int], ...]
 
 

@@ -74,9 +74,8 @@ class Text(Role):
     def hear_parts(self) -> None:
         """Offers the inside of attention only where every block has attention as its family builds it."""
         place = self.anatomy.place("mixer")
-        if any(place in parts for parts in getattr(self.module.config, "layer_parts", None) or ()):
-            self.lacks = INSIDE
-            self.offers = self.offers - INSIDE
+        other = any(place in parts for parts in getattr(self.module.config, "layer_parts", None) or ())
+        self.offers, self.lacks = (self.offers | self.lacks) - (INSIDE if other else set()), INSIDE if other else frozenset()
 
     @property
     def vocab(self) -> int | None:

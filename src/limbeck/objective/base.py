@@ -168,34 +168,51 @@ class AbstractDivergence(Objective):
         return self.divergence(log_probs(dense(p), self.temperature), log_q)
 
 
-class AbstractLayers(Objective):
-    """Compares states of layers, through learned maps where widths differ; a final class writes only `distance`."""
+class AbstractByLayer(Objective):
+    """Compares what two roles say of some layers; a base says what it is that is compared."""
 
     zero_at_match: ClassVar[tuple[str, str] | None] = ("student", "teacher")
 
     layers: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["all"] = (-1,)
-    """Layers (1 is the first block, 0 the embedding, -1 the last block); with `align: layer_map`, its pairs, counted from 0, or `all` of them."""
+    """Layers (1 is the first block, -1 the last, 0 the embedding); with `align: layer_map`, its pairs, counted from 0, or `all` of them."""
+
+    @property
+    @abstractmethod
+    def compared(self) -> str:
+        """The signal of each layer."""
+
+    @property
+    def needs(self) -> Needs:
+        names = (f"{self.compared}.*",) if self.layers == "all" else tuple(f"{self.compared}.{i}" for i in self.layers)
+        return {"student": names, "teacher": names}
+
+    def names(self, said: Signals) -> list[str]:
+        """The signals that are compared, in order."""
+        if self.layers != "all":
+            return [f"{self.compared}.{i}" for i in self.layers]
+        found = [name.removeprefix(f"{self.compared}.") for name in said.values if name.startswith(f"{self.compared}.")]
+        return [f"{self.compared}.{i}" for i in sorted(int(number) for number in found if number.isdigit())]
+
+
+class AbstractLayers(AbstractByLayer):
+    """Compares states of layers, through learned maps where widths differ; a final class writes only `distance`."""
+
     project: bool = True
     """A learned linear map into the teacher's width, where the widths differ; without it they must agree."""
+    signal: Literal["hidden", "mixer"] = Field(default="hidden", json_schema_extra={"since": 2})
+    """hidden: what blocks say; mixer: what attention says by itself, or what stands in its place."""
 
     @property
     def unit(self) -> str:
         return "pos"
 
     @property
-    def needs(self) -> Needs:
-        names = ("hidden.*",) if self.layers == "all" else tuple(f"hidden.{i}" for i in self.layers)
-        return {"student": names, "teacher": names}
+    def compared(self) -> str:
+        return self.signal
 
     @abstractmethod
     def distance(self, a: Float[Tensor, "pos dim"], b: Float[Tensor, "pos dim"]) -> Float[Tensor, " pos"]:
         """Distance of the (mapped) student state a from the teacher state b, in float32."""
-
-    def names(self, said: Signals) -> list[str]:
-        """The signals that are compared, in order."""
-        if self.layers != "all":
-            return [f"hidden.{i}" for i in self.layers]
-        return sorted((n for n in said.values if n.startswith("hidden.") and n[7:].isdigit()), key=lambda n: int(n[7:]))
 
     def build(self, example: Mapping[str, Signals]) -> nn.Module | None:
         pairs = [[example[seat][name].shape[-1] for seat in ("student", "teacher")] for name in self.names(example["student"])]

@@ -57,6 +57,8 @@ class Cached(AbstractRemembering):
         given = [name for name, field in type(self).model_fields.items() if name not in ("kind", "model") and dict(self)[name] != field.default]
         if given and self.model.startswith("cache:"):
             raise ValueError(f"no {given[0]} here: what is kept stands in the cache itself")
+        if any(name.split(".")[0] == "mixing" for name in self.taps):
+            raise ValueError("taps: states, such as hidden.6; matrices that mix positions are as large as a row is long: run the teacher live")
         return self
 
     @classmethod

@@ -34,6 +34,8 @@ class Optimiser(Document):
     """Share of the steps in which the rate rises from 0 in a straight line."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after the warm-up."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, json_schema_extra={"since": 2})
+    """Share of the steps, at the end, in which it falls; before, it stays at the peak; none: all after the warm-up."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Where it falls to, as a share of the peak."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -51,6 +53,10 @@ class Optimiser(Document):
     def one_schedule(self) -> "Optimiser":
         if isinstance(self.lr, Schedule) and (self.warm_up or self.decay != "constant"):
             raise ValueError("either a schedule as lr, or warm_up and decay, not both")
+        if self.decay_share is not None and self.decay == "constant":
+            raise ValueError("decay_share: only with decay: linear or cosine; a constant rate does not fall")
+        if self.decay_share is not None and self.warm_up + self.decay_share > 1:
+            raise ValueError(f"decay_share: at most what warm_up leaves, {1 - self.warm_up:g}")
         if isinstance(self.lr, Schedule) and self.lr.follows:
             raise ValueError("a schedule that follows a loss belongs to an objective: use linear or cosine")
         if isinstance(self.lr, Schedule) and min(self.lr.ends) < 0:
@@ -64,7 +70,8 @@ class Optimiser(Document):
         rising = round(self.warm_up * steps)
         if step < rising:
             return self.lr * (step + 1) / rising
-        gone = (step - rising) / max(1, steps - rising)
+        falling = steps - rising if self.decay_share is None else min(steps - rising, round(self.decay_share * steps))
+        gone = max(0, step - (steps - falling)) / max(1, falling)
         share = {"constant": 1.0, "linear": 1 - gone, "cosine": 0.5 * (1 + math.cos(math.pi * gone))}[self.decay]
         return self.lr * (self.floor + (1 - self.floor) * share)
 
