@@ -1,0 +1,108 @@
+"""Other mixers in the place of attention: what is converted, what stays, what is copied."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from limbeck.block.base import Attention
+from limbeck.block.gated_delta_net import GatedDeltaNet
+from limbeck.block.sliding_window import SlidingWindow
+from limbeck.check.models import family_of, fresh
+from limbeck.check.surgery import logits
+from limbeck.errors import Refused
+from limbeck.model.blocks import attention_of
+from limbeck.model.hybrid import parts_of
+from limbeck.student.linearize import Linearize
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "gpt2"])
+def test_a_window_that_sees_the_whole_row_says_what_the_attention_of_any_family_said(family: str) -> None:
+    role = family_of(family, dtype=torch.float32)
+    before = logits(role)
+    after = Linearize(mixer=SlidingWindow(window=64))(copy.deepcopy(role))
+    assert type(after.module).__name__.startswith("Hybrid")
+    torch.testing.assert_close(logits(after), before, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_blocks_that_are_named_are_converted_and_all_else_keeps_its_tensors() -> None:
+    role = fresh()
+    before = {name: p for name, p in role.module.named_parameters()}
+    after = Linearize(mixer=GatedDeltaNet(), layers=(1, 3))(role)
+    assert [list(parts) for parts in parts_of(after.module)] == [[], ["self_attn"], [], ["self_attn"]]
+    for name, p in after.module.named_parameters():
+        converted = ".layers.1.self_attn." in name or ".layers.3.self_attn." in name
+        assert (p is not before.get(name)) == converted, name
+
+
+def test_those_that_are_kept_are_the_others() -> None:
+    assert Linearize(keep=(0, 2)).converted(4) == [1, 3] and Linearize().converted(2) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "surgery, got",
+    [(Linearize(layers=(4,)), "block 4"), (Linearize(keep=(-1,)), "block -1"), (Linearize(keep=(0, 1, 2, 3)), "none to convert")],
+    ids=["beyond", "negative", "nothing"],
+)
+def test_blocks_that_are_not_there_are_refused(surgery: Linearize, got: str) -> None:
+    with pytest.raises(Refused, match="some of the blocks 0 to 3") as error:
+        surgery(fresh())
+    assert got in error.value.got
+
+
+def test_layers_and_keep_together_are_refused() -> None:
+    with pytest.raises(ValidationError, match="not both"):
+        Linearize(layers=(1,), keep=(0,))
+
+
+def test_a_masked_language_model_is_refused() -> None:
+    with pytest.raises(Refused, match="a causal language model"):
+        Linearize()(family_of("bert"))
+
+
+def test_a_block_that_was_converted_is_not_converted_again() -> None:
+    role = Linearize(layers=(1,))(fresh())
+    with pytest.raises(Refused, match="was converted before"):
+        Linearize()(role)
+
+
+def test_each_new_weight_says_where_it_comes_from() -> None:
+    role = Linearize(mixer=GatedDeltaNet(), layers=(0,))(fresh())
+    path = "model.layers.0.self_attn"
+    assert role.origins[f"{path}.k_proj.weight"] == "copied: key" and role.origins[f"{path}.A_log"] == "new"
+    assert role.origins.keys() == {name for name, _ in role.module.named_parameters() if name.startswith(path)}
+
+
+def test_scores_from_keys_that_were_expanded_are_those_of_grouped_attention() -> None:
+    from transformers.models.llama.modeling_llama import repeat_kv
+
+    role = fresh()
+    attention = attention_of(role.module, 0)
+    shape = attention.shape
+    x = torch.randn(1, 5, shape.width, generator=torch.Generator().manual_seed(0))
+
+    def heads(weight: torch.Tensor, num: int) -> torch.Tensor:
+        return (x @ weight.mT).unflatten(-1, (num, -1)).transpose(1, 2)
+
+    grouped = repeat_kv(heads(attention.weights["key"], shape.kv_heads), shape.group)
+    expected = heads(attention.weights["query"], shape.heads) @ grouped.mT
+    got = heads(attention.weights["query"], shape.heads) @ heads(attention.weight("key", per_query=True), shape.heads).mT
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_single_rows_repeated_would_scramble_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    # what two public code bases do: the shapes agree, and heads are mixed up
+    role, right = fresh(), Linearize(mixer=GatedDeltaNet())(fresh())
+    monkeypatch.setattr(Attention, "expanded", lambda self, x: x.repeat_interleave(self.shape.group, 0))
+    wrong = Linearize(mixer=GatedDeltaNet())(role)
+    k: Any = [other.module.get_submodule("model.layers.0.self_attn.k_proj").weight for other in (right, wrong)]
+    assert k[0].shape == k[1].shape and (k[0] - k[1]).norm() > 0.5 * k[0].norm()
+
+
+def test_a_plan_knows_its_parameters_without_weights() -> None:
+    role = fresh()
+    real = sum(p.numel() for p in Linearize(mixer=GatedDeltaNet())(copy.deepcopy(role)).module.parameters())
+    planned = Linearize(mixer=GatedDeltaNet())(copy.deepcopy(role).to("meta")).module
+    assert real == sum(p.numel() for p in planned.parameters()) and all(p.is_meta for p in planned.parameters())
