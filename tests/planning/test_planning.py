@@ -10,7 +10,7 @@ from limbeck import planning
 from limbeck.errors import Refused
 from limbeck.model.opening import open_pretrained
 from limbeck.model.role import as_role
-from limbeck.planning import plan
+from limbeck.planning import plan, ranges
 from limbeck.planning import probe as machines
 from limbeck.planning.cost import cost
 from limbeck.planning.steps import FEWEST, affordable
@@ -130,3 +130,8 @@ def test_steps_that_fit_into_the_time_by_hand():
 def test_the_plan_is_one_json_document():
     found = json.loads(json.dumps(plan(recipe(), probe=False).as_json()))
     assert found["schema"] == "limbeck.plan/1" and {line["step"] for line in found["steps"]} >= {"data", "train", "evaluate", "export"}
+
+
+def test_consecutive_layers_are_told_together() -> None:
+    assert ranges(["hidden.1", "hidden.2", "hidden.3", "logits", "mixer.5"]) == ["hidden.1 to 3", "logits", "mixer.5"]
+    assert ranges(["hidden.1", "hidden.3", "input.4", "hidden.-1"]) == ["hidden.1", "hidden.3", "input.4", "hidden.-1"]

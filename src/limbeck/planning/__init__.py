@@ -1,5 +1,6 @@
 """Before spending: what a run will cost, whether it can work, and what is there already. No weights are loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -183,8 +184,23 @@ def asked(recipe: Recipe, models: Models) -> list[str]:
         for t, turn in enumerate(stage.turn):
             where = f"train.{i}" + f".turn.{t}" * (len(stage.turn) > 1)
             settled = settle(turn, (*recipe.data, *turn.data), models, where)
-            said = " · ".join(f"{role}: {', '.join(names)}" for role, names in settled.needs.items())
+            said = " · ".join(f"{role}: {', '.join(ranges(names))}" for role, names in settled.needs.items())
             out += [f"{where}: {said}" + ("" if settled.notes else ": exact"), *settled.notes]
+    return out
+
+
+def ranges(names: Sequence[str]) -> list[str]:
+    """Names of signals, those of consecutive layers together: `hidden.1 to 30`."""
+    out: list[str] = []
+    last = ("", -2)
+    for name in names:
+        stem, _, number = name.partition(".")
+        here = (stem, int(number) if number.isdigit() else -2)
+        if here == (last[0], last[1] + 1) and last[1] >= 0:
+            out[-1] = f"{out[-1].partition(' to ')[0]} to {number}"
+        else:
+            out.append(name)
+        last = here
     return out
 
 

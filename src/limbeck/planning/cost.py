@@ -63,6 +63,8 @@ def single(role: Role, length: int, own: Set[int]) -> Cost:
         config: Any = role.module.config
         heads, dim = role.anatomy.size(config, "heads"), role.anatomy.size(config, "head_dim")
         vocab, width = role.anatomy.size(config, "vocab"), role.anatomy.size(config, "width")
-        flops += layers * 4 * heads * dim * length  # scores and their sum over values
+        place = role.anatomy.place("mixer")
+        kept_attention = layers - sum(place in parts for parts in getattr(config, "layer_parts", None) or ())
+        flops += kept_attention * 4 * heads * dim * length  # scores and their sum over values
         kept += layers * 4 * (3 * heads * dim + 2 * role.anatomy.size(config, "mlp_width"))
     return Cost(parameters, weight_bytes, trained_bytes, flops, kept, vocab, layers, width)
