@@ -100,9 +100,15 @@ def claim(name: str, recipe: Recipe) -> list[str]:
         cells = [f"**{cell}**" if str(value) == record["best"][arm] else cell for cell, value in zip(cells, values, strict=True)]
         out.append(f"| {arm} | {' | '.join(cells)} |")
     found = (
-        f"over {other}: {one['verdict']} (better by {one['mean']:.3g} ± {one['standard_error']:.2g})" for other, one in record["differences"].items()
+        f"{one.get('arm', recipe.claim.arm)} over {other}: {one['verdict']} (better by {one['mean']:.3g} ± {one['standard_error']:.2g})"
+        for other, one in record["differences"].items()
     )
-    return [*out, "", f"{recipe.claim.arm} {'; '.join(found)}."]
+    out += ["", f"{'; '.join(found)}."]
+    if told := record.get("told"):
+        paths = list(next(iter(told.values())))
+        out += ["", f"| arm | {' | '.join(f'`{path}`' for path in paths)} |", f"| --- |{' --- |' * len(paths)}"]
+        out += [f"| {arm} | {' | '.join(', '.join(f'{x:.4g}' for x in figures[path]) for path in paths)} |" for arm, figures in told.items()]
+    return out
 
 
 def coverage() -> str:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from limbeck.claims import RECORDS, changes, claim_of, compared, identity, main, measure, record_of, value_of
 from limbeck.errors import Refused
 from limbeck.recipe import SHIPPED, Claim, load
+from limbeck.store import read_json
 from toy import STEPS, at_home, toy, words
 
 __all__ = ["at_home"]
@@ -45,6 +46,18 @@ def test_it_holds_only_over_every_arm_that_it_names() -> None:
     assert differences["b"]["standard_error"] == pytest.approx(0.0333, abs=1e-4)
 
 
+def test_further_arms_that_should_be_better_count_as_much() -> None:
+    of = claim(also={"c": ["d"]}, arms={"a": {}, "b": {}, "c": {}, "d": {}})
+    good = {"a": [1.0, 1.1, 0.9], "b": [2.0, 2.2, 1.9], "c": [1.0, 1.1, 0.9], "d": [2.0, 2.2, 1.9]}
+    found, differences = compared(of, good)
+    assert found == "holds" and [(one["arm"], other) for other, one in differences.items()] == [("a", "b"), ("c", "d")]
+    found, differences = compared(of, {**good, "c": [2.0, 2.2, 1.9], "d": [1.0, 1.1, 0.9]})
+    assert found == "not shown" and differences["d"]["verdict"] == "reversed"
+    for also, told in (({"c": ["e"]}, "arms: one called e"), ({"c": ["b"]}, "nothing else is compared with")):
+        with pytest.raises(ValidationError, match=told):
+            claim(also=also, arms={"a": {}, "b": {}, "c": {}})
+
+
 def test_arms_that_are_not_there_and_two_grids_are_refused() -> None:
     with pytest.raises(ValidationError, match="arms: one called c"):
         claim(than=["c"])
@@ -68,6 +81,7 @@ def test_a_claim_is_measured_over_arms_grid_and_seeds(tmp_path: Path, monkeypatc
         "prepare": {"first": toy(tmp_path, {"steps": 1})},
         "setting": {"evaluate": ["agreement"]},
         "grid": {"train.0.optimiser.lr": [1e-3, 1e-2, 1e-4]},
+        "told": ["student.top1"],
     }
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(plain))
@@ -81,6 +95,8 @@ def test_a_claim_is_measured_over_arms_grid_and_seeds(tmp_path: Path, monkeypatc
     assert set(record["arms"]["one"]) == {"0.001", "0.01", "0.0001"}
     assert record["best"]["two"] == min(record["arms"]["two"], key=lambda rate: sum(record["arms"]["two"][rate]))
     assert record["found"] in ("holds", "not shown", "reversed") and record["identity"] == identity(str(path))
+    best = [read_json(tmp_path / "runs" / f"claim-small-two-{record['best']['two']}-{seed}" / "summary.json") for seed in (0, 1, 2)]
+    assert record["told"]["two"] == {"student.top1": [summary["student"]["top1"] for summary in best]} and set(record["told"]) == set(record["arms"])
     assert (tmp_path / "runs" / "claim-small-first" / "summary.json").is_file()
     plain["claim"]["setting"] = {"evaluate": ["agreement"], "train.0.batch": 1}
     path.write_text(json.dumps(plain))

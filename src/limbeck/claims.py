@@ -75,17 +75,17 @@ def record_of(name: str) -> dict[str, Any] | None:
 
 
 def compared(claim: Claim, found: Mapping[str, Sequence[float]]) -> tuple[str, dict[str, dict[str, Any]]]:
-    """holds, not shown or reversed; and the differences by arm, positive where the claim's arm is better.
+    """holds, not shown or reversed; and the differences by the arm that is compared with, positive where the claim's arm is better.
 
     It holds over an arm if it is better on every seed, by more than two standard errors on average; it is reversed if it is worse so.
     """
     differences = {}
-    for other in claim.than:
-        each = [(ours - theirs) * (1 if claim.greater else -1) for ours, theirs in zip(found[claim.arm], found[other], strict=True)]
+    for arm, other in claim.pairs:
+        each = [(ours - theirs) * (1 if claim.greater else -1) for ours, theirs in zip(found[arm], found[other], strict=True)]
         mean, error = statistics.fmean(each), statistics.stdev(each) / len(each) ** 0.5
         clear = abs(mean) > ERRORS * error and len({x > 0 for x in each}) == 1 and 0 not in each
         verdict = "not shown" if not clear else "holds" if mean > 0 else "reversed"
-        differences[other] = {"each": each, "mean": mean, "standard_error": error, "verdict": verdict}
+        differences[other] = {"arm": arm, "each": each, "mean": mean, "standard_error": error, "verdict": verdict}
     verdicts = {one["verdict"] for one in differences.values()}
     return "holds" if verdicts == {"holds"} else "reversed" if verdicts == {"reversed"} else "not shown", differences
 
@@ -108,6 +108,7 @@ def measure(name: str) -> dict[str, Any]:
         seconds += run(plain, name=f"claim-{own}-{key}", base=find(name).parent).summary["wall_seconds"]
     ((path, values),) = claim.grid.items()
     tables: dict[str, dict[str, list[float]]] = {}
+    told: dict[tuple[str, str], dict[str, list[float]]] = {}
     done_before: list[Path] = []
     for arm in claim.arms:
         for value in values:
@@ -120,6 +121,8 @@ def measure(name: str) -> dict[str, Any]:
                 seconds += done.summary["wall_seconds"]
                 found = value_of(done.summary, claim.metric)
                 tables.setdefault(arm, {}).setdefault(str(value), []).append(found)
+                for further in claim.told:
+                    told.setdefault((arm, str(value)), {}).setdefault(further, []).append(value_of(done.summary, further))
                 print(f"{own}  {arm}  {path} {value}  seed {seed}: {claim.metric} {found:.4f}", flush=True)
     pick = max if claim.greater else min
     best = {arm: pick(table, key=lambda value, table=table: statistics.fmean(table[value])) for arm, table in tables.items()}
@@ -140,6 +143,7 @@ def measure(name: str) -> dict[str, Any]:
         "best": best,
         "arms": tables,
         "differences": differences,
+        **({"told": {arm: told[arm, best[arm]] for arm in tables}} if claim.told else {}),
     }
 
 

@@ -38,7 +38,7 @@ def conclude(
         provenance: what was used.
         samples: held-out inputs with answers.
         log: of metrics.
-        facts: wall_seconds, steps, tokens, ...
+        facts: wall_seconds, steps, closeness, ...
     """
     baseline = recipe.baseline[0] if recipe.baseline else None
     told = {renamed(name, baseline): renamed_in(value, baseline) for name, value in parts.items()}
@@ -61,7 +61,7 @@ def conclude(
         **{name: value for name, value in told.items() if name not in ARMS},
         "checks": list(checks),
         "provenance": [dict(p) for p in provenance],
-        "not_measured": unmeasured(recipe, folder.name),
+        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None),
         "references": [],
         "parts": dict(parts),
     }
@@ -99,13 +99,13 @@ def renamed_in(value: Any, baseline: str | None) -> Any:
     return value
 
 
-def unmeasured(recipe: Recipe, run: str) -> list[dict[str, str]]:
-    """What nobody has looked at, with the command that does."""
+def unmeasured(recipe: Recipe, run: str, taught: bool) -> list[dict[str, str]]:
+    """What nobody has looked at, with the command that does; without a teacher nothing is to be compared with text alone."""
     kinds = {evaluator.kind for evaluator in recipe.evaluate}  # type: ignore[attr-defined]
     out = [{"what": "spread over seeds; this is one seed", "command": f"limbeck run {run} seed={recipe.seed + 1}"}]
     if "tasks" not in kinds:
         out.append({"what": "any task", "command": f"limbeck evaluate {run} tasks"})
-    if not recipe.baseline:
+    if not recipe.baseline and taught:
         out.append({"what": "the same student without the teacher", "command": f"limbeck run {run} 'baseline=[text_only]'"})
     return out
 

@@ -81,6 +81,10 @@ class Examiner:
         told = self.teacher is not None and one_tokenizer(role, self.teacher)
         return {"teacher_logits": self.answers if told else None, "align": shared_ids(role, self.teacher) if told else None}
 
+    def closeness(self, student: Role) -> str | None:
+        """The evaluator that tells how close a student, of which only the tokenizer matters, is to the teacher; None without one."""
+        return None if self.teacher is None else "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes"
+
     def table(self, subject: str) -> Table:
         """One entry a held-out target; made once, then read from the run's folder."""
         folder = self.folder / "tables" / subject

@@ -24,8 +24,10 @@ from limbeck.planning.steps import FEWEST, affordable
 from limbeck.reading import aligned, own_rows, read
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
+from limbeck.search.document import Search
 from limbeck.signals import Row
-from limbeck.store import Answers, Cache, Log, read_json, sha256_json, write_json, write_text
+from limbeck.store import Answers, Cache, Log, is_sound, load_state, new_folder, read_json, save_state, sha256_json, write_json, write_text
+from limbeck.student.replace_parts import ReplaceParts
 from limbeck.teacher._capture import capture
 from limbeck.teacher.base import Teacher
 from limbeck.tell import Tell
@@ -98,6 +100,9 @@ class Job:
         self.recipe = self.cast.recipe  # the plan has said what was chosen
         with self.step("student") as said:
             said.append(self.student())
+        if self.recipe.search is not None:
+            with self.step("search") as said:
+                said.append(self.search(self.recipe.search))
         recipes = {"student": self.recipe, **{name: text_only(self.recipe) for name in self.recipe.baseline}}
         self.arms = {name: self.arm(name, recipe) for name, recipe in recipes.items()}
         self.kept: Mapping[str, Any] = self.cast.answers(self.recipe.teacher, self.teacher)
@@ -143,6 +148,26 @@ class Job:
         sizes = " -> ".join(f"{sum(p.numel() for p in r.parameters()) / 1e6:,.1f} M" for r in (before, role) if r is not None)
         new = sum(how == "new" for how in role.origins.values())
         return f"{sizes} parameters" + (f"; of {len(role.origins):,} made anew {len(role.origins) - new:,} are copied" if role.origins else "")
+
+    def search(self, how: Search) -> str:
+        """What stands in each block, searched once; from then on every student begins with it."""
+        place = self.folder / "search"
+        if not is_sound(place):
+            tell = functools.partial(self.tell.bar, "search")
+            found = how.run(self.cast.fresh(), self.rows, self.score.rows, self.score, self.recipe.seed, tell)
+            with new_folder(place) as folder:
+                save_state(folder, "state", {"surgery": found.surgery.model_dump(mode="json"), "state": dict(found.state)})
+                write_json(folder / "about.json", dict(found.about))
+        kept, about = load_state(place, "state"), read_json(place / "about.json")
+
+        def begun(role: Role) -> Role:
+            role = ReplaceParts.model_validate(kept["surgery"])(role)
+            role.module.load_state_dict(kept["state"])
+            return role
+
+        self.cast.searched = begun
+        shares = ", ".join(f"{name} {one['chosen'] / one['whole']:.0%}" for name, one in about["costs"].items() if one["whole"])
+        return f"score {about['score']:.4g}, foretold {about['foretold']:.4g}; of the whole model: {shares}"
 
     @functools.cached_property
     def score(self) -> Calibration:
@@ -272,6 +297,7 @@ class Job:
             "wall_seconds": sum(read_json(self.folder / "steps" / "clock.json").values()),
             "steps": sum(self.steps_in(s) * s.repeat for s in self.recipe.train),
             "held_out_targets": len(self.examiner.table("student").row) if self.rows.held_out else 0,
+            "closeness": self.examiner.closeness(self.cast.readers()["student"]),
         }
         samples = draw_samples(self.examiner, self.recipe.seed)
         checks = [*checks, *trust(self.examiner, int(read_json(self.folder / "steps" / "sessions.json")))]

@@ -15,6 +15,7 @@ from limbeck.evaluate.base import AnyEvaluator
 from limbeck.export.base import AnyExporter
 from limbeck.merge.base import AnyMerge, Merge
 from limbeck.objective.cross_entropy import CrossEntropy
+from limbeck.search.document import Search
 from limbeck.student.base import AnySurgery
 from limbeck.teacher.base import AnyTeacher, spelled
 from limbeck.text import document
@@ -53,6 +54,8 @@ class Claim(Document):
     """The arm that should be better ..."""
     than: Annotated[tuple[str, ...], Field(min_length=1)]
     """... than each of these."""
+    also: dict[str, tuple[str, ...]] = Field(default_factory=dict, json_schema_extra={"since": False})
+    """Further arms that should be better, each than others: the claim holds if all are."""
     arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,40}$")], dict[str, Any]]
     """Name -> changes to the setting: path -> value. All are shown, compared or not."""
     setting: dict[str, Any] = Field(default_factory=dict)
@@ -65,17 +68,27 @@ class Claim(Document):
     """What is compared, by its path in the summary of a run."""
     greater: bool = False
     """Whether more is better."""
+    told: tuple[str, ...] = Field(default=(), json_schema_extra={"since": False})
+    """Further figures, by their path: they stand in the record of each arm at its best, and decide nothing."""
     seeds: Annotated[tuple[int, ...], Field(min_length=3)] = (0, 1, 2)
     """Seeds; arms are compared seed by seed."""
 
     @model_validator(mode="after")
     def arms_are_known(self) -> "Claim":
-        for name in (self.arm, *self.than):
+        pairs = self.pairs
+        for name in (name for pair in pairs for name in pair):
             if name not in self.arms:
                 raise ValueError(f"arms: one called {name}")
+        if len({other for _, other in pairs}) < len(pairs):
+            raise ValueError("also: arms that nothing else is compared with")
         if len(self.grid) != 1:
             raise ValueError("grid: one path with its values")
         return self
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Which arm should be better than which."""
+        return [(arm, other) for arm, others in ((self.arm, self.than), *self.also.items()) for other in others]
 
 
 class Recipe(Document):
@@ -102,6 +115,8 @@ class Recipe(Document):
     """Who teaches: a model reference (then it is run live), or a kind of teacher."""
     student: Student = Student()
     """Who learns."""
+    search: Search | None = Field(default=None, json_schema_extra={"since": 2})
+    """Chooses what stands in each block of the student, after its surgeries and before it trains."""
     role: dict[str, Student] = Field(default_factory=dict)
     """Further roles: critic, discriminator, peer, ..."""
     train: Annotated[tuple[Stage, ...], Field(min_length=1)]

@@ -37,6 +37,8 @@ class Cast:
         """Only shapes matter: surgeries take a form that measures nothing."""
         self.recipe, self.cache, self.base = recipe, cache, base
         self.opener = opener or self.open
+        self.searched: Callable[[Role], Role] | None = None
+        """What a search has made of the student, once it is over."""
         self.place: Path | None = None
         """Where answers are kept; none: in the cache, by all that they depend on."""
         self.surgeries: dict[str, tuple[Surgery, ...]] = {}
@@ -123,14 +125,22 @@ class Cast:
                 self.share(role, f"{name}.start" if name != "teacher" else name)
 
     def share(self, role: Role, where: str) -> Role:
-        """A role that uses the tokenizer object of the first one; another is refused where there is a teacher and no alignment crosses."""
+        """A role that uses the tokenizer object of the first one; another is refused where a teacher is heard and no alignment crosses."""
         first = next((r for r in self.originals.values() if r.tokenizer is not None), None)
         if role.tokenizer is None or first is None or role is first:
             return role
         crossed = any(a.crosses for stage in self.recipe.train for turn in stage.turn for a in turn.align)
-        if self.recipe.teacher is not None and not crossed or fingerprint(role.tokenizer) == fingerprint(first.tokenizer):
+        if self.heard() and not crossed or fingerprint(role.tokenizer) == fingerprint(first.tokenizer):
             share_tokenizer(role, first, where)
         return role
+
+    def heard(self) -> bool:
+        """Whether an objective listens to the teacher, or a data step has it write."""
+        stages = self.recipe.train
+        turns = [turn for stage in stages for turn in stage.turn]
+        said = (objective.role(seat) for turn in turns for objective in turn.objective for seat in objective.needs)
+        steps = (*self.recipe.data, *(step for one in (*stages, *turns) for step in one.data or ()))
+        return "teacher" in said or any("teacher" in step.needs for step in steps)
 
     def make(self, name: str, how: Student, score: Score | None = None) -> Role:
         """A role as it is before training, in memory of its own; surgeries that measure are settled the first time."""
@@ -149,6 +159,8 @@ class Cast:
         else:
             for surgery in self.surgeries[name]:
                 role = surgery(role)
+        if name == "student" and self.searched is not None:
+            role = self.searched(role)
         return (self.share(role, f"{name}.surgery") if any(s.retokenizes for s in how.surgery) and not self.plan else role).eval()
 
     def surgeries_of(self, name: str) -> tuple[Surgery, ...]:

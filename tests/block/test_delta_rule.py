@@ -4,15 +4,13 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
 from limbeck.block._delta_rule import delta_matrix, gated_delta_rule, gated_delta_rule_steps
 from limbeck.block._linear_recurrence import linear_recurrence
+from recurrence import EXACT, same, slopes, work
 
 B, H, K, V = 2, 2, 3, 4
-EXACT = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-10}}
 
 
 def drawn(length, dtype=torch.float64, seed=0, scale=1.0, keys=K):
@@ -44,20 +42,6 @@ def by_loops(q, k, v, beta, a, state=None):
             ends.append(s.T)
     o = torch.stack(outs).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
     return o, torch.stack(ends).unflatten(0, (q.shape[0], q.shape[2]))
-
-
-def slopes(function, values):
-    """What a function says (o, and the state after it if it has one), and the gradients of a sum of it with fixed weights."""
-    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in values]
-    said = function(*leaves)
-    weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(9)).to(x) for x in said]
-    total = sum((x * w).sum() for x, w in zip(said, weights, strict=True))
-    return said, torch.autograd.grad(total, [x for x in leaves if x is not None], materialize_grads=True)
-
-
-def same(got, wanted, **bounds):
-    for one, two in zip(tree_leaves(got), tree_leaves(wanted), strict=True):
-        torch.testing.assert_close(one, two.to(one.dtype), **bounds)
 
 
 @pytest.mark.parametrize("dtype", EXACT, ids=str)
@@ -225,26 +209,9 @@ def test_shapes_are_known_without_numbers():
     assert delta_matrix(*values[:2], *values[3:5]).shape == (B, H, 21, 21)
 
 
-class Counted(TorchDispatchMode):
-    """Adds up how many numbers are made."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.numbers += sum(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
-        return out
-
-
 def test_twice_the_tokens_are_twice_the_work_forward_and_backward():
-    def work(length):
-        with Counted() as counted:
-            slopes(lambda *x: gated_delta_rule(*x, chunk=8), [x.to("meta") for x in drawn(length)])
-        return counted.numbers
-
-    assert work(512) / work(256) == pytest.approx(2, abs=0.05)
+    few, many = (work(lambda *x: gated_delta_rule(*x, chunk=8), drawn(length)) for length in (256, 512))
+    assert many / few == pytest.approx(2, abs=0.05)
 
 
 def test_it_is_the_rule_of_transformers():

@@ -4,13 +4,11 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from limbeck.block._linear_recurrence import linear_matrix, linear_recurrence, linear_recurrence_steps
+from recurrence import EXACT, same, slopes, work
 
 B, H, K, V = 2, 2, 3, 4
-EXACT = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-10}}
 DECAYS = ("none", "head", "channel")
 
 
@@ -42,26 +40,6 @@ def by_loops(q, k, v, a, state=None):
             ends.append(s)
     o = torch.stack(outs).unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
     return o, torch.stack(ends).unflatten(0, (q.shape[0], q.shape[2]))
-
-
-def learned(values):
-    """The same values as leaves, and those of them that have a gradient."""
-    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in values]
-    return leaves, [x for x in leaves if x is not None]
-
-
-def slopes(function, values):
-    """What a function says (o, and the state after it if it has one), and the gradients of a sum of it with fixed weights."""
-    leaves, wanted = learned(values)
-    said = function(*leaves)
-    weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(9)).to(x) for x in said]
-    total = sum((x * w).sum() for x, w in zip(said, weights, strict=True))
-    return said, torch.autograd.grad(total, wanted, materialize_grads=True)
-
-
-def same(got, wanted, **bounds):
-    for one, two in zip(tree_leaves(got), tree_leaves(wanted), strict=True):
-        torch.testing.assert_close(one, two.to(one.dtype), **bounds)
 
 
 @pytest.mark.parametrize("dtype", EXACT, ids=str)
@@ -208,24 +186,7 @@ def test_shapes_are_known_without_numbers(decay):
     assert o.shape == (B, 21, H, V) and state.shape == (B, H, K, V) and linear_matrix(*values[:2], values[3]).shape == (B, H, 21, 21)
 
 
-class Counted(TorchDispatchMode):
-    """Adds up how many numbers are made."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.numbers += sum(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
-        return out
-
-
 @pytest.mark.parametrize("decay", DECAYS)
 def test_twice_the_tokens_are_twice_the_work_forward_and_backward(decay):
-    def work(length):
-        with Counted() as counted:
-            slopes(lambda *x: linear_recurrence(*x, chunk=8), [None if x is None else x.to("meta") for x in drawn(length, decay)])
-        return counted.numbers
-
-    assert work(512) / work(256) == pytest.approx(2, abs=0.05)
+    few, many = (work(lambda *x: linear_recurrence(*x, chunk=8), drawn(length, decay)) for length in (256, 512))
+    assert many / few == pytest.approx(2, abs=0.05)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from limbeck.align.shared_vocab import same
 from limbeck.evaluate._scoring import score
 from limbeck.evaluate.base import Exam, Table
 from limbeck.model.anatomy import anatomy
@@ -56,7 +57,8 @@ def examine() -> Callable[..., Exam]:
             return roles["teacher"].says(roles["teacher"].view(some), ("logits",), {})["logits"]
 
         def table(name: str) -> Table:
-            return tables[name] if name in tables else score(roles[name], rows, answers if "teacher" in roles else None)
+            told = "teacher" in roles and same(roles[name].tokenizer, roles["teacher"].tokenizer)
+            return tables[name] if name in tables else score(roles[name], rows, answers if told else None)
 
         return Exam(rows, tuple(roles) or tuple(tables), lambda name: nullcontext(roles[name]), table, 0, context)
 

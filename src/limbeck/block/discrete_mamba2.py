@@ -19,8 +19,8 @@ class DiscreteMamba2(AbstractLinearMixer):
 
     C, B and x (queries, keys and values) are maps of the input and then of the last few positions, without an activation; a and z are maps of the
     input. Convolution, gate and D begin as the identity. The one to choose where matrices are matched first (`matrix_orientation`): M is
-    $C_t \cdot B_s$ times the decay between them, and D on its diagonal. Nothing is normalised, and what is not transferred is drawn: not the one
-    to choose where only the last layer is compared from the beginning.
+    $C_t \cdot B_s$ times the decay between them, and D on its diagonal. Nothing is normalised: with `transfer`, scores come in without a softmax over
+    them, and until matrices were matched the output is far too large. Without it, all of this is drawn anew.
 
     Example:
         >>> DiscreteMamba2(transfer=True).conv

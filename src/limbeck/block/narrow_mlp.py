@@ -65,6 +65,13 @@ class NarrowMlp(FeedForward):
             raise Refused("shape", f"{WHERE}.inner", f"at most the {num} channels that there are", str(stay), f"inner: {num}, or less")
         return stay
 
+    def measured(self, worth: Float[Tensor, " inner"]) -> "NarrowMlp":
+        """The same with the channels written out that are worth most; of equals the earlier."""
+        if self.kept is not None:
+            return self
+        order = sorted(range(len(worth)), key=worth.tolist().__getitem__, reverse=True)
+        return NarrowMlp(kept=tuple(sorted(order[: self.stays(len(worth))])))
+
     def spec(self, shape: MlpShape) -> dict[str, Any]:
         sizes = {"width": shape.width, "activation": shape.activation, "gated": shape.gated, "bias": shape.bias, "out_bias": shape.out_bias}
         return self.numbers(**sizes, inner=self.stays(shape.inner))

@@ -1,23 +1,33 @@
-"""How much of held-out text two tokenizers cut out alike."""
+"""How much of held-out text two tokenizers cut out alike, and how likely both models find it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from limbeck.errors import Refused
-from limbeck.evaluate.base import Evaluator, Exam
+from limbeck.evaluate._scoring import clustered, documents
+from limbeck.evaluate.base import Evaluator, Exam, Table
 from limbeck.model.base import Role
-from limbeck.text.chunks import coverage
+from limbeck.numerics import segment_sum
+from limbeck.text.chunks import Chunks, Covered, coverage
 
 
 class AlignedBytes(Evaluator):
-    r"""What share of held-out text lies in chunks that each subject's tokenizer and the teacher's both cut out, and rows without any.
+    r"""What share of held-out text lies in chunks that a subject's tokenizer and the teacher's both cut out, and how far apart both find them.
 
-    $$ \mathrm{aligned\ bytes} = \frac{\text{bytes in chunks that begin and end at the same bytes of both}}{\text{bytes that are asked for}} $$
+    $$ \mathrm{aligned\ bytes} = \frac{\text{bytes in chunks that begin and end at the same bytes of both}}{\text{bytes that are asked for}}, \qquad
+       \mathrm{chunk\ gap} = \frac1C \sum_{c=1}^{C} \Big| \sum_{t \in c} \log p_t - \sum_{s \in c} \log q_s \Big| $$
 
     What is outside is not taught by `align: byte_chunks`: a first token that one side cannot predict, text that one side has changed, what
-    stands after the last common byte. With one tokenizer, only first tokens are. Nothing is measured without a teacher, or of tokenizers that
-    do not keep every byte. It says nothing about how long chunks are: `bits_per_byte` of `perplexity` says how well the text is predicted.
+    stands after the last common byte. With one tokenizer, only first tokens are. The gap, in nats a chunk, says how close a student is to its
+    teacher where `agreement` has nothing to compare; chunks are as they were cut, neither debiased nor merged, and longer ones lie further
+    apart, so that only students of one tokenizer are to be compared. Nothing is measured without a teacher, or of tokenizers that do not
+    keep every byte; no gap to a teacher that is not at hand. `bits_per_byte` of `perplexity` says how well the text is predicted.
 
     Example:
         >>> AlignedBytes().ranges["aligned_bytes"]
@@ -28,7 +38,11 @@ class AlignedBytes(Evaluator):
     """
 
     kind: Literal["aligned_bytes"] = "aligned_bytes"
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"aligned_bytes": (0.0, 1.0)}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "aligned_bytes": (0.0, 1.0),
+        "chunk_gap": (0.0, math.inf),
+        "chunk_gap_error": (0.0, math.inf),
+    }
 
     def __call__(self, exam: Exam) -> dict[str, Any]:
         teacher: Role | None = exam.context.get("teacher")
@@ -39,12 +53,32 @@ class AlignedBytes(Evaluator):
             return {}
         out: dict[str, Any] = {}
         for name in (name for name in exam.subjects if name != "teacher"):
+            found: list[Covered] = []
             with exam.open(name) as role, suppress(Refused):
-                out |= {} if role.tokenizer is None else {name: self.beside(exam, role, teacher)}
+                if role.tokenizer is not None:
+                    found = coverage(exam.rows, [role.tokenizer, teacher.tokenizer], [role.shift, teacher.shift], "evaluate aligned_bytes")
+            out |= {name: self.beside(exam, name, found)} if found else {}
         return out
 
-    def beside(self, exam: Exam, role: Role, teacher: Role) -> dict[str, float]:
+    def beside(self, exam: Exam, name: str, found: Sequence[Covered]) -> dict[str, Any]:
         """The figures of one subject."""
-        found = coverage(exam.rows, [role.tokenizer, teacher.tokenizer], [role.shift, teacher.shift], "evaluate aligned_bytes")
         share = sum(one.inside for one in found) / max(1, sum(one.asked for one in found))
-        return {"aligned_bytes": share, "rows_without_chunks": sum(not one.chunks for one in found)}
+        out: dict[str, Any] = {"aligned_bytes": share, "rows_without_chunks": sum(not one.chunks for one in found)}
+        if "teacher" not in exam.subjects or not any(one.chunks for one in found):
+            return out
+        chunks = [one.chunks for one in found]
+        said = [likelihoods(chunks, side, exam.table(who)) for side, who in enumerate((name, "teacher"))]
+        row = torch.tensor([i for i, some in enumerate(chunks) for _ in some], dtype=torch.long, device="cpu")
+        gap = (said[0] - said[1]).abs()
+        out["chunk_gap"], out["chunk_gap_error"] = clustered(gap, torch.ones_like(gap), documents(exam.rows)[row])
+        return out
+
+
+def likelihoods(rows: Sequence[Chunks], side: int, table: Table) -> Float[Tensor, " chunk"]:
+    """Log-probability that one side gives to the chunks of all rows, from what it gives to each target."""
+    assert table.pos is not None and table.label_logprob is not None, "text has positions and labels"
+    places = [(i, chunk[side]) for i, chunks in enumerate(rows) for chunk in chunks]
+    wanted = torch.tensor([(i, n, place) for n, (i, some) in enumerate(places) for place in some], dtype=torch.long, device="cpu")
+    span = int(table.pos.max()) + 1
+    at = torch.searchsorted(table.row * span + table.pos, wanted[:, 0] * span + wanted[:, 2])
+    return segment_sum(table.label_logprob.double()[at], wanted[:, 1], len(places))

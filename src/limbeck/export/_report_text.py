@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from limbeck.export import _findings as findings
 from limbeck.export._report_data import Curves
-from limbeck.export._verdict import arm, entries, measure, text_only, word
+from limbeck.export._verdict import arm, closeness, entries, measure, text_only, word
 from limbeck.text.show import duration, finite, number, percent, times
 
 MONTHS = "January February March April May June July August September October November December".split()
@@ -91,7 +91,7 @@ def where(summary: Mapping[str, Any]) -> list[str]:
         share = sum(finite(x.get("share")) or 0.0 for x in bins if x["low"] >= findings.SURE - 1e-9)
         lines.append(line + f" These are {percent(share)} of all.")
     if not bins and not entries(summary, "slices"):
-        lines.append(f"Not measured by certainty or kind of text. {measure_it(summary)}")
+        lines += [] if closeness(summary) != "agreement" else [f"Not measured by certainty or kind of text. {measure_it(summary)}"]
     elif finite(arm(summary, "student", "top1")) is not None and "baseline" not in getattr(measure(summary), "values", {}):
         against = "text alone" if text_only(summary) else "the same student without the teacher"
         lines.append(f"Not compared with {against}. `limbeck run {word(summary, 'run', 'RUN')} baseline=[text_only]`")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from limbeck.export._verdict import ARMS, arm, text_only, word
+from limbeck.export._verdict import ARMS, arm, closeness, text_only, word
 from limbeck.text.show import NOT_MEASURED, finite, number, percent, plus_minus, times, visible
 
 MAX_ROWS = 20
@@ -33,6 +33,7 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
         figure_row(summary, "Top-1 agreement, %", ("top1",), ("top1_error",), share=True),
         figure_row(summary, f"KL to teacher, nats/{unit}", ("kl",), ("kl_error",)),
         figure_row(summary, f"KL to teacher in its own text, nats/{unit}", ("on_policy_kl",), ("on_policy_kl_error",)),
+        figure_row(summary, "Gap to the teacher's log-probability, nats/stretch", ("chunk_gap",), ("chunk_gap_error",)),
         figure_row(summary, "Bits per byte, held-out", ("bits_per_byte",), ("bits_per_byte_error",)),
     ]
     if rows[-1] is None:
@@ -68,7 +69,8 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
 def header(summary: Mapping[str, Any]) -> dict[str, str]:
     """The arms of this run in the terminal's order, each with the title of its column."""
     titles = {"teacher": "teacher", "start": "before", "baseline": "text only" if text_only(summary) else "no teacher", "student": "student"}
-    return {x: title for x, title in titles.items() if x in ("teacher", "student") or isinstance(summary.get(x), Mapping) and summary[x]}
+    always = ("student",) if closeness(summary) is None else ("teacher", "student")
+    return {x: title for x, title in titles.items() if x in always or isinstance(summary.get(x), Mapping) and summary[x]}
 
 
 def cells(summary: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:

@@ -49,7 +49,7 @@ def arm(summary: Mapping[str, Any], name: str, *path: str) -> Any:
     place: Any = summary.get(name)
     for key in path:
         place = place.get(key) if isinstance(place, Mapping) else None
-    return {"top1": 1.0, "kl": 0.0}.get(path[0]) if place is None and name == "teacher" else place
+    return {"top1": 1.0, "kl": 0.0, "chunk_gap": 0.0}.get(path[0]) if place is None and name == "teacher" else place
 
 
 def word(summary: Mapping[str, Any], key: str, default: str = "") -> str:
@@ -64,12 +64,21 @@ def text_only(summary: Mapping[str, Any]) -> bool:
     return word(summary, "unit", "token") in TEXT_UNITS and (not isinstance(name, str) or "text" in name)
 
 
+def closeness(summary: Mapping[str, Any]) -> str | None:
+    """The evaluator that tells how close this student is to its teacher; None where there is no teacher."""
+    return None if "closeness" in summary and summary["closeness"] is None else word(summary, "closeness", "agreement")
+
+
 def measure(summary: Mapping[str, Any]) -> Measure | None:
-    """The figure by which this run is judged: agreement, else KL, else the first metric the student has; None if there is none."""
+    """The figure by which this run is judged: agreement, else KL, else the gap between tokenizers, else the first metric the student has,
+    and without a teacher how well text is predicted; None if there is none."""
     first = next(iter(arm(summary, "student", "metrics") or {}), "") if isinstance(arm(summary, "student", "metrics"), Mapping) else ""
     less = arm(summary, "student", "metrics", first, "lower_is_better") is True
     unit = arm(summary, "student", "metrics", first, "unit")
-    for name, path, sign, of in (("top1", ("top1",), 1, ""), ("kl", ("kl",), -1, ""), (first, ("metrics", first, "value"), -1 if less else 1, unit)):
+    figures = [("top1", ("top1",), 1, ""), ("kl", ("kl",), -1, ""), ("chunk_gap", ("chunk_gap",), -1, "")]
+    figures += [(first, ("metrics", first, "value"), -1 if less else 1, unit)]
+    figures += [("bits_per_byte", ("bits_per_byte",), -1, "")] if closeness(summary) is None else []
+    for name, path, sign, of in figures:
         errors = (*path[:-1], "error") if len(path) > 1 else (f"{path[0]}_error",)
         values = {x: value for x in ARMS if (value := finite(arm(summary, x, *path))) is not None}
         if "student" in values:
@@ -112,6 +121,10 @@ def phrase(summary: Mapping[str, Any], found: Measure) -> tuple[str, list[tuple[
         verb, of, whose = "keeps", " of the teacher's top-1 choices", "its"
     elif found.name == "kl":
         of, whose = f" nats per {word(summary, 'unit', 'token')} in KL to the teacher", "its"
+    elif found.name == "chunk_gap":
+        verb, of, whose = "comes within", " nats of the teacher's log-probability of a stretch of text", "its"
+    elif found.name == "bits_per_byte":
+        of = " bits per byte of held-out text"
     elif "teacher" in found.values:
         of += f" (the teacher {shown(found, ('teacher',), False)['teacher']})"
     student, teacher = (finite(arm(summary, x, "decode_tokens_per_second")) for x in ("student", "teacher"))
@@ -124,18 +137,22 @@ def parts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The verdict in pieces; the figure of an arm is marked with its name, all else with an empty one."""
     found, run = measure(summary), word(summary, "run", "RUN")
     result = outcome(found)
+    by = closeness(summary)
     if found is None:
-        return [("", f"How close the student comes to the teacher was not measured (`limbeck run {run} evaluate=[agreement]`).")]
+        what = "How close the student comes to the teacher" if by else "What the student can do"
+        return [("", f"{what} was not measured (`limbeck run {run} evaluate=[{by or 'perplexity'}]`).")]
     figure = shown(found, ("student", "baseline", "start"), result in ("no_help", "unmoved"))
     verb, of = phrase(summary, found)
     out = [("", f"{LEADS.get(result, 'The')} student {verb} "), ("student", figure["student"]), *of]
-    if result in ("worse", "unmoved"):
+    if result in ("worse", "unmoved") or by is None and "start" in figure:
         out += [("", ", "), ("start", figure["start"]), ("", " before training")]
     without = "on text alone" if text_only(summary) else "without the teacher"
     same = f"the same student trained {without} for as many steps"
     if "baseline" in figure:
         join = {"no_help": f", and {same} {verb} ", "behind": f", and {same} is ahead with "}.get(result, f"; {same} {verb} ")
         return [*out, ("", join), ("baseline", figure["baseline"]), ("", ".")]
+    if by is None:
+        return [*out, ("", ".")]
     against = "text alone" if text_only(summary) else "the same student without the teacher"
     seconds = finite(summary.get("baseline_seconds"))
     cost = f"{duration(seconds)}: " if seconds else ""

@@ -8,8 +8,9 @@ before training), `student`, or `baseline` (the same student without the teacher
 schema, run, about, date (2026-11-24), wall_seconds, steps, num_stages, tokens, seed, verdict, machine ("one 24 GB GPU")
 unit             what one prediction is called: token, image, ...
 held_out         {documents, targets, overlap_dropped}
+closeness        the evaluator that tells how close this student is to its teacher (agreement, or aligned_bytes across tokenizers); null: no teacher
 <arm>            {name, kl, kl_error, top1, top1_error, perplexity, perplexity_error, bits_per_byte, bits_per_byte_error,
-                 aligned_bytes, rows_without_chunks,
+                 aligned_bytes, rows_without_chunks, chunk_gap, chunk_gap_error,
                  calibration_error, parameters, decode_tokens_per_second, decode_low, decode_high (10 and 90 % of the repeats),
                  prefill_tokens_per_second, memory_bytes, memory {weights, cache, ...: bytes}, disk_bytes,
                  tasks {name: {value, error, unit}}, metrics {name: {value, error, unit, lower_is_better}}}

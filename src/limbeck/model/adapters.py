@@ -1,4 +1,4 @@
-"""Models with adapters of peft in them: what learns, the model without them, and the model with them in its weights."""
+"""Models with adapters of peft in them, or rounded weights: what learns, the model without adapters, and the model with all in its weights."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.model.base import Role, Tap, clone, listening
+from limbeck.model.quantised import latent, make_stock, quantised, settle_on_grid
 from limbeck.signals import Head, Logits, Row, View
 
 
@@ -40,16 +41,30 @@ def off(module: nn.Module) -> Iterator[None]:
 
 
 def merged(role: Role) -> Role:
-    """A copy of a role with its adapters added to the weights, in a stock class; the role itself where it has none."""
-    if not adapted(role.module):
+    """A copy of a role with rounded weights on their grid and its adapters added to the weights; the role itself where it has neither.
+
+    The class is a stock one, but for layers that round what they hear.
+    """
+    if not adapted(role.module) and not latent(role.module):
         return role
     made = clone(role)
+    settle_on_grid(made.module)  # first: adapters have learned beside rounded weights
     for name, layer in adapted(made.module).items():
         layer.merge()
         owner, _, last = name.rpartition(".")
         setattr(made.module.get_submodule(owner), last, layer.get_base_layer())
     vars(made.module).pop("peft_config", None)
-    made.learns = ()
+    made.learns = () if adapted(role.module) else made.learns
+    return made
+
+
+def stock(role: Role) -> Role:
+    """A copy of a merged role whose layers hear exact numbers; the role itself where they do."""
+    if not quantised(role.module):
+        return role
+    made = clone(role)
+    for part in quantised(made.module).values():
+        make_stock(part)
     return made
 
 

@@ -12,6 +12,8 @@ from limbeck.errors import LimbeckError, Refused
 from limbeck.model.anatomy import family_files, read_family
 from limbeck.model.folder import Folder
 from limbeck.model.headers import corrupt, quoted
+from limbeck.model.packed import CONFIG, Scheme, scheme_of, unpacked
+from limbeck.model.quantised import quantise
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 BYTES_KEY = "limbeck_tokenizer"
@@ -92,6 +94,9 @@ def open_folder(folder: Folder, where: str, dtype: str) -> tuple[Any, Any]:
     import transformers
 
     options: dict[str, Any] = {"local_files_only": True}
+    if (scheme := scheme_of(folder.config)) is not None and not folder.auto_map and not folder.pickles:
+        module = open_packed(folder, scheme, where, dtype)
+        return module, open_tokenizer(folder, module.config, where)
     if folder.auto_map:
         options["trust_remote_code"] = True
         with foreign(where, "a config that the folder's own code accepts"):
@@ -110,6 +115,24 @@ def open_folder(folder: Folder, where: str, dtype: str) -> tuple[Any, Any]:
             module, info = loader.from_pretrained(folder.path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
     check_complete(info, where)
     return module, open_tokenizer(folder, config, where)
+
+
+def open_packed(folder: Folder, scheme: Scheme, where: str, dtype: str) -> Any:
+    """The module of a folder that keeps rounded weights as codes: plain weights on their grid, in layers that round what they hear as it says."""
+    config = build_config({name: value for name, value in folder.config.items() if name != CONFIG}, where)
+    number = (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    state, scales = unpacked(folder, scheme, number)
+    check_enough(config, sum(tensor.numel() for tensor in state.values()), where)
+    with foreign(where, "weights that fit the config"):
+        module, info = model_class(config, where).from_pretrained(None, config=config, state_dict=state, dtype=number, output_loading_info=True)
+        layers = {place: module.get_submodule(place) for place in scales}
+    check_complete(info, where)
+    for place, layer in layers.items():
+        if not isinstance(layer, nn.Linear):
+            raise corrupt(where, "linear layers, of those that are packed", f"{quoted(place)}: {type(layer).__name__}")
+        if scheme.inputs is not None:
+            quantise(layer, None, scheme.inputs, scales[place])
+    return module
 
 
 def own_loader(folder: Folder, where: str) -> Any:

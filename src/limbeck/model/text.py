@@ -134,8 +134,8 @@ class Text(Role):
 
     def boundary(self, device: torch.device) -> Tensor:
         """Ids of its head that begin where a word has ended."""
-        ids = boundaries(self.tokenizer, type(self.module).__name__)
-        return torch.tensor([i for i in ids if self.vocab is None or i < self.vocab], device=device)
+        ids, vocab = boundaries(self.tokenizer, type(self.module).__name__), self.vocab
+        return torch.tensor([i for i in ids if vocab is None or i < vocab], device=device)
 
     def body(self, **inputs: Tensor) -> Any:
         """The model without its head."""

@@ -2,13 +2,17 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from limbeck.chunked import fold, foldable
 from limbeck.numerics import log_probs
-from limbeck.objective.base import Objective, by_chunks
+from limbeck.objective.base import Objective, by_chunks, per_target
 from limbeck.signals import Needs, Signals, dense
+
+HEARD = ("last_logits", "lead_logprob")
 
 
 def sorted_gap(q: Float[Tensor, "chunk vocab"], p: Float[Tensor, "chunk vocab"], top: int | None = None) -> Float[Tensor, " chunk"]:
@@ -21,6 +25,11 @@ def sorted_gap(q: Float[Tensor, "chunk vocab"], p: Float[Tensor, "chunk vocab"],
     best_q, best_p = (x.topk(num).values for x in (q, p))
     others = (q.sum(-1) - best_q.sum(-1)) - (p.sum(-1) - best_p.sum(-1))
     return (best_q - best_p).abs().sum(-1) + others.abs()
+
+
+def heard(student: Signals, teacher: Signals) -> list[Any]:
+    """What both say, the student first."""
+    return [said[name] for name in HEARD for said in (student, teacher)]
 
 
 class SortedL1(Objective):
@@ -60,14 +69,29 @@ class SortedL1(Objective):
 
     @property
     def needs(self) -> Needs:
-        names = ("last_logits", "lead_logprob")
-        return {"student": names, "teacher": names}
+        return {"student": HEARD, "teacher": HEARD}
 
     def values(self, student: Signals, teacher: Signals) -> Float[Tensor, " chunk"]:
-        return by_chunks(self.part, self.chunk, *(said[name] for name in ("last_logits", "lead_logprob") for said in (student, teacher)))
+        return by_chunks(self.part, self.chunk, *heard(student, teacher))
+
+    def total(self, factors: Float[Tensor, " unit"] | None, student: Signals, teacher: Signals) -> Float[Tensor, ""]:
+        q, *others = heard(student, teacher)
+        if type(self).part is not SortedL1.part or not foldable(q, *others):  # what stands before the end of a chunk may learn too
+            return super().total(factors, student=student, teacher=teacher)
+        return fold(self.chunk_slope, q, others, per_target(factors, student, "chunk", "last_logits"), self.chunk, self.student_temperature)
+
+    def chunk_slope(self, log_q: Float[Tensor, "chunk vocab"], p: Any, lead_q: Tensor, lead_p: Tensor) -> tuple[Float[Tensor, " chunk"], Tensor]:
+        """The distance of some rows, and its derivative by log q."""
+        ours, theirs = (log_q + lead_q[:, None]).exp(), self.theirs(p, lead_p)
+        with torch.enable_grad():
+            leaf = ours.detach().requires_grad_()
+            value = sorted_gap(leaf, theirs, self.top)
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0].mul_(ours)
+
+    def theirs(self, p: Any, lead_p: Float[Tensor, " chunk"]) -> Float[Tensor, "chunk vocab"]:
+        """What the teacher gives to each way to end a chunk."""
+        return (log_probs(dense(p), self.teacher_temperature) + lead_p[:, None]).exp()
 
     def part(self, q: Any, p: Any, lead_q: Float[Tensor, " chunk"], lead_p: Float[Tensor, " chunk"]) -> Float[Tensor, " chunk"]:
         """The distance of some rows: this function compiles whole."""
-        ours = (log_probs(dense(q), self.student_temperature) + lead_q[:, None]).exp()
-        theirs = (log_probs(dense(p), self.teacher_temperature) + lead_p[:, None]).exp()
-        return sorted_gap(ours, theirs, self.top)
+        return sorted_gap((log_probs(dense(q), self.student_temperature) + lead_q[:, None]).exp(), self.theirs(p, lead_p), self.top)

@@ -131,7 +131,7 @@ class Covered(NamedTuple):
     """Bytes of text that do."""
     asked: int
     """Bytes of all text that is asked for."""
-    chunks: int
+    chunks: Chunks
 
 
 def coverage(rows: Sequence[Row], tokenizers: Sequence[Any], shifts: Sequence[int], where: str) -> list[Covered]:
@@ -144,7 +144,7 @@ def coverage(rows: Sequence[Row], tokenizers: Sequence[Any], shifts: Sequence[in
     for row in rows:
         one, other = (Piece(*encode(row, tokenizer), shift) for tokenizer, shift in zip(tokenizers, shifts, strict=True))
         chunks = laid((one, other), spelled)
-        out.append(Covered(*covered(chunks, (one, other), spelled), len(chunks)))
+        out.append(Covered(*covered(chunks, (one, other), spelled), chunks))
     return out
 
 

@@ -1,0 +1,1 @@
+"""Propose, score, keep: which variant of each layer."""

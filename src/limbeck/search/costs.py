@@ -1,0 +1,180 @@
+"""What each option of a shelf costs: parameters, memory and operations by formula, seconds by the clock."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.block.base import Block, Mixer, Shape, module_of
+from limbeck.block.grouped_attention import GroupedAttention
+from limbeck.model.blocks import attention_of
+from limbeck.search.blockwise import Shelf, Slot
+from limbeck.search.library import Cost, Library, Variant, Workload
+from limbeck.student.replace_parts import NORMS, SILENT
+
+REPEATS = 3
+Clock = Callable[[], float]
+
+
+def library(shelf: Shelf, workloads: Sequence[Workload] = (), clock: Clock = time.perf_counter) -> Library:
+    """The options of a shelf with their costs, without scores.
+
+    `parameters`; `memory_bytes`: weights, and what is remembered of all rows after the answer; `flops`: multiplications and additions of the
+    whole workload; and, where workloads are given, `prefill_seconds` and `decode_seconds` of each of them, measured here, part by part.
+    """
+    timed = {} if not workloads else seconds(shelf, workloads, clock)
+    known = {
+        (part, n, i): costs(shelf, part, n, i, timed) for part, num in counted(shelf).items() for n in range(num + 1) for i in range(shelf.num_layers)
+    }
+    layers = [[variant(shelf, known, [(part, n, layer) for part, n in option.items()]) for option in options] for layer, options in shelf.places]
+    parameters = {id(p): p for p in shelf.whole.module.parameters()}  # tied ones once
+    places = [(part, layer) for part in ("mixer", "mlp") for layer in range(shelf.num_layers)]
+    for p in (p for place in places for m in (stock(shelf, *place), *norms(shelf, *place)) for p in m.parameters()):
+        parameters.pop(id(p), None)
+    rest = {"parameters": sum(p.numel() for p in parameters.values())}
+    rest["memory_bytes"] = sum(p.numel() * p.element_size() for p in parameters.values())
+    return Library(layers, Variant("the rest", costs=rest))
+
+
+def counted(shelf: Shelf) -> dict[str, int]:
+    """How many parts stand for the mixer and for the MLP of a block."""
+    return {part: max((n for other, n, _ in shelf.parts if other == part), default=0) for part in ("mixer", "mlp")}
+
+
+def stock(shelf: Shelf, part: str, layer: int) -> nn.Module:
+    """What is in the model itself."""
+    return shelf.whole.module.get_submodule(shelf.whole.anatomy.path(part, layer))
+
+
+def norms(shelf: Shelf, part: str, layer: int) -> list[nn.Module]:
+    """The norms around a part, which go where it is taken out."""
+    anatomy = shelf.whole.anatomy
+    return [shelf.whole.module.get_submodule(anatomy.path(norm, layer)) for norm in NORMS[part] if anatomy.has(norm)]
+
+
+def variant(shelf: Shelf, known: Mapping[Slot, Mapping[str, Cost]], slots: Sequence[Slot]) -> Variant:
+    """An option: what its parts cost together."""
+
+    def added(name: str) -> Cost:
+        each = [known[slot][name] for slot in slots]
+        if not any(callable(cost) for cost in each):
+            return sum(cost for cost in each if not callable(cost))
+        return lambda workload: sum(cost(workload) if callable(cost) else cost for cost in each)
+
+    return Variant(" + ".join(told(shelf.blocks.get(slot), slot[0]) for slot in slots), costs={name: added(name) for name in known[slots[0]]})
+
+
+def told(block: Block | None, part: str) -> str:
+    """A part in a few words: its kind, and what differs from its defaults; lists by their length."""
+    if block is None:
+        return {"mixer": "attention"}.get(part, part)
+    fields = {name: value for name, value in block.model_dump(exclude_defaults=True).items() if name != "kind"}
+    inside = ", ".join(f"{name}={f'{len(value)} of them' if isinstance(value, (list, tuple)) else value}" for name, value in fields.items())
+    return dict(block)["kind"] + (f"({inside})" if inside else "")
+
+
+def costs(shelf: Shelf, part: str, n: int, layer: int, timed: Mapping[Any, tuple[float, float]]) -> dict[str, Cost]:
+    """What one part costs in one block."""
+    module, block = shelf.parts[part, n, layer].module if n else stock(shelf, part, layer), shelf.blocks.get((part, n, layer))
+    around = [] if isinstance(block, SILENT) else norms(shelf, part, layer)
+    sizes = [(p.numel(), p.numel() * p.element_size(), p.ndim) for m in (module, *around) for p in m.parameters()]
+    parameters, weights = sum(n for n, _, _ in sizes), sum(b for _, b, _ in sizes)
+    matrices = 2 * sum(n for n, _, axes in sizes if axes == 2)
+    shape = attention_of(shelf.whole.module, layer).shape if part == "mixer" else None
+    itemsize = next(shelf.whole.parameters()).element_size()
+
+    def memory(workload: Workload) -> float:
+        return weights + (0 if shape is None else workload.batch * kept(block, shape, workload.prompt + workload.answer, itemsize))
+
+    def flops(workload: Workload) -> float:
+        mixing = 0.0 if shape is None else mixed(block, shape, workload.prompt + workload.answer)
+        return workload.tokens * (matrices + mixing)
+
+    out: dict[str, Cost] = {"parameters": parameters, "memory_bytes": memory, "flops": flops}
+    if timed:
+        key = spec_of(shelf, part, n, layer)
+        out |= {name: lambda workload, i=i: timed[key, workload][i] for i, name in enumerate(("prefill_seconds", "decode_seconds"))}
+    return out
+
+
+def kept(block: Block | None, shape: Shape, length: int, itemsize: int) -> float:
+    """Bytes that a mixer remembers of a row; attention itself keeps keys and values."""
+    return block.state_bytes(shape, length, itemsize) if isinstance(block, Mixer) else 2 * shape.kv_heads * shape.head_dim * itemsize * length
+
+
+def mixed(block: Block | None, shape: Shape, length: int) -> float:
+    """Operations of one position of a mixer beyond its matrices."""
+    return block.flops(shape, length) if isinstance(block, Mixer) else 4.0 * shape.heads * shape.head_dim * length
+
+
+def spec_of(shelf: Shelf, part: str, n: int, layer: int) -> str:
+    """What the time of a part depends on. Attention itself is timed as the same attention in a module of ours."""
+    if n:
+        return json.dumps(shelf.parts[part, n, layer].spec, sort_keys=True)
+    if part == "mlp":
+        return json.dumps({"mlp": [list(p.shape) for p in stock(shelf, part, layer).parameters()]})
+    shape = attention_of(shelf.whole.module, layer).shape
+    return json.dumps(GroupedAttention(kv_heads=shape.kv_heads).spec(shape), sort_keys=True)
+
+
+def seconds(shelf: Shelf, workloads: Sequence[Workload], clock: Clock) -> dict[tuple[str, Workload], tuple[float, float]]:
+    """Spec of a part, workload -> seconds to read all prompts, and to write all answers; equal parts are timed once."""
+    modules: dict[str, nn.Module] = {}
+    for layer in range(shelf.num_layers):
+        for part, num in counted(shelf).items():
+            for n in range(num + 1):
+                key = spec_of(shelf, part, n, layer)
+                if key not in modules:
+                    own = (
+                        shelf.parts[part, n, layer].module if n else stock(shelf, part, layer) if part == "mlp" else module_of(json.loads(key), layer)
+                    )
+                    modules[key] = own
+    like = next(shelf.whole.parameters())
+    found = {}
+    for key, module in modules.items():
+        module = module.to(device=like.device, dtype=like.dtype)
+        found |= {(key, workload): one(module, workload, attention_of(shelf.whole.module, 0).shape, like, clock) for workload in workloads}
+    return found
+
+
+def one(module: Any, workload: Workload, shape: Shape, like: torch.Tensor, clock: Clock) -> tuple[float, float]:
+    """Seconds of a part for a workload: one reading of the prompts, and as many single positions as are written, each as long as one half way."""
+    half = workload.prompt + workload.answer // 2
+    x = like.new_zeros(workload.batch, max(half, 1), shape.width)
+    angle = like.new_zeros(workload.batch, max(half, 1), shape.head_dim)
+    rope = (angle + 1, angle)
+    mixes = hasattr(module, "mix")
+
+    def read(length: int) -> Any:
+        return module.mix(x[:, :length], (rope[0][:, :length], rope[1][:, :length]), None, None)[1] if mixes else module(x[:, :length])
+
+    def write(state: Any) -> None:
+        module.step(x[:, :1], (rope[0][:, :1], rope[1][:, :1]), None, state) if mixes else module(x[:, :1])
+
+    with torch.no_grad():
+        prefill = least(lambda: read(workload.prompt), like, clock) if workload.prompt else 0.0
+        state = read(max(half, 1)) if workload.answer else None
+        decode = least(lambda: write(state), like, clock) * workload.answer if workload.answer else 0.0
+    return prefill, decode
+
+
+def least(work: Callable[[], Any], like: torch.Tensor, clock: Clock) -> float:
+    """The shortest of some runs, after one that warms up."""
+    work()
+    times = []
+    for _ in range(REPEATS):
+        settle(like)
+        begin = clock()
+        work()
+        settle(like)
+        times.append(clock() - begin)
+    return min(times)
+
+
+def settle(like: torch.Tensor) -> None:
+    """Waits until the device has done what it was asked."""
+    if like.device.type != "cpu":
+        torch.accelerator.synchronize(like.device)

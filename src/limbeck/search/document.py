@@ -1,0 +1,135 @@
+"""A search as a recipe writes it: what may stand in each block, what it may cost, and how it is measured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from limbeck.block.base import AnyFeedForward, AnyMixer
+from limbeck.component import Document
+from limbeck.data.base import Rows
+from limbeck.errors import Refused
+from limbeck.model.base import Role
+from limbeck.search.blockwise import Shelf, learning
+from limbeck.search.costs import library
+from limbeck.search.library import Choice, Library, Workload
+from limbeck.search.strategy import ReplaceOne, search
+from limbeck.signals import Row
+from limbeck.student.base import Score
+from limbeck.student.replace_parts import ReplaceParts
+from limbeck.train.optimiser import Optimiser
+
+SECONDS = ("seconds", "prefill_seconds", "decode_seconds", "throughput")
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Asked(Document):
+    """What the model is asked at once, when its costs are counted."""
+
+    batch: int = Field(default=1, gt=0)
+    """Rows."""
+    prompt: int = Field(default=128, ge=0)
+    """Positions that are read, of each row."""
+    answer: int = Field(default=128, ge=0)
+    """Positions that are written, of each row."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search has found."""
+
+    surgery: ReplaceParts
+    """What stands in each block, as a recipe would write it."""
+    state: Mapping[str, Any]
+    """The weights of the model that was put together: its parts as they have learned."""
+    about: Mapping[str, Any]
+    """Names, scores and costs, as plain JSON."""
+
+
+class Search(Document):
+    """Chooses a mixer and an MLP for each block: variants learn block by block, each is tried out alone, and the best sum within limits is taken."""
+
+    mixers: tuple[AnyMixer, ...] = ()
+    """What may stand in the place of attention, beside attention itself."""
+    mlps: tuple[AnyFeedForward, ...] = ()
+    """What may stand in the place of the MLP, beside the MLP itself."""
+    steps: int = Field(default=0, ge=0)
+    """Steps in which all variants learn at once from the block they stand in for; 0: they are tried out as they begin."""
+    batch: int = Field(default=8, gt=0)
+    """Rows of each of these steps."""
+    optimiser: Optimiser = Optimiser(clip=None)
+    """How variants move."""
+    limits: dict[str, Positive] = Field(default_factory=dict)
+    """The most of each cost: parameters, memory_bytes, flops, seconds, prefill_seconds, decode_seconds; the least `throughput`, in tokens a second."""
+    shares: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
+    """The same as shares of what the whole model costs."""
+    workloads: tuple[Asked, ...] = (Asked(),)
+    """What may be asked at once: the one is taken that allows the least score."""
+    num: int = Field(default=1, gt=0)
+    """Choices that are put together and measured; the best of them is the student."""
+    differ: int = Field(default=1, gt=0)
+    """In how many blocks these differ from each other."""
+
+    @model_validator(mode="after")
+    def something_to_choose(self) -> "Search":
+        if not self.mixers and not self.mlps:
+            raise ValueError("mixers or mlps: at least one variant")
+        if not self.limits and not self.shares:
+            raise ValueError("limits or shares: at least one, since without a limit the whole model is the best choice")
+        if "throughput" in self.shares:
+            raise ValueError("shares: of a cost, such as seconds; throughput stands under limits, in tokens a second")
+        return self
+
+    def run(self, whole: Role, rows: Rows, measured_on: Sequence[Row], score: Score, seed: int, tell: Callable[[int, int, str], None]) -> Outcome:
+        """Searches.
+
+        Args:
+            whole: the model whose parts are replaced; it is not changed.
+            rows: that variants learn from.
+            measured_on: rows by which channels of narrow MLPs are chosen.
+            score: how far a role is from the teacher.
+            seed: of the order of rows.
+            tell: hears how far it is: so many of so many, and what.
+
+        Raises:
+            Refused: `limit`, where no choice meets the limits.
+        """
+        shelf = Shelf(whole, self.mixers, self.mlps, measured_on)
+        if self.steps:
+            loop = learning(shelf, rows, self.steps, self.batch, self.optimiser, seed)
+            loop.run(lambda loop, records: tell(loop.step, loop.steps, "variants learn"))
+        workloads = tuple(Workload(one.batch, one.prompt, one.answer) for one in self.workloads)
+        timed = any(name in SECONDS for name in (*self.limits, *self.shares))
+        table = library(shelf, workloads if timed else ())
+        nothing = (0,) * len(shelf.sizes)
+        strategy = ReplaceOne(table, nothing, self.limited(table, nothing, workloads), workloads, self.num, self.differ)
+        measure = shelf.scorer(score)
+
+        def tried(choice: Choice) -> float:
+            value = measure(choice)
+            tell(len(strategy.told) + 1, sum(n - 1 for n in shelf.sizes) + 1 + self.num, "tried out")
+            return value
+
+        best = search(strategy, tried)
+        assert best is not None  # select has found one, or refused
+        found = strategy.scored()
+        return Outcome(shelf.surgery(best), shelf.assembled(best).module.state_dict(), self.about(strategy, found, best, nothing, workloads))
+
+    def limited(self, table: Library, whole: Choice, workloads: Sequence[Workload]) -> dict[str, float]:
+        """All limits as numbers; a share is of what the whole model costs at the first workload."""
+        if len(workloads) > 1 and self.shares:
+            raise Refused("limit", "search.shares", "one workload", f"{len(workloads)}", "write limits in place of shares")
+        return {**self.limits, **{name: share * table.cost(whole, name, workloads[0]) for name, share in self.shares.items()}}
+
+    def about(self, strategy: ReplaceOne, found: Library, best: Choice, whole: Choice, workloads: Sequence[Workload]) -> dict[str, Any]:
+        """What is told of the search: the choice, and what each variant alone did."""
+        costs = [name for name in ("parameters", "memory_bytes", *strategy.limits) if name != "throughput"]
+        return {
+            "chosen": [variant.name for variant in found.chosen(best)],
+            "score": strategy.told[best],
+            "foretold": strategy.foretold(best),
+            "costs": {name: {"whole": found.cost(whole, name, workloads[0]), "chosen": found.cost(best, name, workloads[0])} for name in costs},
+            "measured": [{variant.name: variant.score for variant in variants} for variants in found.layers],
+            "limits": dict(strategy.limits),
+        }

@@ -1,0 +1,85 @@
+"""A search in a recipe: it chooses within limits, its parts keep what they learned, and it is made once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+import limbeck
+from limbeck.block.narrow_mlp import NarrowMlp
+from limbeck.block.no_mixer import NoMixer
+from limbeck.check.models import fresh, rows
+from limbeck.check.surgery import score_of
+from limbeck.errors import Refused
+from limbeck.model.text import Text
+from limbeck.search.document import Search
+from limbeck.signals import Row
+
+TEXT = "A student that is smaller than its teacher. " * 40
+
+
+def found(search: Search, seed: int = 0) -> tuple[Text, Any]:
+    whole = fresh()
+    some: list[Row] = list(rows().train)
+    return whole, search.run(whole, rows(), some[:4], score_of(whole), seed, lambda done, total, text: None)
+
+
+def test_what_is_chosen_meets_its_share_and_has_the_weights_that_its_parts_learned() -> None:
+    whole, outcome = found(Search(mixers=(NoMixer(),), mlps=(NarrowMlp(inner=0.25),), steps=2, batch=4, shares={"parameters": 0.8}))
+    student = outcome.surgery(fresh())
+    num = sum(p.numel() for p in student.module.parameters())
+    assert num <= 0.8 * sum(p.numel() for p in whole.module.parameters()) and num == outcome.about["costs"]["parameters"]["chosen"]
+    begun = {name: p.clone() for name, p in student.module.named_parameters()}
+    student.module.load_state_dict(outcome.state)
+    learned = [name for name, p in student.module.named_parameters() if not torch.equal(p, begun[name])]
+    assert learned and all(".mlp." in name or ".self_attn." in name for name in learned)
+    assert abs(outcome.about["score"] - score_of(whole)(student)) < 1e-6  # measured put together, with what its parts learned
+
+
+def test_the_same_search_finds_the_same_to_the_last_bit() -> None:
+    how = Search(mlps=(NarrowMlp(inner=0.5),), steps=2, batch=4, shares={"parameters": 0.9})
+    (_, one), (_, two) = found(how), found(how)
+    assert one.surgery == two.surgery and all(torch.equal(x, two.state[name]) for name, x in one.state.items())
+
+
+def test_a_limit_that_no_choice_meets_is_named() -> None:
+    with pytest.raises(Refused, match="parameters at most 10") as error:
+        found(Search(mlps=(NarrowMlp(inner=0.5),), limits={"parameters": 10.0}))
+    assert "parameters at least" in error.value.got
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"limits": {"parameters": 10}}, "at least one variant"),
+        ({"mlps": ["narrow_mlp"]}, "at least one"),
+        ({"mlps": ["narrow_mlp"], "shares": {"throughput": 0.5}}, "in tokens a second"),
+    ],
+    ids=["no variants", "no limit", "share of throughput"],
+)
+def test_what_cannot_be_searched_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Search.model_validate(fields)
+
+
+def test_a_run_searches_once_and_trains_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    model = f"config:{Path(limbeck.__file__).parent / 'recipes/models/tiny_llama.json'}"
+    recipe = {
+        "data": [{"kind": "text", "path": str(tmp_path / "text.txt"), "split": 0.0}, {"kind": "pack", "length": 32, "shortest": 8}],
+        "teacher": model,
+        "search": {"mlps": [{"kind": "narrow_mlp", "inner": 0.5}], "shares": {"parameters": 0.85}},
+        "train": [{"objective": ["forward_kl"], "steps": 2, "batch": 2}],
+        "threads": 1,
+    }
+    done = limbeck.run(recipe, name="searched", runs=tmp_path)
+    about = json.loads((done.path / "search" / "about.json").read_text())
+    assert about["costs"]["parameters"]["chosen"] <= 0.85 * about["costs"]["parameters"]["whole"] and len(about["chosen"]) == 4
+    kept = (done.path / "search" / "state.safetensors").read_bytes()
+    (done.path / "summary.json").unlink()  # as if it had been stopped at the end
+    again = limbeck.resume(done.path)
+    assert again.finished and (done.path / "search" / "state.safetensors").read_bytes() == kept
