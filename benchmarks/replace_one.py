@@ -4,7 +4,7 @@ is taught. `python benchmarks/replace_one.py`, one thread.
 Each of 30 blocks has three other mixers and four other MLPs; each is put in alone and measured: mean KL from the whole model, in nats a token,
 on rows of the quickstart's training text. Then 15 models of many parts at once: of each, a share drawn evenly from 0 to a half of all places
 is replaced by a variant drawn evenly. Spearman's correlation of the sum of scores with what is measured. Then the model that is selected
-exactly, within the number of parameters that one MLP of half the inner width in every block leaves, beside that one.
+exactly, within the number of parameters that one MLP of half the inner width in every block leaves, beside that one; both also on other rows.
 """
 
 import math
@@ -34,7 +34,7 @@ from limbeck.store import Cache
 
 MIXERS = (GroupedAttention(kv_heads=1), SelfValue(), NoMixer())
 MLPS = (NarrowMlp(inner=0.75), NarrowMlp(inner=0.5), LinearMlp(), NoMlp())
-ASSEMBLIES, ROWS, HEARD = 15, 1, 4
+ASSEMBLIES, ROWS, HEARD, OTHER = 15, 1, 4, 4
 HALF = 2
 """The MLP of half the inner width, among the MLPs."""
 
@@ -43,9 +43,9 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = load("quickstart")
     cast = Cast(recipe, Cache())
-    rows = read(recipe, cast, ".").draw(0, ROWS + HEARD, Streams(0))
+    rows = read(recipe, cast, ".").draw(0, ROWS + HEARD + OTHER, Streams(0))
     whole = cast.originals["teacher"]
-    shelf = Shelf(whole, MIXERS, MLPS, rows[ROWS:], apart=True)
+    shelf = Shelf(whole, MIXERS, MLPS, rows[ROWS : ROWS + HEARD], apart=True)
     costs, nothing = library(shelf), (0,) * len(shelf.sizes)
     uniform = tuple(HALF if i % 2 else 0 for i in range(len(nothing)))
     most = costs.cost(uniform, "parameters", Workload())
@@ -69,16 +69,24 @@ def main() -> None:
         print(pairs[-1], file=sys.stderr, flush=True)
     foretold, true = ([pair[name] for pair in pairs] for name in ("foretold", "measured"))
     rank = spearmanr(foretold, true)
+    other = shelf.scorer(Calibration(whole, rows[ROWS + HEARD :]))
     found = {
-        "targets": sum(len(row) for row in [whole.view([row]).targets for row in rows[:ROWS]]),
+        "targets": {
+            name: sum(len(whole.view([row]).targets) for row in some) for name, some in (("measured", rows[:ROWS]), ("other", rows[ROWS + HEARD :]))
+        },
         "measurements": len(strategy.told),
         "scores": [{variant.name: round(variant.score, 6) for variant in variants} for variants in strategy.scored().layers],
         "assemblies": pairs,
         "spearman": {"correlation": float(rank.statistic), "p": float(rank.pvalue)},
         "pearson_of_logs": float(pearsonr([math.log(x) for x in foretold], [math.log(x) for x in true]).statistic),
         "parameters": {"whole": costs.cost(nothing, "parameters", Workload()), "limit": most},
-        "selected": {"kl": strategy.told[best], "foretold": strategy.foretold(best), "parts": [v.name for v in costs.chosen(best)]},
-        "uniform": {"kl": told(uniform), "foretold": strategy.foretold(uniform)},
+        "selected": {
+            "kl": strategy.told[best],
+            "kl_on_other_rows": other(best),
+            "foretold": strategy.foretold(best),
+            "parts": [v.name for v in costs.chosen(best)],
+        },
+        "uniform": {"kl": told(uniform), "kl_on_other_rows": other(uniform), "foretold": strategy.foretold(uniform)},
     }
     record("replace_one", found)
 

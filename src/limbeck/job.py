@@ -24,10 +24,9 @@ from limbeck.planning.steps import FEWEST, affordable
 from limbeck.reading import aligned, own_rows, read
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
-from limbeck.search.document import Search
+from limbeck.searching import made_of, searched
 from limbeck.signals import Row
-from limbeck.store import Answers, Cache, Log, is_sound, load_state, new_folder, read_json, save_state, sha256_json, write_json, write_text
-from limbeck.student.replace_parts import ReplaceParts
+from limbeck.store import Answers, Cache, Log, read_json, sha256_json, write_json, write_text
 from limbeck.teacher._capture import capture
 from limbeck.teacher.base import Teacher
 from limbeck.tell import Tell
@@ -99,10 +98,7 @@ class Job:
             said += [f"{len(self.rows.train):,} rows to train on, {len(self.rows.held_out):,} held out", *self.rows.notes]
         self.recipe = self.cast.recipe  # the plan has said what was chosen
         with self.step("student") as said:
-            said.append(self.student())
-        if self.recipe.search is not None:
-            with self.step("search") as said:
-                said.append(self.search(self.recipe.search))
+            said += self.student()
         recipes = {"student": self.recipe, **{name: text_only(self.recipe) for name in self.recipe.baseline}}
         self.arms = {name: self.arm(name, recipe) for name, recipe in recipes.items()}
         self.kept: Mapping[str, Any] = self.cast.answers(self.recipe.teacher, self.teacher)
@@ -136,38 +132,16 @@ class Job:
         """Where data steps find what they need: roles that can read, or at the beginning of a stage those that can speak."""
         return Place(models or self.cast.readers(), self.streams, number, self.base, live=models is not None)
 
-    def student(self) -> str:
-        """The student before training; what its surgeries measured is kept, so that it is measured once."""
+    def student(self) -> list[str]:
+        """The student before training; what its surgeries measured is kept, and what a search has found, so that it is measured once."""
         path = self.folder / "steps" / "student.json"
         if path.is_file():
             self.cast.recall(read_json(path))
         role = self.cast.fresh(self.score)
         write_json(path, self.cast.settled())
         write_json(self.folder / "steps" / "parameters.json", dict(role.origins))
-        before = self.cast.originals.get("student", self.teacher)
-        sizes = " -> ".join(f"{sum(p.numel() for p in r.parameters()) / 1e6:,.1f} M" for r in (before, role) if r is not None)
-        new = sum(how == "new" for how in role.origins.values())
-        return f"{sizes} parameters" + (f"; of {len(role.origins):,} made anew {len(role.origins) - new:,} are copied" if role.origins else "")
-
-    def search(self, how: Search) -> str:
-        """What stands in each block, searched once; from then on every student begins with it."""
-        place = self.folder / "search"
-        if not is_sound(place):
-            tell = functools.partial(self.tell.bar, "search")
-            found = how.run(self.cast.fresh(), self.rows, self.score.rows, self.score, self.recipe.seed, tell)
-            with new_folder(place) as folder:
-                save_state(folder, "state", {"surgery": found.surgery.model_dump(mode="json"), "state": dict(found.state)})
-                write_json(folder / "about.json", dict(found.about))
-        kept, about = load_state(place, "state"), read_json(place / "about.json")
-
-        def begun(role: Role) -> Role:
-            role = ReplaceParts.model_validate(kept["surgery"])(role)
-            role.module.load_state_dict(kept["state"])
-            return role
-
-        self.cast.searched = begun
-        shares = ", ".join(f"{name} {one['chosen'] / one['whole']:.0%}" for name, one in about["costs"].items() if one["whole"])
-        return f"score {about['score']:.4g}, foretold {about['foretold']:.4g}; of the whole model: {shares}"
+        told = made_of((self.cast.originals.get("student", self.teacher), role))
+        return [told, *searched(self.recipe, self.folder / "search", self.cast, self.rows, self.score, self.tell)]
 
     @functools.cached_property
     def score(self) -> Calibration:

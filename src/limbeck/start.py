@@ -29,12 +29,9 @@ class Run:
 
     def load(self) -> Any:
         """The student, as a plain transformers model."""
-        from transformers import AutoModelForCausalLM
+        from limbeck.model.opening import open_pretrained
 
-        from limbeck.model.hybrid import register
-
-        register()
-        return AutoModelForCausalLM.from_pretrained(self.path / "student")
+        return open_pretrained(f"path:{self.path / 'student'}").module
 
 
 def run(

@@ -9,11 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from limbeck.check.models import family_of, quiet
 from limbeck.errors import Failed, LimbeckError, Refused
+from limbeck.export.base import Parcel
+from limbeck.export.packed import Packed
 from limbeck.merge.average import Average
-from limbeck.merge.folders import merge_folders
+from limbeck.merge.folders import files_of, merge_folders
 from limbeck.merge.slerp import Slerp
 from limbeck.merge.task_arithmetic import TaskArithmetic
+from limbeck.student.quantize import Quantize
 
 VOCAB = {"a": 0, "b": 1, "c": 2}
 MEAN = Average()
@@ -125,3 +129,11 @@ def test_a_tokenizer_that_is_none_is_said_to_be_corrupt(tmp_path: Path) -> None:
     model(tmp_path / "two", 2)
     (tmp_path / "two" / "tokenizer.json").write_text('{"model": {"vocab": [1]}}')
     assert refused(tmp_path).slug == "corrupt"
+
+
+def test_a_folder_of_codes_is_refused(tmp_path: Path) -> None:
+    role = Quantize(weights="int4")(family_of("llama", dtype=torch.float32, width=64, mlp_width=64, head_dim=32))
+    with quiet():
+        Packed()(Parcel(role, tmp_path, {}, ()))
+    with pytest.raises(Refused, match="weights as numbers"):
+        files_of(tmp_path)

@@ -11,6 +11,7 @@ from limbeck.block.no_mixer import NoMixer
 from limbeck.block.no_mlp import NoMlp
 from limbeck.block.self_value import SelfValue
 from limbeck.check.models import family_of, rows
+from limbeck.errors import Refused
 from limbeck.search.blockwise import Shelf
 from limbeck.search.costs import REPEATS, library
 from limbeck.search.library import Workload
@@ -81,10 +82,16 @@ def test_every_part_is_timed_once_at_each_workload_and_times_of_parts_add_up():
     assert made.cost((0, 0), "seconds", workloads[0]) == 16  # two blocks; the rest is not timed
 
 
-def test_where_nothing_is_written_only_reading_is_timed(monkeypatch):
+def test_where_nothing_is_written_only_reading_is_timed():
     shelf, ticks = Shelf(family_of("llama", heads=4, kv_heads=2), (), MLPS), itertools.count()
     made = library(shelf, [Workload(1, 4, 0)], clock=lambda: float(next(ticks)))
     assert made.layers[0][0].cost("decode_seconds", Workload(1, 4, 0)) == 0 and next(ticks) == 4 * 2 * REPEATS
+
+
+def test_a_workload_that_was_not_timed_is_refused():
+    made = library(Shelf(family_of("llama", heads=4, kv_heads=2), (), MLPS), [Workload(1, 4, 0)])
+    with pytest.raises(Refused, match="a workload that was timed: .*prompt=4"):
+        made.cost((0, 0), "seconds", Workload(2, 4, 0))
 
 
 def test_timing_changes_no_weight():

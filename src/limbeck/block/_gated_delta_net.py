@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from limbeck.block._delta_rule import delta_matrix, gated_delta_rule, gated_delta_rule_steps
-from limbeck.block._linear_mixing import HeadNorm, LinearMixing
+from limbeck.block._linear_mixing import LinearMixing
 from limbeck.block._linear_recurrence import upcast
+from limbeck.block._mixing import HeadNorm
 
 
 class GatedDeltaNet(LinearMixing):

@@ -6,8 +6,9 @@ This file is carried along beside exported weights: it imports torch, and its ne
 from torch import nn
 from torch.nn import functional as F
 
-from limbeck.block._linear_mixing import HeadNorm, LinearMixing
+from limbeck.block._linear_mixing import LinearMixing
 from limbeck.block._linear_recurrence import upcast
+from limbeck.block._mixing import HeadNorm
 
 
 class GatedLinearAttention(LinearMixing):

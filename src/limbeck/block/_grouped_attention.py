@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from limbeck.block._mixing import Mixing, per_query, rotate
+from limbeck.block._mixing import HeadNorm, Mixing, per_query, rotate
 
 
 class GroupedAttention(Mixing):
@@ -20,7 +20,7 @@ class GroupedAttention(Mixing):
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(heads * head_dim, width, bias=out_bias)
-        self.q_norm, self.k_norm = (nn.Identity() if norm_eps is None else nn.RMSNorm(head_dim, eps=norm_eps) for _ in range(2))
+        self.q_norm, self.k_norm = (nn.Identity() if norm_eps is None else HeadNorm(head_dim, eps=norm_eps) for _ in range(2))
 
     def project(self, x, rope):
         """Queries [B, T, H, D], keys and values [B, T, heads of keys, D]."""

@@ -26,8 +26,9 @@ def hybrid_classes(config_class, model_class, build, hook):
 
         def __init__(self, config):
             super().__init__(config)
-            for layer, (block, parts) in enumerate(zip(blocks_of(self), config.layer_parts or (), strict=False)):
-                for place, spec in parts.items():
+            named = list(config.layer_parts or [])
+            for layer, (block, parts) in enumerate(zip(blocks_of(self), named, strict=False)):
+                for place, spec in dict(parts).items():
                     put(block, place, build(spec, layer))
             self.base_model.register_forward_pre_hook(hook, with_kwargs=True)
 

@@ -9,15 +9,8 @@ import torch
 from torch import nn
 
 from limbeck.block._linear_recurrence import linear_matrix, linear_recurrence, linear_recurrence_steps
-from limbeck.block._mixing import Mixing
+from limbeck.block._mixing import HeadNorm, Mixing
 from limbeck.block._short_convolution import ShortConvolution
-
-
-class HeadNorm(nn.RMSNorm):
-    """In the dtype of its weight, under autocast too."""
-
-    def forward(self, x):
-        return super().forward(x.to(self.weight.dtype))
 
 
 class LinearMixing(Mixing):

@@ -106,6 +106,13 @@ def per_query(x, heads):
     return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], 2)
 
 
+class HeadNorm(nn.RMSNorm):
+    """In the dtype of its weight, under autocast too."""
+
+    def forward(self, x):
+        return super().forward(x.to(self.weight.dtype))
+
+
 MIXERS = {}
 """Kind -> class, of the mixers that have been imported: kinds are called like their files."""
 

@@ -1,37 +1,23 @@
 """Attention over the last positions and the first few.
 
-This file is carried along beside exported weights: it imports torch alone.
+This file is carried along beside exported weights: it imports torch, and its neighbours.
 """
 
 import torch
-from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from limbeck.block._mixing import Mixing, per_query, rotate
+from limbeck.block._grouped_attention import GroupedAttention
+from limbeck.block._mixing import per_query
 
 
-class SlidingWindow(Mixing):
+class SlidingWindow(GroupedAttention):
     """Attention whose position t sees position s <= t if t - s < window, or s < sinks. Keys are kept as they were turned."""
 
-    def __init__(
-        self, width, heads, kv_heads, head_dim, scale, window, sinks, bias=False, out_bias=False, rotary=True, norm_eps=None, layer_idx=0
-    ):
-        super().__init__(layer_idx)
-        self.heads, self.kv_heads, self.head_dim, self.scale = heads, kv_heads, head_dim, scale
-        self.window, self.sinks, self.rotary = window, sinks, rotary
-        self.q_proj = nn.Linear(width, heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(heads * head_dim, width, bias=out_bias)
-        self.q_norm, self.k_norm = (nn.Identity() if norm_eps is None else nn.RMSNorm(head_dim, eps=norm_eps) for _ in range(2))
+    def __init__(self, *sizes, window, sinks, **more):
+        super().__init__(*sizes, **more)
+        self.window, self.sinks = window, sinks
 
-    def project(self, x, rope):
-        """Queries [B, T, H, D], keys and values [B, T, heads of keys, D]."""
-        q, k, v = (part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.q_proj, self.k_proj, self.v_proj))
-        rope = rope if self.rotary else None
-        return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
-
-    def sees(self, now, then):
+    def within(self, now, then):
         """[B, t, s] whether a position sees another one; -1: not there."""
         gap = now[:, :, None] - then[:, None]
         return (gap >= 0) & (then[:, None] >= 0) & ((gap < self.window) | (then[:, None] < self.sinks))
@@ -41,7 +27,7 @@ class SlidingWindow(Mixing):
         there = torch.ones(x.shape[:2], dtype=torch.long, device=x.device) if mask is None else mask.long()
         return torch.where(there > 0, there.cumsum(1) - 1 + seen[:, None], -1)
 
-    def attend(self, q, k, v, sees):
+    def over(self, q, k, v, sees):
         """[B, T, H, D] from keys that are seen; a position that sees none is not there, and sees all so that it stays finite."""
         sees = (sees | ~sees.any(-1, keepdim=True))[:, None]
         q, k, v = (per_query(part, self.heads).transpose(1, 2) for part in (q, k, v))
@@ -66,7 +52,7 @@ class SlidingWindow(Mixing):
             late = slice(i + self.sinks + 1, num + j)  # from the last `window` before the first of these on
             where = torch.cat([first[1], torch.where(place[:, late] < self.sinks, -1, place[:, late])], 1)
             keys, values = (torch.cat([self.pick(part, first[0]), part[:, late]], 1) for part in (k, v))
-            out.append(self.attend(q[:, i:j], keys, values, self.sees(now[:, i:j], where)))
+            out.append(self.over(q[:, i:j], keys, values, self.within(now[:, i:j], where)))
         state = {"seen": state["seen"] + (now >= 0).sum(1), **self.keep(k, v, place, first)}
         return self.output(torch.cat(out, 1).transpose(1, 2), x), state
 
@@ -93,7 +79,7 @@ class SlidingWindow(Mixing):
         q, k, v = self.project(x, rope)
         now = self.places(x, mask, state["seen"])
         k, v, place = (torch.cat(pair, 1) for pair in ((state["k"], k), (state["v"], v), (state["place"], now)))
-        o = self.attend(q, k, v, self.sees(now, place))
+        o = self.over(q, k, v, self.within(now, place))
         state = {"seen": state["seen"] + (now >= 0).sum(1), **self.keep(k, v, place, self.first(place))}
         return self.output(o.transpose(1, 2), x), state
 
@@ -101,9 +87,6 @@ class SlidingWindow(Mixing):
         q, k, v = self.project(x, rope)
         now = self.places(x, mask, torch.zeros(len(x), dtype=torch.long, device=x.device))
         q, k, v = (per_query(part, self.heads).transpose(1, 2) for part in (q, k, v))
-        sees = self.sees(now, now)
+        sees = self.within(now, now)
         scores = (q @ k.mT * self.scale).masked_fill(~(sees | ~sees.any(-1, keepdim=True))[:, None], float("-inf"))
         return scores.float().softmax(-1).to(v.dtype) if scores.dtype != torch.float64 else scores.softmax(-1), v
-
-    def output(self, o, x):
-        return self.o_proj(o.transpose(1, 2).flatten(2))

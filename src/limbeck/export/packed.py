@@ -20,7 +20,7 @@ from limbeck.model.packed import CONFIG, Scheme, num_bytes, tensors_of
 from limbeck.model.quantised import latent
 from limbeck.store import save_tensors, write_text
 
-PACKED = "Linear layers are kept as codes and scales: `transformers` needs the package `compressed-tensors` to load them; vLLM and limbeck do not."
+PACKED = "Linear layers are kept as codes and scales: `transformers` needs the package `compressed-tensors` to load them; limbeck does not."
 SIGNS = "Linear layers are kept as signs and scales, for which there is no public layout: limbeck alone opens this folder."
 
 

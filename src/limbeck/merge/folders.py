@@ -9,6 +9,7 @@ from limbeck.errors import Refused
 from limbeck.merge.base import Merge, merge, refuse
 from limbeck.model.folder import WEIGHTS, check_folder, check_index, inside
 from limbeck.model.headers import corrupt, quoted, read_json
+from limbeck.model.packed import scheme_of
 from limbeck.store import disk, later_tensors, new_folder, save_tensors, write_json
 
 INDEX = WEIGHTS + ".index.json"
@@ -57,6 +58,8 @@ def merge_folders(how: Merge, folders: Sequence[Path | str], base: Path | str | 
 def files_of(path: Path) -> dict[Path, list[str]]:
     """The files of weights of a model folder that is checked, with the names of their tensors."""
     checked = check_folder(path, str(path))
+    if scheme_of(checked.config) is not None:
+        raise Refused("packed", str(path), "weights as numbers", "codes and scales", "merge the models first, and quantise what comes of it")
     single = (path / WEIGHTS).is_file()
     index = dict.fromkeys(checked.stored, inside(path, WEIGHTS)) if single else check_index(path)
     files: dict[Path, list[str]] = {}

@@ -10,6 +10,7 @@ from torch import nn
 
 from limbeck.block.base import Block, Mixer, Shape, module_of
 from limbeck.block.grouped_attention import GroupedAttention
+from limbeck.errors import Refused
 from limbeck.model.blocks import attention_of
 from limbeck.search.blockwise import Shelf, Slot
 from limbeck.search.library import Cost, Library, Variant, Workload
@@ -81,8 +82,8 @@ def costs(shelf: Shelf, part: str, n: int, layer: int, timed: Mapping[Any, tuple
     module, block = shelf.parts[part, n, layer].module if n else stock(shelf, part, layer), shelf.blocks.get((part, n, layer))
     around = [] if isinstance(block, SILENT) else norms(shelf, part, layer)
     sizes = [(p.numel(), p.numel() * p.element_size(), p.ndim) for m in (module, *around) for p in m.parameters()]
-    parameters, weights = sum(n for n, _, _ in sizes), sum(b for _, b, _ in sizes)
-    matrices = 2 * sum(n for n, _, axes in sizes if axes == 2)
+    parameters, weights = sum(num for num, _, _ in sizes), sum(size for _, size, _ in sizes)
+    matrices = 2 * sum(num for num, _, axes in sizes if axes == 2)
     shape = attention_of(shelf.whole.module, layer).shape if part == "mixer" else None
     itemsize = next(shelf.whole.parameters()).element_size()
 
@@ -96,8 +97,20 @@ def costs(shelf: Shelf, part: str, n: int, layer: int, timed: Mapping[Any, tuple
     out: dict[str, Cost] = {"parameters": parameters, "memory_bytes": memory, "flops": flops}
     if timed:
         key = spec_of(shelf, part, n, layer)
-        out |= {name: lambda workload, i=i: timed[key, workload][i] for i, name in enumerate(("prefill_seconds", "decode_seconds"))}
+        out |= {name: lambda workload, i=i: looked_up(timed, key, workload)[i] for i, name in enumerate(("prefill_seconds", "decode_seconds"))}
     return out
+
+
+def looked_up(timed: Mapping[Any, tuple[float, float]], key: str, workload: Workload) -> tuple[float, float]:
+    """What was timed.
+
+    Raises:
+        Refused: `limit`, for a workload that was not.
+    """
+    if (key, workload) not in timed:
+        known = ", ".join(dict.fromkeys(str(other) for _, other in timed))
+        raise Refused("limit", "search.costs", f"a workload that was timed: {known}", str(workload), "give it to library as well")
+    return timed[key, workload]
 
 
 def kept(block: Block | None, shape: Shape, length: int, itemsize: int) -> float:
@@ -136,11 +149,11 @@ def seconds(shelf: Shelf, workloads: Sequence[Workload], clock: Clock) -> dict[t
     found = {}
     for key, module in modules.items():
         module = module.to(device=like.device, dtype=like.dtype)
-        found |= {(key, workload): one(module, workload, attention_of(shelf.whole.module, 0).shape, like, clock) for workload in workloads}
+        found |= {(key, workload): duration(module, workload, attention_of(shelf.whole.module, 0).shape, like, clock) for workload in workloads}
     return found
 
 
-def one(module: Any, workload: Workload, shape: Shape, like: torch.Tensor, clock: Clock) -> tuple[float, float]:
+def duration(module: Any, workload: Workload, shape: Shape, like: torch.Tensor, clock: Clock) -> tuple[float, float]:
     """Seconds of a part for a workload: one reading of the prompts, and as many single positions as are written, each as long as one half way."""
     half = workload.prompt + workload.answer // 2
     x = like.new_zeros(workload.batch, max(half, 1), shape.width)

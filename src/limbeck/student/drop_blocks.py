@@ -80,8 +80,7 @@ class DropBlocks(Surgery):
     def __call__(self, role: Role) -> Role:
         if self.choose in ("influence", "greedy", "contiguous"):
             raise Refused("settle", WHERE, "blocks that have been measured", f"choose: {self.choose}, not settled", "settle it first")
-        keep = self.chosen(count(role), lambda keep: 0.0)
-        take(role, keep)
+        take(role, keep := self.chosen(count(role), lambda keep: 0.0))
         role.aside = {i: role.aside[before] for i, before in enumerate(keep) if before in role.aside}
         return role
 

@@ -1,0 +1,45 @@
+"""The step of a run that searches: once, kept in the run's folder; from then on every student begins with what was found."""
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+from limbeck.data.base import Rows
+from limbeck.examine import Calibration
+from limbeck.model.base import Role
+from limbeck.recipe import Recipe
+from limbeck.roles import Cast
+from limbeck.store import is_sound, load_state, new_folder, read_json, save_state, write_json
+from limbeck.student.replace_parts import ReplaceParts
+from limbeck.tell import Tell
+
+
+def searched(recipe: Recipe, place: Path, cast: Cast, rows: Rows, score: Calibration, tell: Tell) -> list[str]:
+    """Searches, if a recipe asks for it and that was not done; has the cast begin students with what was found; returns what is told of it."""
+    if recipe.search is None:
+        return []
+    if not is_sound(place):
+        bar = functools.partial(tell.bar, "search")
+        found = recipe.search.run(cast.fresh(), rows, score.rows, score, recipe.seed, bar)
+        with new_folder(place) as folder:
+            save_state(folder, "state", {"surgery": found.surgery.model_dump(mode="json"), "state": dict(found.state)})
+            write_json(folder / "about.json", dict(found.about))
+    kept, about = load_state(place, "state"), read_json(place / "about.json")
+
+    def begun(role: Role) -> Role:
+        role = ReplaceParts.model_validate(kept["surgery"])(role)
+        role.module.load_state_dict(kept["state"])
+        return role
+
+    cast.searched = begun
+    shares = ", ".join(f"{name} {one['chosen'] / one['whole']:.0%}" for name, one in about["costs"].items() if one["whole"])
+    return [f"searched: score {about['score']:.4g}, foretold {about['foretold']:.4g}; of the whole model: {shares}"]
+
+
+def made_of(roles: Iterable[Role | None]) -> str:
+    """How many parameters roles have; of the last, how many were made anew, and how many of these are copied."""
+    there = [role for role in roles if role is not None]
+    origins = there[-1].origins
+    copied = sum(how != "new" for how in origins.values())
+    sizes = " -> ".join(f"{sum(p.numel() for p in role.parameters()) / 1e6:,.1f} M" for role in there)
+    return f"{sizes} parameters" + (f"; of {len(origins):,} tensors made anew {copied:,} are copied" if origins else "")
