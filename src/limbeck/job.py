@@ -134,14 +134,11 @@ class Job:
 
     def student(self) -> list[str]:
         """The student before training; what its surgeries measured is kept, and what a search has found, so that it is measured once."""
-        path = self.folder / "steps" / "student.json"
-        if path.is_file():
+        if (path := self.folder / "steps" / "student.json").is_file():
             self.cast.recall(read_json(path))
         role = self.cast.fresh(self.score)
         write_json(path, self.cast.settled())
-        write_json(self.folder / "steps" / "parameters.json", dict(role.origins))
-        told = made_of((self.cast.originals.get("student", self.teacher), role))
-        return [told, *searched(self.recipe, self.folder / "search", self.cast, self.rows, self.score, self.tell)]
+        return [made_of(self.folder, self.cast, role), *searched(self.recipe, self.folder, self.cast, self.rows, self.score, self.tell)]
 
     @functools.cached_property
     def score(self) -> Calibration:

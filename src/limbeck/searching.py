@@ -1,7 +1,6 @@
-"""The step of a run that searches: once, kept in the run's folder; from then on every student begins with what was found."""
+"""What a student begins with: where its weights come from, and what a search has found, once, and kept in the run's folder."""
 
 import functools
-from collections.abc import Iterable
 from pathlib import Path
 
 from limbeck.data.base import Rows
@@ -14,16 +13,17 @@ from limbeck.student.replace_parts import ReplaceParts
 from limbeck.tell import Tell
 
 
-def searched(recipe: Recipe, place: Path, cast: Cast, rows: Rows, score: Calibration, tell: Tell) -> list[str]:
+def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibration, tell: Tell) -> list[str]:
     """Searches, if a recipe asks for it and that was not done; has the cast begin students with what was found; returns what is told of it."""
     if recipe.search is None:
         return []
+    place = folder / "search"
     if not is_sound(place):
         bar = functools.partial(tell.bar, "search")
         found = recipe.search.run(cast.fresh(), rows, score.rows, score, recipe.seed, bar)
-        with new_folder(place) as folder:
-            save_state(folder, "state", {"surgery": found.surgery.model_dump(mode="json"), "state": dict(found.state)})
-            write_json(folder / "about.json", dict(found.about))
+        with new_folder(place) as new:
+            save_state(new, "state", {"surgery": found.surgery.model_dump(mode="json"), "state": dict(found.state)})
+            write_json(new / "about.json", dict(found.about))
     kept, about = load_state(place, "state"), read_json(place / "about.json")
 
     def begun(role: Role) -> Role:
@@ -36,10 +36,9 @@ def searched(recipe: Recipe, place: Path, cast: Cast, rows: Rows, score: Calibra
     return [f"searched: score {about['score']:.4g}, foretold {about['foretold']:.4g}; of the whole model: {shares}"]
 
 
-def made_of(roles: Iterable[Role | None]) -> str:
-    """How many parameters roles have; of the last, how many were made anew, and how many of these are copied."""
-    there = [role for role in roles if role is not None]
-    origins = there[-1].origins
-    copied = sum(how != "new" for how in origins.values())
-    sizes = " -> ".join(f"{sum(p.numel() for p in role.parameters()) / 1e6:,.1f} M" for role in there)
-    return f"{sizes} parameters" + (f"; of {len(origins):,} tensors made anew {copied:,} are copied" if origins else "")
+def made_of(folder: Path, cast: Cast, role: Role) -> str:
+    """How many parameters the student has, before and after its surgeries; writes down where those come from that were made anew."""
+    write_json(folder / "steps" / "parameters.json", dict(role.origins))
+    before, copied = cast.originals.get("student", cast.originals.get("teacher")), sum(how != "new" for how in role.origins.values())
+    sizes = " -> ".join(f"{sum(p.numel() for p in one.parameters()) / 1e6:,.1f} M" for one in (before, role) if one is not None)
+    return f"{sizes} parameters" + (f"; of {len(role.origins):,} tensors made anew {copied:,} are copied" if role.origins else "")

@@ -22,8 +22,9 @@ from limbeck.numerics import Streams
 from limbeck.objective.hidden_nmse import HiddenNMSE
 from limbeck.search.library import Choice
 from limbeck.signals import Row, View
+from limbeck.student._parts import Begun, begun, put_parts
 from limbeck.student.base import Score
-from limbeck.student.replace_parts import Begun, Parts, ReplaceParts, begun, put_parts
+from limbeck.student.replace_parts import Parts, ReplaceParts
 from limbeck.train.loop import Loop, World
 from limbeck.train.optimiser import Optimiser
 from limbeck.train.stage import Stage, Turn

@@ -14,7 +14,7 @@ from limbeck.errors import Refused
 from limbeck.model.blocks import attention_of
 from limbeck.search.blockwise import Shelf, Slot
 from limbeck.search.library import Cost, Library, Variant, Workload
-from limbeck.student.replace_parts import NORMS, SILENT
+from limbeck.student._parts import NORMS, SILENT
 
 REPEATS = 3
 Clock = Callable[[], float]

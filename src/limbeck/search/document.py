@@ -60,8 +60,10 @@ class Search(Document):
     """Rows of each of these steps."""
     optimiser: Optimiser = Optimiser(clip=None)
     """How variants move."""
+    apart: bool = True
+    """A mixer and an MLP are measured each by itself, and their scores added; else every pair of them, which takes m times n measurements a block."""
     limits: dict[str, Positive] = Field(default_factory=dict)
-    """The most of each cost: parameters, memory_bytes, flops, seconds, prefill_seconds, decode_seconds; the least `throughput`, in tokens a second."""
+    """The most of parameters, memory_bytes, flops, seconds, prefill_seconds or decode_seconds; the least `throughput`, in tokens a second."""
     shares: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """The same as shares of what the whole model costs."""
     workloads: tuple[Asked, ...] = (Asked(),)
@@ -95,7 +97,7 @@ class Search(Document):
         Raises:
             Refused: `limit`, where no choice meets the limits.
         """
-        shelf = Shelf(whole, self.mixers, self.mlps, measured_on)
+        shelf = Shelf(whole, self.mixers, self.mlps, measured_on, apart=self.apart)
         if self.steps:
             loop = learning(shelf, rows, self.steps, self.batch, self.optimiser, seed)
             loop.run(lambda loop, records: tell(loop.step, loop.steps, "variants learn"))

@@ -1,16 +1,15 @@
 """Other mixers in the place of attention."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from limbeck.block.base import AnyMixer, module_of
+from limbeck.block.base import AnyMixer
 from limbeck.block.sliding_window import SlidingWindow
 from limbeck.errors import Refused
 from limbeck.model.base import Role
-from limbeck.model.blocks import attention_of, causal
-from limbeck.model.hybrid import become, parts_of
-from limbeck.model.text import Text
+from limbeck.model.blocks import causal
+from limbeck.student._parts import begun, put_parts
 from limbeck.student.base import Surgery
 
 WHERE = "student.surgery  linearize"
@@ -66,25 +65,5 @@ class Linearize(Surgery):
 
     def __call__(self, role: Role) -> Role:
         role = causal(role, WHERE)
-        module: Any = role.module
-        parts, made, place = parts_of(module), {}, role.anatomy.place("mixer")
-        for layer in self.converted(role.num_layers):
-            taught = attention_of(module, layer)
-            spec = self.mixer.spec(taught.shape)
-            mixer = module_of(spec, layer).to(taught.weights["query"])
-            copied = self.mixer.begin(mixer, taught)
-            parts[layer] = {**parts[layer], place: spec}
-            made[layer, place] = mixer.train(module.training)
-            note(role, layer, place, mixer, copied)
-        aside = {layer: module.get_submodule(role.anatomy.path("mixer", layer)) for layer, _ in made}
-        become(role, parts, made)
-        role.aside = {**role.aside, **aside}
+        put_parts(role, {layer: {"mixer": begun(self.mixer, role, layer)} for layer in self.converted(role.num_layers)})
         return role
-
-
-def note(role: Text, layer: int, place: str, mixer: Any, copied: dict[str, str]) -> None:
-    """Writes down where each parameter of a block's new module comes from."""
-    path = role.anatomy.path("block", layer)
-    told = {f"{path}.{place}.{name}": f"copied: {copied[name]}" if name in copied else "new" for name, _ in mixer.named_parameters()}
-    kept = {name: how for name, how in role.origins.items() if not name.startswith(f"{path}.{place}.")}
-    role.origins = {**kept, **told}

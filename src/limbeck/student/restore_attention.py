@@ -11,7 +11,6 @@ from torch import nn
 from limbeck.errors import Refused
 from limbeck.model.base import Role
 from limbeck.model.blocks import causal
-from limbeck.model.hybrid import become, parts_of
 from limbeck.model.text import Text
 from limbeck.student.base import Score, Surgery
 
@@ -110,12 +109,16 @@ class RestoreAttention(Surgery):
 
 def converted(role: Text) -> tuple[int, ...]:
     """Blocks that hold another mixer, and whose attention is at hand."""
+    from limbeck.model.hybrid import parts_of
+
     place = role.anatomy.place("mixer")
     return tuple(i for i, parts in enumerate(parts_of(role.module)) if place in parts and i in role.aside)
 
 
 def swap(role: Text, layers: tuple[int, ...], back: dict[int, tuple[Any, nn.Module]] | None = None) -> dict[int, tuple[Any, nn.Module]]:
     """Puts attention back into some blocks, or what is given `back`; returns what stood there: spec and module."""
+    from limbeck.model.hybrid import become, parts_of  # with it comes transformers
+
     place, parts, made, was = role.anatomy.place("mixer"), parts_of(role.module), {}, {}
     for layer in layers:
         was[layer] = (parts[layer].pop(place, None), role.module.get_submodule(role.anatomy.path("mixer", layer)))

@@ -1,0 +1,71 @@
+"""Parts for single blocks of a role: as they begin, and put in their places."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.block.base import Block, Mixer, module_of
+from limbeck.block.no_mixer import NoMixer
+from limbeck.block.no_mlp import NoMlp
+from limbeck.model.blocks import attention_of, mlp_of
+from limbeck.model.text import Text
+from limbeck.numerics import Streams
+
+NORMS = {"mixer": ("mixer_norm", "mixer_post_norm"), "mlp": ("mlp_norm", "mlp_post_norm")}
+"""Around a part."""
+NO_NORM = {"kind": "no_norm"}
+SILENT = (NoMixer, NoMlp)
+"""Kinds that say nothing: the norms around them go with them."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A part for one block."""
+
+    block: Block
+    spec: dict[str, Any]
+    module: nn.Module
+    copied: dict[str, str]
+    """Name of each parameter that was taken over -> from where."""
+
+
+def begun(block: Block, role: Text, layer: int) -> Begun:
+    """The part that a block describes, for one block of a model, as it begins; what is new in it does not depend on the stream of the process."""
+    taught: Any = attention_of(role.module, layer) if isinstance(block, Mixer) else mlp_of(role.module, layer)
+    spec, like = block.spec(taught.shape), next(iter(taught.weights.values()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(Streams(0).number(block.place, layer))
+        module = module_of(spec, layer).to(like)
+    return Begun(block, spec, module.train(role.module.training), block.begin(module, taught))
+
+
+def put_parts(role: Text, chosen: Mapping[int, Mapping[str, Begun]]) -> None:
+    """Puts parts into blocks of a role, in place: it is then a model of its own class, whose config says what stands where.
+
+    Norms around a part that was taken out go with it: they would never learn.
+    """
+    from limbeck.model.hybrid import become, parts_of  # with it comes transformers, which a recipe that only names parts does not need
+
+    anatomy, parts, made, aside = role.anatomy, parts_of(role.module), {}, {}
+    for layer, some in chosen.items():
+        for part, new in some.items():
+            silent = isinstance(new.block, SILENT)
+            norms = [anatomy.place(norm) for norm in NORMS[part] if anatomy.has(norm)] if silent else []
+            parts[layer] = {**parts[layer], anatomy.place(part): new.spec, **dict.fromkeys(norms, NO_NORM)}
+            made |= {(layer, anatomy.place(part)): new.module, **{(layer, norm): module_of(NO_NORM, layer) for norm in norms}}
+            note(role, layer, anatomy.place(part), new.module, new.copied)
+            if part == "mixer" and not silent:
+                aside[layer] = role.module.get_submodule(anatomy.path("mixer", layer))
+    become(role, parts, made)
+    role.aside = {**role.aside, **aside}
+
+
+def note(role: Text, layer: int, place: str, mixer: Any, copied: dict[str, str]) -> None:
+    """Writes down where each parameter of a block's new module comes from."""
+    path = role.anatomy.path("block", layer)
+    told = {f"{path}.{place}.{name}": f"copied: {copied[name]}" if name in copied else "new" for name, _ in mixer.named_parameters()}
+    kept = {name: how for name, how in role.origins.items() if not name.startswith(f"{path}.{place}.")}
+    role.origins = {**kept, **told}
