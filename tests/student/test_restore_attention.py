@@ -54,7 +54,9 @@ def test_the_other_blocks_keep_what_they_have_learned() -> None:
     assert torch.equal(restored, fresh().module.get_submodule("model.layers.0.self_attn.q_proj").weight)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("num, found, expected", [(1, (0, 1, 2, 3), (2,)), (2, (0, 1, 2, 3, 4, 5), (1, 4)), (2, (1, 3, 5), (1, 5)), (3, (0, 1, 2), (0, 1, 2))])
+@pytest.mark.parametrize(
+    "num, found, expected", [(1, (0, 1, 2, 3), (2,)), (2, (0, 1, 2, 3, 4, 5), (1, 4)), (2, (1, 3, 5), (1, 5)), (3, (0, 1, 2), (0, 1, 2))]
+)
 def test_uniform_spreads_them(num: int, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     assert RestoreAttention(num=num, choose="uniform").chosen(found, None) == expected  # the middles of equal stretches
 
