@@ -2,6 +2,8 @@
 
 import pytest
 
+from limbeck.claims import claim_of
+from limbeck.cli.showing import listed, shown
 from limbeck.recipe import graph, load
 
 
@@ -20,6 +22,24 @@ def test_distillm2_moves_weight_from_the_teachers_answers_to_the_students_in_the
 def test_distillm2_writes_anew_in_every_round() -> None:
     nodes = graph(load("distillm2"))
     assert [node.name for node in nodes] == ["round.0", "round.1", "round"] and all(node.what.data[-1].kind == "rollouts" for node in nodes)
+
+
+def test_distillm2_is_shown_as_its_method_in_twenty_lines_between_what_it_is_and_what_was_found() -> None:
+    head, method, found = shown("distillm2")["text"].split("\n\n")
+    lines = method.split("\n")
+    assert len(lines) <= 20 and head.startswith("distillm2 · DistiLLM-2") and found.startswith("claim   holds: After equal steps")
+    order = [next(i for i, line in enumerate(lines) if word in line) for word in ("teacher:", "student:", "rollouts", "skew_kl", "skew_reverse_kl", "lr:")]
+    assert order == sorted(order) and not any(line.startswith(("about", "paper", "claim", "toy")) for line in lines)
+
+
+def test_works_that_can_be_run_come_first_each_with_its_claim_and_what_came_of_it() -> None:
+    rows = listed("paper")
+    runnable = [row for row in rows if row["recipe"]]
+    assert rows[: len(runnable)] == runnable and not any(row["claim"] or row["expects"] for row in rows[len(runnable) :])
+    by = {row["recipe"]: row for row in runnable}
+    assert {"taid", "distillm2", "alm", "uld", "gold", "step_by_step", "quantify", "branch_merge"} <= set(by)
+    assert all(by[name]["expects"] == claim_of(name).expects for name in ("taid", "distillm2", "alm"))
+    assert by["distillm2"]["claim"] == "holds" and (by["uld"]["claim"], by["gold"]["claim"]) == ("an arm of alm", "none")
 
 
 def test_taid_ends_at_the_teacher_when_its_stage_does() -> None:

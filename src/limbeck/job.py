@@ -138,7 +138,10 @@ class Job:
             self.cast.recall(read_json(path))
         role = self.cast.fresh(self.score)
         write_json(path, self.cast.settled())
-        return [made_of(self.folder, self.cast, role), *searched(self.recipe, self.folder, self.cast, self.rows, self.score, self.tell)]
+        found = searched(self.recipe, self.folder, self.cast, self.rows, self.score, self.tell, lambda: self.stop())
+        if found is None:
+            raise Stopped
+        return [made_of(self.folder, self.cast, role if self.cast.searched is None else self.cast.fresh()), *found]
 
     @functools.cached_property
     def score(self) -> Calibration:

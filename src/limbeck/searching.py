@@ -1,6 +1,7 @@
 """What a student begins with: where its weights come from, and what a search has found, once, and kept in the run's folder."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from limbeck.data.base import Rows
@@ -13,21 +14,27 @@ from limbeck.student.replace_parts import ReplaceParts
 from limbeck.tell import Tell
 
 
-def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibration, tell: Tell) -> list[str]:
-    """Searches, if a recipe asks for it and that was not done; has the cast begin students with what was found; returns what is told of it."""
+def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibration, tell: Tell, stop: Callable[[], bool]) -> list[str] | None:
+    """Searches, if a recipe asks for it and that was not done; has the cast begin students with what was found; returns what is told of it.
+
+    None after a stop: nothing is kept then. What was measured in seconds is measured anew when it goes on.
+    """
     if recipe.search is None:
         return []
     place = folder / "search"
     if not is_sound(place):
         bar = functools.partial(tell.bar, "search")
-        found = recipe.search.run(cast.fresh(), rows, score.rows, score, recipe.seed, bar)
+        found = recipe.search.run(cast.fresh(), rows, score.rows, score, recipe.seed, bar, stop)
+        if found is None:
+            return None
         with new_folder(place) as new:
             save_state(new, "state", {"surgery": found.surgery.model_dump(mode="json"), "state": dict(found.state)})
             write_json(new / "about.json", dict(found.about))
     kept, about = load_state(place, "state"), read_json(place / "about.json")
 
     def begun(role: Role) -> Role:
-        role = ReplaceParts.model_validate(kept["surgery"])(role)
+        surgery = ReplaceParts.model_validate(kept["surgery"])
+        role = surgery(role) if any(parts.named for parts in surgery.blocks) else role  # nothing to change may be the best choice
         role.module.load_state_dict(kept["state"])
         return role
 

@@ -80,6 +80,23 @@ def test_sums_of_log_probabilities_are_those_of_the_tokens_of_each_chunk() -> No
     torch.testing.assert_close(listen.says("student", alone, ("chunk_logprob",))["chunk_logprob"], expected[4:])
 
 
+def test_with_one_tokenizer_every_token_is_a_chunk_and_says_what_the_softmax_gives_it() -> None:
+    both, _ = models(begin=True)
+    alike = Models({"student": both["teacher"], "teacher": both["teacher"]})
+    rows = [Row("a", {"text": "hello x"}), Row("b", {"prompt": "a", "answer": "xhe"})]
+    batch = ByteChunks().index(alike.batch(rows), alike)
+    said = Aligned(alike, (ByteChunks(),)).says("teacher", batch, ("chunk_logprob",))["chunk_logprob"]
+    expected = []
+    for row in rows:
+        view = both["teacher"].view([row])
+        ids = view.inputs["ids"]
+        with torch.no_grad():
+            log_p = both["teacher"].module(ids[None]).logits[0].log_softmax(-1)  # type: ignore[operator]
+        expected += [log_p[place - 1, ids[place]] for place in view.targets.tolist()]
+    torch.testing.assert_close(said, torch.stack(expected), rtol=0, atol=1e-6)
+    assert len(said) == 5 + 3 and batch.view("student").chunk_of.tolist() == list(range(8))  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("begin", [True, False])
 def test_the_first_chunk_stays_only_where_both_begin_alike(begin: bool) -> None:
     both, _ = models(begin)
@@ -100,6 +117,32 @@ def test_it_teaches_across_tokenizers_and_one_without_a_use_is_refused() -> None
     with pytest.raises(Refused) as caught:
         settle(Turn.model_validate({"batch": 1, "objective": ["chunk_likelihood"]}), (), both, "main")
     assert caught.value.do == "add align: byte_chunks"
+
+
+@pytest.mark.slow
+def test_it_comes_nearer_to_the_teachers_likelihoods_than_text_alone_after_equal_steps() -> None:
+    """On held-out chunks, three seeds: a teacher of bytes that has learnt a little, and students of two blocks with a vocabulary of 4,096."""
+    rate = {"optimiser": {"lr": 3e-3, "warm_up": 0.1, "decay": "cosine"}}
+    topics: dict[str, Any] = {"kind": "python_topics", "split": 0.1}
+    teacher = {"data": [topics, {"kind": "pack", "length": 128, "shortest": 64}], "student": {"start": f"config:{TINY}"}, "export": ["safetensors"]}
+    run({**teacher, "train": [{"objective": ["cross_entropy"], "steps": 300, "batch": 8, **rate}], "threads": 1}, name="teacher")
+    student = {"start": "teacher", "surgery": [{"kind": "drop_blocks", "keep": [0, 3]}, {"kind": "transplant_vocab", "tokenizer": "python_4k"}]}
+    recipe = {"data": [topics, {"kind": "pack", "length": 32, "shortest": 16}], "teacher": "run:teacher", "student": student, "threads": 1}
+    alm = {"align": [{"kind": "byte_chunks", "debias": True, "merge": 0.1}], "objective": ["chunk_likelihood"]}
+    for seed in (0, 1, 2):
+        gaps = []
+        for stage in (alm, {"objective": ["cross_entropy"]}):
+            done = run({**recipe, "seed": seed, "train": [{**stage, "steps": 100, "batch": 4, **rate}], "evaluate": ["aligned_bytes"]})
+            gaps.append(done.summary["student"]["chunk_gap"])
+        assert gaps[0] < 0.9 * gaps[1] < 0.9 * done.summary["start"]["chunk_gap"]  # 2.2 against 2.9; 4.2 before training
+
+
+def test_a_text_that_only_the_teacher_reads_as_too_long_is_to_be_packed_shorter(tmp_path: Path) -> None:
+    student = {"start": f"config:{TINY}", "surgery": [{"kind": "transplant_vocab", "tokenizer": "python_4k"}]}
+    rows = [{"kind": "python_topics"}, {"kind": "pack", "length": 400}]  # 400 pieces are more than 512 bytes
+    with pytest.raises(Refused) as caught:
+        run(toy(tmp_path, {"objective": ["chunk_likelihood"], "align": ["byte_chunks"]}, data=rows, student=student))
+    assert caught.value.slug == "context" and caught.value.do.startswith("a smaller length of pack: the teacher")
 
 
 def test_a_window_of_other_texts_is_refused() -> None:

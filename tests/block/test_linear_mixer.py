@@ -129,6 +129,6 @@ def test_the_work_of_a_position_is_counted_by_hand():
     shape = Shape(width=6, heads=2, kv_heads=1, head_dim=4, scale=0.5, bias=False, out_bias=False, rotary=True)
     assert GatedLinearAttention().flops(shape, 9) == 5 * 32
     assert GatedDeltaNet().flops(shape, 9) == 7 * 32
-    assert LinearAttention().flops(shape, 9) == 4 * 80
+    assert LinearAttention().flops(shape, 9) == 4 * 80 + 4 * 2 * 4**2  # the recurrence, and a matrix a head for queries and keys
     assert DiscreteMamba2().flops(shape, 9) == 5 * 32 + 2 * 4 * 24  # 3 * 8 channels with 4 taps
     assert DiscreteMamba2(state=2, head_dim=3, conv=0).state_bytes(shape, 9) == 2 * 2 * 3 * 4

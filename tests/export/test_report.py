@@ -382,6 +382,37 @@ def test_a_model_without_agreement_is_judged_by_its_first_metric():
     assert verdict(less).startswith("The teacher did not help: the student reaches 91.2 % in accuracy, and the same student trained without")
 
 
+@pytest.mark.parametrize("baseline, sentence", [
+    ({"chunk_gap": 2.0, "chunk_gap_error": 0.01},
+     "The student comes within 1.2 nats of the teacher's log-probability of a stretch of text; the same student trained on text alone "
+     "for as many steps comes within 2."),
+    ({"chunk_gap": 1.21, "chunk_gap_error": 0.01},
+     "The teacher did not help: the student comes within 1.20 ± 0.01 nats of the teacher's log-probability of a stretch of text, "
+     "and the same student trained on text alone for as many steps comes within 1.21 ± 0.01."),
+])  # fmt: skip
+def test_across_tokenizers_a_student_is_judged_by_the_gap_of_log_probabilities(baseline: Summary, sentence: str):
+    summary = {"run": "x", "closeness": "aligned_bytes", "teacher": {"bits_per_byte": 0.9}, "baseline": {"name": "text_only", **baseline}}
+    summary["student"] = {"chunk_gap": 1.2, "chunk_gap_error": 0.01, "bits_per_byte": 1.0}
+    assert verdict(summary) == sentence
+    assert table(summary)[0][:5] == ("Gap to the teacher's log-probability, nats/stretch", "0", "", table(summary)[0].baseline, "1.20")
+    assert verdict({"run": "x", "closeness": "aligned_bytes"}).endswith("was not measured (`limbeck run x evaluate=[aligned_bytes]`).")
+
+
+@pytest.mark.parametrize("start, sentence", [
+    ({"bits_per_byte": 2.5}, "The student reaches 1 bits per byte of held-out text, 2.5 before training."),
+    ({"bits_per_byte": 0.9}, "Worse than at the start: the student reaches 1 bits per byte of held-out text, 0.9 before training."),
+    (None, "The student reaches 1 bits per byte of held-out text."),
+])  # fmt: skip
+def test_without_a_teacher_there_is_no_column_for_it_and_nothing_to_compare_with(start: Summary | None, sentence: str):
+    summary = {"run": "x", "closeness": None, "teacher": None, "start": start, "student": {"bits_per_byte": 1.0, "parameters": 1000}}
+    assert verdict(summary) == sentence and "teacher" not in header(summary)
+    page = render(summary)
+    assert "teacher</th>" not in page and "evaluate=[agreement]" not in page and 'colspan="0"' not in page
+    assert verdict({"run": "x", "closeness": None}) == "What the student can do was not measured (`limbeck run x evaluate=[perplexity]`)."
+    taught = {**summary, "closeness": "agreement"}  # the same figures of a run that has one
+    assert "How close the student comes" in verdict(taught) and "teacher" in header(taught)
+
+
 def test_two_figures_are_told_apart_beyond_two_standard_errors_of_their_difference():
     student = {"top1": 0.5, "top1_error": 0.03, "kl": None}
     for gap, expected in ((0.0999, "The teacher did not help"), (0.1001, "The student keeps 50 %")):  # 2 x hypot(0.03, 0.04) = 0.1

@@ -13,10 +13,12 @@ from limbeck.check.models import family_of, quiet
 from limbeck.errors import Failed, LimbeckError, Refused
 from limbeck.export.base import Parcel
 from limbeck.export.packed import Packed
+from limbeck.export.safetensors import Safetensors
 from limbeck.merge.average import Average
 from limbeck.merge.folders import files_of, merge_folders
 from limbeck.merge.slerp import Slerp
 from limbeck.merge.task_arithmetic import TaskArithmetic
+from limbeck.student.linearize import Linearize
 from limbeck.student.quantize import Quantize
 
 VOCAB = {"a": 0, "b": 1, "c": 2}
@@ -129,6 +131,15 @@ def test_a_tokenizer_that_is_none_is_said_to_be_corrupt(tmp_path: Path) -> None:
     model(tmp_path / "two", 2)
     (tmp_path / "two" / "tokenizer.json").write_text('{"model": {"vocab": [1]}}')
     assert refused(tmp_path).slug == "corrupt"
+
+
+def test_code_that_lies_beside_weights_is_kept_beside_the_merged_ones(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        with quiet():
+            Safetensors()(Parcel(Linearize(layers=(0,))(family_of("llama", dtype=torch.float32)), tmp_path / name, {}, ()))
+    merge_folders(MEAN, [tmp_path / "a", tmp_path / "b"], None, tmp_path / "out")
+    assert (tmp_path / "out" / "modeling_hybrid.py").read_text() == (tmp_path / "a" / "modeling_hybrid.py").read_text()
 
 
 def test_a_folder_of_codes_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from limbeck.objective.forward_kl import ForwardKL
+from limbeck.objective.jsd import JSD
 from limbeck.objective.skew_kl import SkewKL
+from limbeck.objective.skew_reverse_kl import SkewReverseKL
+from limbeck.signals import Head, Logits, Signals
 
 P, Q = [0.5, 0.3, 0.2], [0.1, 0.6, 0.3]
 Solve = Callable[..., Any]
@@ -29,6 +32,23 @@ def test_it_tends_to_forward_kl_and_is_it_at_zero(solve: Solve) -> None:
     assert solve(SkewKL(alpha=1e-7), P, Q)[0] == pytest.approx(value, abs=1e-5)
     exact, exact_gradient = solve(SkewKL(alpha=0.0), P, Q)
     assert exact == value and torch.equal(exact_gradient, gradient)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("kind", [SkewKL, SkewReverseKL, JSD])
+def test_gaps_of_logits_that_no_probability_can_tell_stay_finite(kind: Any, lazy: bool, say: Callable[..., Signals]) -> None:
+    """In float32 e^-200 is 0: a mixture of probabilities would have log 0 where both say so, and 0 times infinity is no number."""
+    p, q = [0.0, -1.0, -200.0, -300.0], [-1.0, 0.0, -250.0, -200.0]
+    hidden, objective = torch.tensor([q], requires_grad=True), kind()
+    student = say({"logits": Logits(hidden, Head(torch.eye(4)), True) if lazy else hidden})
+    loss = objective({"student": student, "teacher": say({"logits": torch.tensor([p])})})
+    loss.total.backward()
+    exact = torch.tensor([q], dtype=torch.float64, requires_grad=True)
+    expected = kind()({"student": say({"logits": exact}), "teacher": say({"logits": torch.tensor([p], dtype=torch.float64)})})  # e^-300 is there
+    expected.total.backward()
+    assert hidden.grad is not None and exact.grad is not None
+    assert loss.total.item() == pytest.approx(expected.total.item(), rel=1e-5)
+    torch.testing.assert_close(hidden.grad, exact.grad.float(), rtol=1e-4, atol=1e-6)
 
 
 def test_at_the_match_value_and_gradient_vanish(solve: Solve) -> None:

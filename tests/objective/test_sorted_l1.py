@@ -1,6 +1,8 @@
 """Sorted probabilities of unequal vocabularies: by hand, by brute force, and what they do not see."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,11 +107,38 @@ def test_logits_are_made_so_many_at_a_time_and_are_what_they_were_afterwards() -
     assert torch.equal(logits, before)  # the published code overwrites them with probabilities
 
 
-def test_a_head_gets_the_gradient_that_dense_logits_give() -> None:
+@pytest.mark.parametrize("fields", [{}, {"student_temperature": 2.0, "teacher_temperature": 0.5}, {"top": 2}])
+@pytest.mark.parametrize("vocab", [2, 8])
+def test_a_head_gives_value_and_gradient_of_dense_logits_in_one_pass(fields: dict[str, Any], vocab: int) -> None:
+    """Beside the formula by autograd, row by row, with the factors of rows: the same without a second look at the teacher."""
     draw: Callable[..., torch.Tensor] = torch.randn
-    hidden, weight = (draw(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(((5, 3), (8, 3))))
-    a, b = weight.clone().requires_grad_(), weight.clone().requires_grad_()
-    teacher = said(rows(*[P] * 5), [-0.5] * 5)
-    SortedL1(chunk=2)({"student": said(Logits(hidden, Head(a), True)), "teacher": teacher}).total.backward()  # type: ignore[call-arg]
-    SortedL1()({"student": said(hidden @ b.mT), "teacher": teacher}).total.backward()
-    torch.testing.assert_close(a.grad, b.grad)
+    shapes = ((5, 3), (vocab, 3), (5, 6), (5,))
+    hidden, weight, theirs, lead = (draw(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes))
+    leads, asked = (-lead.abs()).tolist(), []
+
+    def teachers_head(states: torch.Tensor) -> torch.Tensor:
+        asked.append(len(states))
+        return states
+
+    def heard(logits: Any) -> dict[str, Signals]:
+        both = {"student": said(logits, leads), "teacher": said(Logits(theirs, teachers_head, False), [-0.5] * 5)}
+        return {seat: replace(signals, weights=torch.tensor([1.0, 2.0, 0.5, 0.0, 3.0])) for seat, signals in both.items()}
+
+    a, b = ((hidden.clone().requires_grad_(), weight.clone().requires_grad_()) for _ in range(2))
+    folded = SortedL1(chunk=2, **fields)(heard(Logits(a[0], Head(a[1]), True)))  # type: ignore[call-arg]
+    folded.total.backward()
+    assert sum(asked) == 5  # once each, and not again in the backward pass
+    plain = SortedL1(**fields)(heard(b[0] @ b[1].mT))  # type: ignore[call-arg]
+    plain.total.backward()
+    assert folded.total.item() == pytest.approx(plain.total.item(), rel=1e-6) and folded.count == plain.count == 5
+    for ours, expected in zip(a, b, strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_what_stands_before_the_end_of_a_chunk_learns_too() -> None:
+    logits, lead = rows(Q), torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    student = said(Logits(logits, Head(torch.eye(2, dtype=torch.float64)), True))
+    heard = replace(student, values={**student.values, "lead_logprob": lead})
+    SortedL1()({"student": heard, "teacher": said(rows(P))}).total.backward()
+    inside = [x * math.exp(-1.0) for x in Q]  # both below the teacher's 0.6 and 0.3: moving up is moving nearer
+    assert lead.grad is not None and lead.grad.item() == pytest.approx(-sum(inside), rel=1e-9)

@@ -30,15 +30,24 @@ def test_the_recurrence_by_hand_with_a_scripted_loss() -> None:
     assert found == pytest.approx(t, abs=1e-12)
 
 
+def test_where_the_line_was_faster_it_goes_on_from_the_line() -> None:
+    """Without momentum: the loss rises by 0.9 of itself, then falls by it. Both ways to go on differ: from 0.4 it would not reach the line."""
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    found = numbers(Adaptive(start=0.4, end=1.0, steps=10, rate=0.2, momentum=0.0), [2.0, 3.8, 0.38])
+    assert 0.4 + 0.2 * sigmoid(-0.9) * 0.6 < 0.52  # so the line is taken, 0.4 + 0.06 * 2
+    assert found[1:] == pytest.approx([0.52, 0.52 + 0.2 * sigmoid(0.9) * 0.48], abs=1e-12) and found[2] > 0.58
+
+
 def test_the_straight_line_is_the_slowest_it_can_be() -> None:
     rising_loss = [1.0 * 2**n for n in range(10)]
     found = numbers(Adaptive(start=0.2, end=0.8, steps=10, rate=0.0), rising_loss)
     assert found == pytest.approx([0.2 + 0.06 * n for n in range(1, 11)])
 
 
+@pytest.mark.parametrize("rate", [0.2, 1.0])
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
-def test_it_never_falls_and_is_at_its_end_in_time(factor: float) -> None:
-    found = numbers(Adaptive(start=0.4, end=0.9, steps=12, rate=0.2), [factor**n for n in range(12)])
+def test_it_never_falls_and_is_at_its_end_in_time(factor: float, rate: float) -> None:
+    found = numbers(Adaptive(start=0.4, end=0.9, steps=12, rate=rate), [factor**n for n in range(12)])
     assert found == sorted(found) and found[-1] == pytest.approx(0.9) and max(found) <= 0.9 + 1e-12
 
 

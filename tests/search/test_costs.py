@@ -10,8 +10,9 @@ from limbeck.block.narrow_mlp import NarrowMlp
 from limbeck.block.no_mixer import NoMixer
 from limbeck.block.no_mlp import NoMlp
 from limbeck.block.self_value import SelfValue
-from limbeck.check.models import family_of, rows
+from limbeck.check.models import TOKENIZER, family_of, rows
 from limbeck.errors import Refused
+from limbeck.search import costs
 from limbeck.search.blockwise import Shelf
 from limbeck.search.costs import REPEATS, library
 from limbeck.search.library import Workload
@@ -75,17 +76,28 @@ def test_every_part_is_timed_once_at_each_workload_and_times_of_parts_add_up():
     shelf, ticks = Shelf(family_of("llama", heads=4, kv_heads=2), MIXERS, MLPS), itertools.count()
     workloads = [Workload(1, 4, 3), Workload(2, 4, 3)]
     made = library(shelf, workloads, clock=lambda: float(next(ticks)))  # each run takes one second by this clock
-    # 4 mixers and 3 MLPs; reading and writing; a clock read twice a run
-    assert next(ticks) == 7 * 2 * 2 * 2 * REPEATS
+    # 4 mixers, 3 MLPs and the whole model; reading and writing; a clock read twice a run
+    assert next(ticks) == 8 * 2 * 2 * 2 * REPEATS
     variant = made.layers[0][0]
     assert [variant.cost(name, workloads[1]) for name in ("prefill_seconds", "decode_seconds", "seconds")] == [2, 6, 8]
-    assert made.cost((0, 0), "seconds", workloads[0]) == 16  # two blocks; the rest is not timed
+    # two blocks; the whole model takes a second as each part does, so that nothing is left for the rest, and it is never less than nothing
+    assert made.cost((0, 0), "seconds", workloads[0]) == 16
+
+
+def test_what_the_whole_model_takes_beyond_its_parts_is_spent_whatever_is_chosen(monkeypatch):
+    shelf, asked = Shelf(family_of("llama", heads=4, kv_heads=2), (NoMixer(),), ()), Workload(1, 4, 2)
+    monkeypatch.setattr(costs, "duration", lambda *_: (1.0, 2.0))  # attention, MLP and nothing take this much
+    monkeypatch.setattr(costs, "least", lambda work, like, clock: (work(), 7.0)[1])  # the whole model: 7 to read, 7 a token
+    made = library(shelf, [asked])
+    assert made.cost((0, 0), "prefill_seconds", asked) == 7 and made.cost((0, 0), "decode_seconds", asked) == 14
+    assert made.spent("seconds", asked) == (7 - 4 * 1) + (14 - 4 * 2)  # of two blocks with two parts each
+    assert made.spent("flops", asked) == 3 * 2 * 16 * len(TOKENIZER)  # the head, at the end of the prompt and for each token
 
 
 def test_where_nothing_is_written_only_reading_is_timed():
     shelf, ticks = Shelf(family_of("llama", heads=4, kv_heads=2), (), MLPS), itertools.count()
     made = library(shelf, [Workload(1, 4, 0)], clock=lambda: float(next(ticks)))
-    assert made.layers[0][0].cost("decode_seconds", Workload(1, 4, 0)) == 0 and next(ticks) == 4 * 2 * REPEATS
+    assert made.layers[0][0].cost("decode_seconds", Workload(1, 4, 0)) == 0 and next(ticks) == 5 * 2 * REPEATS
 
 
 def test_a_workload_that_was_not_timed_is_refused():

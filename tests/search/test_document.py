@@ -17,6 +17,7 @@ from limbeck.errors import Refused
 from limbeck.model.text import Text
 from limbeck.search.document import Search
 from limbeck.signals import Row
+from toy import toy
 
 TEXT = "A student that is smaller than its teacher. " * 40
 
@@ -57,8 +58,9 @@ def test_a_limit_that_no_choice_meets_is_named() -> None:
         ({"limits": {"parameters": 10}}, "at least one variant"),
         ({"mlps": ["narrow_mlp"]}, "at least one"),
         ({"mlps": ["narrow_mlp"], "shares": {"throughput": 0.5}}, "in tokens a second"),
+        ({"mlps": ["narrow_mlp"], "limits": {"secnds": 1.0}}, "not secnds"),
     ],
-    ids=["no variants", "no limit", "share of throughput"],
+    ids=["no variants", "no limit", "share of throughput", "misspelt"],
 )
 def test_what_cannot_be_searched_is_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
@@ -80,7 +82,29 @@ def test_a_run_searches_once_and_trains_what_was_found(tmp_path: Path, monkeypat
     about = json.loads((done.path / "search" / "about.json").read_text())
     assert about["costs"]["parameters"]["chosen"] <= 0.85 * about["costs"]["parameters"]["whole"]
     assert len(about["chosen"]) == 8  # mixers and MLPs of four blocks
-    kept = (done.path / "search" / "state.safetensors").read_bytes()
     (done.path / "summary.json").unlink()  # as if it had been stopped at the end
-    again = limbeck.resume(done.path)
-    assert again.finished and (done.path / "search" / "state.safetensors").read_bytes() == kept
+    monkeypatch.setattr(Search, "run", None)  # a second search would fail
+    assert limbeck.resume(done.path).finished
+
+
+def test_where_nothing_has_to_change_the_student_begins_as_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
+    how = {"search": {"mlps": ["narrow_mlp"], "shares": {"parameters": 1.0}}, "student": None, "export": ["safetensors"]}
+    done = limbeck.run(toy(tmp_path, **how), name="whole", runs=tmp_path)
+    assert set(json.loads((done.path / "search" / "about.json").read_text())["chosen"]) == {"attention", "mlp"}
+    assert type(done.load()).__name__ == "LlamaForCausalLM"
+
+
+def test_a_search_that_is_stopped_keeps_nothing() -> None:
+    whole, asked = fresh(), iter([False, False, True])
+    how = Search(mlps=(NarrowMlp(inner=0.5),), steps=1, batch=4, shares={"parameters": 0.9})
+    assert how.run(whole, rows(), rows().train[:4], score_of(whole), 0, lambda done, total, text: None, lambda: next(asked)) is None
+
+
+def test_a_plan_refuses_what_the_search_could_not_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
+    recipe = toy(tmp_path, search={"mlps": ["narrow_mlp"], "limits": {"parameters": 10.0}}, student=None)
+    with pytest.raises(Refused, match="parameters at most 10"):
+        limbeck.plan(recipe, probe=False)
+    told = limbeck.plan({**recipe, "search": {"mlps": ["narrow_mlp"], "shares": {"parameters": 0.9}}}, probe=False)
+    assert "search: 4 parts learn for 0 steps, then 6 models are measured" in told.notes

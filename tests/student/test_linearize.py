@@ -9,13 +9,18 @@ from pydantic import ValidationError
 
 from limbeck.block.base import Attention
 from limbeck.block.gated_delta_net import GatedDeltaNet
+from limbeck.block.self_value import SelfValue
 from limbeck.block.sliding_window import SlidingWindow
 from limbeck.check.models import family_of, fresh
 from limbeck.check.surgery import logits
 from limbeck.errors import Refused
 from limbeck.model.blocks import attention_of
 from limbeck.model.hybrid import parts_of
+from limbeck.student.drop_blocks import DropBlocks
+from limbeck.student.keep_width import KeepWidth
 from limbeck.student.linearize import Linearize
+from limbeck.student.lora import Lora
+from limbeck.student.quantize import Quantize
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "gpt2"])
@@ -106,3 +111,26 @@ def test_a_plan_knows_its_parameters_without_weights() -> None:
     real = sum(p.numel() for p in Linearize(mixer=GatedDeltaNet())(copy.deepcopy(role)).module.parameters())
     planned = Linearize(mixer=GatedDeltaNet())(copy.deepcopy(role).to("meta")).module
     assert real == sum(p.numel() for p in planned.parameters()) and all(p.is_meta for p in planned.parameters())
+
+
+@pytest.mark.parametrize("before", [Lora(), Quantize(weights="int8")], ids=["lora", "quantize"])
+def test_parts_that_would_not_learn_or_not_be_rounded_are_refused(before: Lora | Quantize) -> None:
+    with pytest.raises(Refused, match="before parts are replaced"):
+        Linearize(layers=(1,))(before(fresh()))
+
+
+@pytest.mark.parametrize(
+    "then, expected",
+    [(Lora(), "attention, or parts named as in it"), (KeepWidth(mlp=0.5), "as their family builds them")],
+    ids=["lora", "keep_width"],
+)
+def test_surgeries_that_find_no_attention_say_so(then: Lora | KeepWidth, expected: str) -> None:
+    with pytest.raises(Refused, match=expected):
+        then(Linearize(mixer=SelfValue(), layers=(1,))(fresh()))
+
+
+def test_blocks_that_are_dropped_leave_no_word_of_what_was_converted_in_them() -> None:
+    role = DropBlocks(keep=(1, 2, 3))(Linearize(mixer=GatedDeltaNet(), layers=(0,))(fresh()))
+    assert not role.origins and "query" in role.offers
+    role = DropBlocks(keep=(0, 3))(Linearize(mixer=GatedDeltaNet(), layers=(3,))(fresh()))
+    assert "model.layers.1.self_attn.A_log" in role.origins and role.origins.keys() <= {name for name, _ in role.module.named_parameters()}

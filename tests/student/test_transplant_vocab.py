@@ -24,7 +24,7 @@ from limbeck.student.lora import Lora
 from limbeck.student.transplant_vocab import TransplantVocab
 from limbeck.text.bytes_of import Spelling, exact
 from limbeck.text.tokens import encoded
-from toy import TINY, at_home, toy
+from toy import FEW, TINY, at_home, toy, words
 from two_tokenizers import bpe
 
 __all__ = ["at_home"]
@@ -168,6 +168,12 @@ def test_across_tokenizers_it_takes_an_alignment(tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
         run(toy(tmp_path, {"objective": ["forward_kl"]}, student=student), runs=tmp_path)
     assert caught.value.slug == "tokenizer"
+    alone = run(toy(tmp_path, {"objective": ["cross_entropy"]}, student=student, evaluate=["perplexity"]), name="alone", runs=tmp_path)
+    assert alone.summary["closeness"] == "aligned_bytes"  # nobody hears the teacher: text alone needs none
+    written = [{**FEW, "path": str(words(tmp_path))}, {"kind": "rollouts", "by": {"taught": "teacher"}, "prompt_tokens": 4, "new_tokens": 4}]
+    with pytest.raises(Refused) as caught:
+        run(toy(tmp_path, {"objective": ["cross_entropy"], "data": written}, student=student), runs=tmp_path)
+    assert caught.value.slug == "tokenizer"  # what it writes is ids of its own
     done = run(toy(tmp_path, {"objective": ["chunk_likelihood"], "align": ["byte_chunks"]}, student=student, evaluate=["perplexity"]), runs=tmp_path)
     assert done.summary["student"]["bits_per_byte"] > 0
     stage = {"objective": ["chunk_likelihood"], "align": ["byte_chunks"], "surgery": student["surgery"]}

@@ -26,8 +26,8 @@ def hybrid_classes(config_class, model_class, build, hook):
 
         def __init__(self, config):
             super().__init__(config)
-            named = list(config.layer_parts or [])
-            for layer, (block, parts) in enumerate(zip(blocks_of(self), named, strict=False)):
+            named = list(config.layer_parts or [{}] * len(blocks_of(self)))
+            for layer, (block, parts) in enumerate(zip(blocks_of(self), named, strict=True)):
                 for place, spec in dict(parts).items():
                     put(block, place, build(spec, layer))
             self.base_model.register_forward_pre_hook(hook, with_kwargs=True)

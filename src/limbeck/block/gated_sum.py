@@ -36,6 +36,10 @@ class GatedSum(Mixer):
     start: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the first at the beginning."""
 
+    @property
+    def constant(self) -> bool:  # type: ignore[override]
+        return self.first.constant and self.second.constant
+
     @classmethod
     def example(cls) -> "GatedSum":
         return cls(second=SlidingWindow.example())

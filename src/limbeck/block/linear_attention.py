@@ -39,5 +39,8 @@ class LinearAttention(AbstractLinearMixer):
     def memory(self, shape: Shape) -> tuple[int, int, int]:
         return shape.heads, 2 * shape.head_dim, shape.head_dim + 1
 
+    def flops(self, shape: Shape, length: int) -> float:
+        return super().flops(shape, length) + 4.0 * shape.heads * shape.head_dim**2  # a matrix a head for queries, one for keys
+
     def begin(self, module: nn.Module, taught: Attention) -> dict[str, str]:
         return copy_attention(module, taught)

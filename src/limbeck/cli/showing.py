@@ -23,7 +23,7 @@ def listed(what: str) -> list[dict[str, Any]]:
     if what == "recipe":
         return [{"recipe": path.stem, "does": visible(str(plain(path).get("about", "")))} for path in sorted(SHIPPED.glob("*.yaml"))]
     if what == "paper":
-        return papers()
+        return sorted(papers(), key=lambda row: not row["recipe"])  # what can be run comes first
     if what == "family":
         from limbeck.model.anatomy import describe
 
@@ -48,10 +48,11 @@ def plain(path: Path) -> dict[str, Any]:
 
 
 def papers() -> list[dict[str, Any]]:
-    """Every published work that limbeck knows of: its recipe, mechanisms whose references name it, and whether its claim was measured."""
+    """Every published work that limbeck knows of: its recipe, its claim and what came of it, and mechanisms whose references name it."""
     works = json.loads((Path(limbeck.component.__file__).parent / "papers.json").read_text(encoding="utf-8"))
-    every = ((path.stem, plain(path)) for path in sorted(SHIPPED.glob("*.yaml")))
-    recipes = {place(paper): (name, recipe) for name, recipe in every if (paper := recipe.get("paper"))}
+    every = {path.stem: plain(path) for path in sorted(SHIPPED.glob("*.yaml"))}
+    recipes = {place(paper): (name, recipe) for name, recipe in every.items() if (paper := recipe.get("paper"))}
+    arms = {arm: name for name, recipe in every.items() for arm in (recipe.get("claim") or {}).get("arms", ()) if arm in every and arm != name}
     texts = {
         f"{room}.{kind}": (Path(limbeck.component.__file__).parent / room / f"{kind}.py").read_text(encoding="utf-8")
         for room in ROOMS
@@ -66,12 +67,13 @@ def papers() -> list[dict[str, Any]]:
         found = [component for component, text in texts.items() if cited in text]
         out.append(
             {
-                "paper": work["title"],
-                "arxiv": place(work),
-                "area": work["area"],
                 "recipe": name,
+                "claim": status(name, recipe, arms) if name else "",
+                "paper": work["title"],
+                "area": work["area"],
+                "arxiv": place(work),
                 "mechanisms": " ".join(found),
-                "claim": found_of(name) if name else "",
+                "expects": visible(str((recipe.get("claim") or {}).get("expects", ""))),
             }
         )
     return out
@@ -82,8 +84,15 @@ def place(paper: Mapping[str, str]) -> str:
     return paper.get("arxiv") or paper["url"]
 
 
+def status(name: str, recipe: Mapping[str, Any], arms: Mapping[str, str]) -> str:
+    """What was found of a recipe's claim; of one without, the recipe in whose claim it is an arm."""
+    if recipe.get("claim"):
+        return found_of(name)
+    return f"an arm of {arms[name]}" if name in arms else "none"
+
+
 def found_of(name: str) -> str:
-    """What was found of a recipe's claim: holds, not shown, reversed; or why nothing was."""
+    """What was found of a recipe's claim: holds, not shown, reversed; or that nobody has measured it."""
     path = SHIPPED / "claims" / f"{name}.json"
     return str(json.loads(path.read_text(encoding="utf-8"))["found"]) if path.is_file() else "not measured"
 
@@ -162,9 +171,9 @@ def component(room: str, kind: str) -> dict[str, Any]:
 
 
 def recipe(path: Path) -> dict[str, Any]:
-    """A recipe as written but for its claim and toy, with its paper in front and what was found of the claim behind."""
+    """A recipe as written but for its claim and toy, with what it is and its paper in front and what was found of the claim behind."""
     checked, text = load(path), path.read_text(encoding="utf-8")
-    method = re.sub(r"^(claim|toy):.*?(?=^\S|\Z)", "", text, flags=re.M | re.S).rstrip()
+    method = re.sub(r"^(about|paper|claim|toy):.*?(?=^\S|\Z)", "", text, flags=re.M | re.S).rstrip()
     claim = [f"claim   {found_of(path.stem)}: {visible(checked.claim.expects)}"] if checked.claim else []
     head = [
         path.stem

@@ -129,7 +129,8 @@ def listing(
     from limbeck.terminal import columns
 
     rows = listed(what)
-    out(rows) if as_json else print("\n".join(columns([[str(v) for v in row.values()] for row in rows])) or f"no {what} yet")
+    heads = [list(rows[0])] if what == "paper" else []
+    out(rows) if as_json else print("\n".join(columns([*heads, *([str(v) for v in row.values()] for row in rows)])) or f"no {what} yet")
 
 
 @app.command()

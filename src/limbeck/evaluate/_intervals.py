@@ -19,7 +19,7 @@ Figure = dict[str, float | None]
 def share(hits: Sequence[bool | None]) -> Figure:
     r"""Share of hits among those that are there, and its 95 % interval by Wilson, which is none of width 0 where nothing was hit.
 
-    $rac{\hat p + z^2/2n \pm z \sqrt{\hat p (1 - \hat p) / n + z^2 / 4n^2}}{1 + z^2/n}$
+    $\frac{\hat p + z^2/2n \pm z \sqrt{\hat p (1 - \hat p) / n + z^2 / 4n^2}}{1 + z^2/n}$
     """
     there = [hit for hit in hits if hit is not None]
     if not there:

@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.errors import Refused
 from limbeck.merge.base import Merge, merge, refuse
-from limbeck.model.folder import WEIGHTS, check_folder, check_index, inside
+from limbeck.model.folder import WEIGHTS, check_folder, check_index, inside, is_hybrid
 from limbeck.model.headers import corrupt, quoted, read_json
 from limbeck.model.packed import scheme_of
 from limbeck.store import disk, later_tensors, new_folder, save_tensors, write_json
@@ -44,13 +44,14 @@ def merge_folders(how: Merge, folders: Sequence[Path | str], base: Path | str | 
     merged = merge(how, states[:num], before)
     size = sum(later.like.numel() * later.like.element_size() for later in merged.values())
     places = {file.relative_to(paths[0]).as_posix(): names for file, names in shards[0].items()}
+    carried = is_hybrid(read_json(inside(paths[0], "config.json")))
     with new_folder(out, size) as folder:
         for place, names in places.items():
             save_tensors(inside(folder, place), {name: merged[name] for name in names})
         if list(places) != [WEIGHTS]:
             write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": {name: place for place in places for name in places[place]}})
         for file in sorted(paths[0].iterdir()):
-            if file.suffix in BESIDE and file.is_file() and file.name not in (INDEX, "manifest.json"):
+            if file.suffix in (*BESIDE, *((".py",) if carried else ())) and file.is_file() and file.name not in (INDEX, "manifest.json"):
                 with disk(folder / file.name):
                     shutil.copyfile(inside(paths[0], file.name), folder / file.name)
 

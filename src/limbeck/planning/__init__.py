@@ -114,6 +114,7 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     recipe = cast.recipe
     models = cast.models()
     refuse_hopeless(recipe, models)
+    searched = [] if recipe.search is None else [recipe.search.check(cast.fresh())]
     blind = [
         f"{role}: no tokenizer is at hand yet; rows are counted when the model is opened"
         for role, reader in cast.readers().items()
@@ -135,7 +136,7 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
         f"{len(rows.train):,} rows to train on, {len(rows.held_out):,} held out" if known else "not read yet",
         tuple(needs),
         tuple(steps),
-        (*rows.notes, *(() if known else blind), *auto, *kept, *elsewhere(recipe, rows, pricing), *evaluations(recipe, base)),
+        (*rows.notes, *(() if known else blind), *auto, *kept, *searched, *elsewhere(recipe, rows, pricing), *evaluations(recipe, base)),
     )
     return fitting(found)
 

@@ -7,6 +7,7 @@ from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.recipe import Recipe
 from limbeck.text.spans import encode
+from limbeck.text.tokens import fingerprint
 from limbeck.train.stage import Stage
 
 AROUND_TOKENS = 16
@@ -79,5 +80,7 @@ def refuse_long(rows: Rows, roles: Models) -> None:
             if isinstance(plain, str) and len(plain.encode("utf-8", "replace")) + AROUND_TOKENS <= context:
                 continue  # a token is a byte at least
             if (num := len(encode(row, role.tokenizer)[0])) > context:
-                expected, do = f"at most {context:,} tokens, the context of the {name}", f"add a step: {{kind: pack, length: {context}}}"
-                raise Refused("context", f"data  row {row.key}", expected, f"{num:,}", do)
+                own = roles["student"].tokenizer if "student" in roles else role.tokenizer
+                alike = own is None or fingerprint(own) == fingerprint(role.tokenizer)
+                do = f"add a step: {{kind: pack, length: {context}}}" if alike else f"a smaller length of pack: the {name} reads more tokens than it counts"
+                raise Refused("context", f"data  row {row.key}", f"at most {context:,} tokens, the context of the {name}", f"{num:,}", do)

@@ -1,6 +1,7 @@
 """What each option of a shelf costs: parameters, memory and operations by formula, seconds by the clock."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from limbeck.search.library import Cost, Library, Variant, Workload
 from limbeck.student._parts import NORMS, SILENT
 
 REPEATS = 3
+REST = "the rest"
+TIMES = ("prefill_seconds", "decode_seconds")
 Clock = Callable[[], float]
 
 
@@ -24,9 +27,11 @@ def library(shelf: Shelf, workloads: Sequence[Workload] = (), clock: Clock = tim
     """The options of a shelf with their costs, without scores.
 
     `parameters`; `memory_bytes`: weights, and what is remembered of all rows after the answer; `flops`: multiplications and additions of the
-    whole workload; and, where workloads are given, `prefill_seconds` and `decode_seconds` of each of them, measured here, part by part.
+    whole workload; and, where workloads are given, `prefill_seconds` and `decode_seconds` of each of them, measured here, part by part. The rest
+    (head, norms, what the model does around its parts) costs what the whole model takes longer than its own parts together.
     """
     timed = {} if not workloads else seconds(shelf, workloads, clock)
+    around = {} if not workloads else rest_seconds(shelf, workloads, timed, clock)
     known = {
         (part, n, i): costs(shelf, part, n, i, timed) for part, num in counted(shelf).items() for n in range(num + 1) for i in range(shelf.num_layers)
     }
@@ -35,9 +40,13 @@ def library(shelf: Shelf, workloads: Sequence[Workload] = (), clock: Clock = tim
     places = [(part, layer) for part in ("mixer", "mlp") for layer in range(shelf.num_layers)]
     for p in (p for place in places for m in (stock(shelf, *place), *norms(shelf, *place)) for p in m.parameters()):
         parameters.pop(id(p), None)
-    rest = {"parameters": sum(p.numel() for p in parameters.values())}
+    rest: dict[str, Cost] = {"parameters": sum(p.numel() for p in parameters.values())}
     rest["memory_bytes"] = sum(p.numel() * p.element_size() for p in parameters.values())
-    return Library(layers, Variant("the rest", costs=rest))
+    head = 2 * shelf.whole.module.get_output_embeddings().weight.numel()  # type: ignore[operator, union-attr]
+    rest["flops"] = lambda workload: float(workload.batch * (workload.answer + 1) * head)  # of a prompt, the last position alone
+    if around:
+        rest |= {name: lambda workload, i=i: looked_up(around, REST, workload)[i] for i, name in enumerate(TIMES)}
+    return Library(layers, Variant(REST, costs=rest))
 
 
 def counted(shelf: Shelf) -> dict[str, int]:
@@ -97,7 +106,7 @@ def costs(shelf: Shelf, part: str, n: int, layer: int, timed: Mapping[Any, tuple
     out: dict[str, Cost] = {"parameters": parameters, "memory_bytes": memory, "flops": flops}
     if timed:
         key = spec_of(shelf, part, n, layer)
-        out |= {name: lambda workload, i=i: looked_up(timed, key, workload)[i] for i, name in enumerate(("prefill_seconds", "decode_seconds"))}
+        out |= {name: lambda workload, i=i: looked_up(timed, key, workload)[i] for i, name in enumerate(TIMES)}
     return out
 
 
@@ -150,6 +159,33 @@ def seconds(shelf: Shelf, workloads: Sequence[Workload], clock: Clock) -> dict[t
     for key, module in modules.items():
         module = module.to(device=like.device, dtype=like.dtype)
         found |= {(key, workload): duration(module, workload, attention_of(shelf.whole.module, 0).shape, like, clock) for workload in workloads}
+    return found
+
+
+def rest_seconds(
+    shelf: Shelf, workloads: Sequence[Workload], timed: Mapping[tuple[str, Workload], tuple[float, float]], clock: Clock
+) -> dict[tuple[str, Workload], tuple[float, float]]:
+    """Of the rest, workload -> what the whole model takes to read and to write, less what its own parts take together; at least nothing."""
+    module: Any = shelf.whole.module
+    like, keys = next(module.parameters()), [spec_of(shelf, part, 0, layer) for part in counted(shelf) for layer in range(shelf.num_layers)]
+    found = {}
+    for workload in workloads:
+        half = max(workload.prompt + workload.answer // 2, 1)
+        ids = torch.zeros(workload.batch, half, dtype=torch.long, device=like.device)
+
+        def read(length: int, ids: torch.Tensor = ids) -> Any:
+            return module(ids[:, :length], use_cache=True, logits_to_keep=1).past_key_values
+
+        with torch.no_grad():
+            prefill = least(lambda n=workload.prompt, read=read: read(n), like, clock) if workload.prompt else 0.0
+            cache = read(half)
+
+            def write(ids: torch.Tensor = ids, cache: Any = cache) -> Any:
+                return module(ids[:, :1], past_key_values=cache, use_cache=True)
+
+            token = least(write, like, clock) if workload.answer else 0.0
+        own = [math.fsum(timed[key, workload][i] for key in keys) for i in (0, 1)]
+        found[REST, workload] = max(0.0, prefill - own[0]), max(0.0, token * workload.answer - own[1])
     return found
 
 

@@ -14,13 +14,15 @@ from limbeck.model.base import Role
 from limbeck.search.blockwise import Shelf, learning
 from limbeck.search.costs import library
 from limbeck.search.library import Choice, Library, Workload
-from limbeck.search.strategy import ReplaceOne, search
+from limbeck.search.select import fits, select
+from limbeck.search.strategy import ReplaceOne
 from limbeck.signals import Row
 from limbeck.student.base import Score
 from limbeck.student.replace_parts import ReplaceParts
 from limbeck.train.optimiser import Optimiser
 
 SECONDS = ("seconds", "prefill_seconds", "decode_seconds", "throughput")
+LIMITS = ("parameters", "memory_bytes", "flops", *SECONDS)
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -71,7 +73,7 @@ class Search(Document):
     num: int = Field(default=1, gt=0)
     """Choices that are put together and measured; the best of them is the student."""
     differ: int = Field(default=1, gt=0)
-    """In how many blocks these differ from each other."""
+    """In how many places these differ from each other: mixers and MLPs by themselves, or whole blocks where they are not `apart`."""
 
     @model_validator(mode="after")
     def something_to_choose(self) -> "Search":
@@ -79,11 +81,23 @@ class Search(Document):
             raise ValueError("mixers or mlps: at least one variant")
         if not self.limits and not self.shares:
             raise ValueError("limits or shares: at least one, since without a limit the whole model is the best choice")
+        unknown = [name for name in (*self.limits, *self.shares) if name not in LIMITS]
+        if unknown:
+            raise ValueError(f"limits and shares: of {', '.join(LIMITS)}; not {unknown[0]}")
         if "throughput" in self.shares:
             raise ValueError("shares: of a cost, such as seconds; throughput stands under limits, in tokens a second")
         return self
 
-    def run(self, whole: Role, rows: Rows, measured_on: Sequence[Row], score: Score, seed: int, tell: Callable[[int, int, str], None]) -> Outcome:
+    def run(
+        self,
+        whole: Role,
+        rows: Rows,
+        measured_on: Sequence[Row],
+        score: Score,
+        seed: int,
+        tell: Callable[[int, int, str], None],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Outcome | None:
         """Searches.
 
         Args:
@@ -93,45 +107,71 @@ class Search(Document):
             score: how far a role is from the teacher.
             seed: of the order of rows.
             tell: hears how far it is: so many of so many, and what.
+            stop: asked between steps and measurements; after a True nothing is found, and nothing kept.
 
         Raises:
             Refused: `limit`, where no choice meets the limits.
         """
         shelf = Shelf(whole, self.mixers, self.mlps, measured_on, apart=self.apart)
-        if self.steps:
-            loop = learning(shelf, rows, self.steps, self.batch, self.optimiser, seed)
-            loop.run(lambda loop, records: tell(loop.step, loop.steps, "variants learn"))
         workloads = tuple(Workload(one.batch, one.prompt, one.answer) for one in self.workloads)
         timed = any(name in SECONDS for name in (*self.limits, *self.shares))
         table = library(shelf, workloads if timed else ())
         nothing = (0,) * len(shelf.sizes)
-        strategy = ReplaceOne(table, nothing, self.limited(table, nothing, workloads), workloads, self.num, self.differ)
+        limits = self.limited(table, nothing, workloads)
+        select(table, limits, workloads)  # refused before anything is learned, where no choice meets them
+        if self.steps:
+            loop = learning(shelf, rows, self.steps, self.batch, self.optimiser, seed)
+            if not loop.run(lambda loop, records: tell(loop.step, loop.steps, "variants learn"), stop):
+                return None
+        strategy = ReplaceOne(table, nothing, limits, workloads, self.num, self.differ)
         measure = shelf.scorer(score)
 
         def tried(choice: Choice) -> float:
             value = measure(choice)
-            tell(len(strategy.told) + 1, sum(n - 1 for n in shelf.sizes) + 1 + self.num, "tried out")
+            tell(len(strategy.told) + 1, self.measurements(shelf), "tried out")
             return value
 
-        best = search(strategy, tried)
+        while choices := strategy.ask():
+            if stop():
+                return None
+            strategy.tell(choices[0], tried(choices[0]))
+        best = strategy.best
         assert best is not None  # select has found one, or refused
         found = strategy.scored()
         return Outcome(shelf.surgery(best), shelf.assembled(best).module.state_dict(), self.about(strategy, found, best, nothing, workloads))
 
-    def limited(self, table: Library, whole: Choice, workloads: Sequence[Workload]) -> dict[str, float]:
-        """All limits as numbers; a share is of what the whole model costs at the first workload."""
+    def check(self, whole: Role) -> str:
+        """What a search will do, in a few words; refuses variants that do not fit and limits that none meets, as far as no clock is needed.
+
+        Raises:
+            Refused: `shape`, `limit`.
+        """
+        shelf = Shelf(whole, self.mixers, self.mlps, apart=self.apart)
+        table, workloads = library(shelf), tuple(Workload(one.batch, one.prompt, one.answer) for one in self.workloads)
+        wanted = {name: most for name, most in self.limited(table, (0,) * len(shelf.sizes), workloads, SECONDS).items() if name not in SECONDS}
+        select(table, wanted, workloads)
+        return f"search: {len(shelf.parts)} parts learn for {self.steps} steps, then {self.measurements(shelf)} models are measured"
+
+    def measurements(self, shelf: Shelf) -> int:
+        """How many models are measured: the whole, each variant alone, and what is chosen."""
+        return sum(n - 1 for n in shelf.sizes) + 1 + self.num
+
+    def limited(self, table: Library, whole: Choice, workloads: Sequence[Workload], without: Sequence[str] = ()) -> dict[str, float]:
+        """All limits as numbers, but for some; a share is of what the whole model costs at the first workload."""
         if len(workloads) > 1 and self.shares:
             raise Refused("limit", "search.shares", "one workload", f"{len(workloads)}", "write limits in place of shares")
-        return {**self.limits, **{name: share * table.cost(whole, name, workloads[0]) for name, share in self.shares.items()}}
+        return {**self.limits, **{n: share * table.cost(whole, n, workloads[0]) for n, share in self.shares.items() if n not in without}}
 
     def about(self, strategy: ReplaceOne, found: Library, best: Choice, whole: Choice, workloads: Sequence[Workload]) -> dict[str, Any]:
         """What is told of the search: the choice, and what each variant alone did."""
-        costs = [name for name in ("parameters", "memory_bytes", *strategy.limits) if name != "throughput"]
+        costs = [name for name in dict.fromkeys(("parameters", "memory_bytes", *strategy.limits)) if name != "throughput"]
+        at = next((one for one in workloads if fits(found, strategy.limits, best, (one,))), workloads[0])
         return {
             "chosen": [variant.name for variant in found.chosen(best)],
             "score": strategy.told[best],
             "foretold": strategy.foretold(best),
-            "costs": {name: {"whole": found.cost(whole, name, workloads[0]), "chosen": found.cost(best, name, workloads[0])} for name in costs},
+            "workload": {"batch": at.batch, "prompt": at.prompt, "answer": at.answer},
+            "costs": {name: {"whole": found.cost(whole, name, at), "chosen": found.cost(best, name, at)} for name in costs},
             "measured": [{variant.name: variant.score for variant in variants} for variants in found.layers],
             "limits": dict(strategy.limits),
         }

@@ -10,7 +10,10 @@ from torch import nn
 from limbeck.block.base import Block, Mixer, module_of
 from limbeck.block.no_mixer import NoMixer
 from limbeck.block.no_mlp import NoMlp
+from limbeck.errors import Refused
+from limbeck.model.adapters import adapted
 from limbeck.model.blocks import attention_of, mlp_of
+from limbeck.model.quantised import quantised
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
 
@@ -32,6 +35,14 @@ class Begun:
     """Name of each parameter that was taken over -> from where."""
 
 
+def exact(role: Text) -> None:
+    """Refuses a model with adapters or rounded layers: a part that comes later would not learn, or not be rounded."""
+    got = "adapters" if adapted(role.module) else "rounded layers" if quantised(role.module) else ""
+    if got:
+        do = f"write {'lora' if got == 'adapters' else 'quantize'} after the surgeries that change parts"
+        raise Refused("adapters", "student.surgery", "a model whose layers are its own, before parts are replaced", got, do)
+
+
 def begun(block: Block, role: Text, layer: int) -> Begun:
     """The part that a block describes, for one block of a model, as it begins; what is new in it does not depend on the stream of the process."""
     taught: Any = attention_of(role.module, layer) if isinstance(block, Mixer) else mlp_of(role.module, layer)
@@ -47,6 +58,7 @@ def put_parts(role: Text, chosen: Mapping[int, Mapping[str, Begun]]) -> None:
 
     Norms around a part that was taken out go with it: they would never learn.
     """
+    exact(role)
     from limbeck.model.hybrid import become, parts_of  # with it comes transformers, which a recipe that only names parts does not need
 
     anatomy, parts, made, aside = role.anatomy, parts_of(role.module), {}, {}

@@ -89,7 +89,12 @@ class Lora(Surgery):
             if not isinstance(anatomy, Anatomy):
                 raise Refused("part", f"{WHERE}.targets", "names of layers, since the parts of this model are not known", "none", "name targets")
             parts = [part for part in ATTENTION if anatomy.has(part)]
-            return list(dict.fromkeys(anatomy.path(part, i) for i in range(role.num_layers) for part in parts))
+            found = [path for path in dict.fromkeys(anatomy.path(part, i) for i in range(role.num_layers) for part in parts) if path in known]
+            short = next((i for i in range(role.num_layers) if not any(path.startswith(anatomy.path("mixer", i) + ".") for path in found)), None)
+            if short is not None:
+                got = f"block {short} holds {type(role.module.get_submodule(anatomy.path('mixer', short))).__name__}"
+                raise Refused("part", f"{WHERE}.targets", "attention, or parts named as in it, in each block", got, "name targets, such as *_proj")
+            return found
         for pattern in self.targets:
             if not any(fits(name, (pattern,)) for name in known):
                 last = list(dict.fromkeys(name.rpartition(".")[2] for name in known))

@@ -12,6 +12,7 @@ from limbeck.errors import Refused
 from limbeck.model.base import Role
 from limbeck.model.blocks import causal
 from limbeck.model.text import Text
+from limbeck.student._parts import exact
 from limbeck.student.base import Score, Surgery
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class RestoreAttention(Surgery):
         if self.choose not in ("given", "uniform"):
             raise Refused("settle", WHERE, "blocks that have been measured", f"choose: {self.choose}, not settled", "settle it first")
         layers = self.chosen(converted(text), None)
+        exact(text)
         swap(text, layers)
         path = tuple(f"{text.anatomy.path('mixer', layer)}." for layer in layers)
         text.origins = {name: how for name, how in text.origins.items() if not name.startswith(path)}

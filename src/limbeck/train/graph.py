@@ -164,13 +164,18 @@ class Arm:
             for surgery in built:
                 self.world.models["student"] = surgery(self.world.models["student"])
         self.restore(start)
-        settled = [s.settle(self.world.models["student"], self.score or unscored) for s in node.what.surgery]
+        settled = self.students_own(node) or [s.settle(self.world.models["student"], self.score or unscored) for s in node.what.surgery]
         for surgery in settled:
             self.world.models["student"] = surgery(self.world.models["student"])
         if rebuilt:
             self.world.models["student"] = self.ready(self.world.models["student"])
         self.built = (*built, *settled)
         return [s.model_dump(mode="json") for s in settled]
+
+    def students_own(self, node: Node) -> list[Surgery]:
+        """For a baseline: what the student's arm has settled for this stage, so that both have the same build; for that arm itself nothing."""
+        folder = inside(self.folder / "results" / "student", node.name)
+        return settled_in(folder) if self.name != "student" and node.what.surgery and is_sound(folder) else []
 
     def restore(self, node: str) -> None:
         """Puts the tensors of a finished node into the roles."""
@@ -188,8 +193,7 @@ class Arm:
 
     def surgery_of(self, name: str) -> list[Surgery]:
         """Settled surgeries of a finished stage."""
-        plain = json.loads((self.result(name) / "surgery.json").read_text()) if name != "student" else []
-        return [find(Surgery, one["kind"]).model_validate(one) for one in plain]  # type: ignore[type-abstract, misc]
+        return settled_in(self.result(name)) if name != "student" else []
 
     def student(self, node: str) -> Role:
         """A role of its own, as a finished node left the student."""
@@ -277,6 +281,11 @@ class Arm:
             f"look at {folder.name}/ (the batch, saved), then lower the learning rate or clip; earlier checkpoints are safe",
             code=5,
         )
+
+
+def settled_in(folder: Path) -> list[Surgery]:
+    """The settled surgeries of a finished stage."""
+    return [find(Surgery, one["kind"]).model_validate(one) for one in json.loads((folder / "surgery.json").read_text())]  # type: ignore[type-abstract, misc]
 
 
 def unscored(role: Role) -> float:
