@@ -13,7 +13,7 @@ from limbeck.start import run
 SHORT = ["baseline=[]", "export=[]"]
 LOOKS = ["evaluate=[agreement, perplexity]"]
 ACROSS = ["train.0.steps=20", "train.0.batch=4", "evaluate=[perplexity, aligned_bytes]"]
-METRICS = ("kl", "top1", "perplexity", "bits_per_byte", "on_policy_kl", "aligned_bytes", "rouge_l", "jaccard", "strict")
+METRICS = ("kl", "top1", "perplexity", "bits_per_byte", "on_policy_kl", "chunk_gap", "aligned_bytes", "rouge_l", "ngram_jaccard", "identity_strict")
 
 
 def domains() -> list[str]:

@@ -28,7 +28,8 @@ def test_distillm2_is_shown_as_its_method_in_twenty_lines_between_what_it_is_and
     head, method, found = shown("distillm2")["text"].split("\n\n")
     lines = method.split("\n")
     assert len(lines) <= 20 and head.startswith("distillm2 · DistiLLM-2") and found.startswith("claim   holds: After equal steps")
-    order = [next(i for i, line in enumerate(lines) if word in line) for word in ("teacher:", "student:", "rollouts", "skew_kl", "skew_reverse_kl", "lr:")]
+    words = ("teacher:", "student:", "rollouts", "skew_kl", "skew_reverse_kl", "lr:")
+    order = [next(i for i, line in enumerate(lines) if word in line) for word in words]
     assert order == sorted(order) and not any(line.startswith(("about", "paper", "claim", "toy")) for line in lines)
 
 

@@ -29,7 +29,7 @@ from limbeck.signals import Row
 from limbeck.store import Answers, Cache, Log, read_json, sha256_json, write_json, write_text
 from limbeck.teacher._capture import capture
 from limbeck.teacher.base import Teacher
-from limbeck.tell import Tell
+from limbeck.tell import Stopped, Tell
 from limbeck.train.graph import Arm
 from limbeck.train.loop import Loop, World
 from limbeck.train.stage import Stage
@@ -44,10 +44,6 @@ WATCHED_ROWS, LOOKS = 4, 4
 """Held-out rows that are looked at while training, and how often a stage."""
 SILENT = ("gradient_norm", "learning_rate", "step_seconds")
 """Metrics that are kept, and not told while a run goes."""
-
-
-class Stopped(Exception):
-    """Somebody asked for a stop; everything finished is kept."""
 
 
 class Job:
@@ -138,10 +134,8 @@ class Job:
             self.cast.recall(read_json(path))
         role = self.cast.fresh(self.score)
         write_json(path, self.cast.settled())
-        found = searched(self.recipe, self.folder, self.cast, self.rows, self.score, self.tell, lambda: self.stop())
-        if found is None:
-            raise Stopped
-        return [made_of(self.folder, self.cast, role if self.cast.searched is None else self.cast.fresh()), *found]
+        found = searched(self.recipe, self.folder, self.cast, self.rows, self.score, self.tell, self.stop)
+        return [made_of(self.folder, self.cast, self.cast.fresh() if found else role), *found]
 
     @functools.cached_property
     def score(self) -> Calibration:

@@ -11,13 +11,14 @@ from limbeck.recipe import Recipe
 from limbeck.roles import Cast
 from limbeck.store import is_sound, load_state, new_folder, read_json, save_state, write_json
 from limbeck.student.replace_parts import ReplaceParts
-from limbeck.tell import Tell
+from limbeck.tell import Stopped, Tell
 
 
-def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibration, tell: Tell, stop: Callable[[], bool]) -> list[str] | None:
+def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibration, tell: Tell, stop: Callable[[], bool]) -> list[str]:
     """Searches, if a recipe asks for it and that was not done; has the cast begin students with what was found; returns what is told of it.
 
-    None after a stop: nothing is kept then. What was measured in seconds is measured anew when it goes on.
+    Raises:
+        Stopped: nothing is kept then; what was measured in seconds is measured anew when it goes on.
     """
     if recipe.search is None:
         return []
@@ -26,7 +27,7 @@ def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibr
         bar = functools.partial(tell.bar, "search")
         found = recipe.search.run(cast.fresh(), rows, score.rows, score, recipe.seed, bar, stop)
         if found is None:
-            return None
+            raise Stopped
         with new_folder(place) as new:
             save_state(new, "state", {"surgery": found.surgery.model_dump(mode="json"), "state": dict(found.state)})
             write_json(new / "about.json", dict(found.about))

@@ -13,6 +13,10 @@ class Tell(Protocol):
     def bar(self, step: str, done: int, total: int, text: str) -> None: ...
 
 
+class Stopped(Exception):
+    """Somebody asked for a stop; everything finished is kept."""
+
+
 class Quiet:
     """Tells the log only."""
 

@@ -24,7 +24,8 @@ def test_bytes_in_chunks_are_counted_over_all_rows(examine: Any, begin: bool, in
     """Without a begin the teacher's first token of a text, he, is not predicted: of the second row nothing is left."""
     both = models(begin)
     found = AlignedBytes()(examine(ROWS, dict(both.items())))
-    assert found["student"].items() >= {"aligned_bytes": pytest.approx(inside / 17), "rows_without_chunks": lost}.items() and len(found) == 1
+    assert list(found) == ["student"] and found["student"]["aligned_bytes"] == pytest.approx(inside / 17)
+    assert found["student"]["rows_without_chunks"] == lost
     (note,) = ByteChunks().notes(ROWS, both)
     assert note == f"byte_chunks: {lost} rows without a common chunk (3); {inside / 17:.1%} of the bytes lie in chunks"
 
@@ -49,6 +50,20 @@ def test_the_gap_is_that_of_whole_chunks_from_the_softmax_of_both_modules(examin
     assert found["chunk_gap"] == pytest.approx(mean, rel=1e-5) and mean > 0.01
     spread = (2 * sum(hello) - 6 * mean) ** 2 + (he - mean) ** 2  # the ratio of sums of two documents, linearised
     assert found["chunk_gap_error"] == pytest.approx((2 * spread) ** 0.5 / 7, rel=1e-4)
+
+
+def test_differences_between_subjects_of_one_tokenizer_are_paired_over_documents(examine: Any) -> None:
+    both, other = models(True), models(True)
+    with torch.no_grad():
+        for p in other["student"].parameters():
+            p.mul_(1.5)
+    rows = [Row(str(i), {"text": text}, source=f"d{i // 2}") for i, text in enumerate(("hello", "he", "hell he", "o hello", "xhe", "hex"))]
+    found = AlignedBytes()(examine(rows, {"teacher": both["teacher"], "start": other["student"], "student": both["student"]}))
+    pair = found["gaps"]["start"]
+    assert list(found["gaps"]) == ["start"] and pair["chunk_gap"] == pytest.approx(found["student"]["chunk_gap"] - found["start"]["chunk_gap"])
+    assert 0 < pair["chunk_gap_error"] < found["student"]["chunk_gap_error"]
+    alike = {"teacher": both["teacher"], "start": both["teacher"], "student": both["teacher"]}
+    assert "gaps" not in AlignedBytes()(examine(rows, alike))  # with one tokenizer agreement has better ones
 
 
 def test_to_a_model_of_one_tokenizer_that_says_the_same_there_is_no_gap(examine: Any) -> None:

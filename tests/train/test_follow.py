@@ -29,6 +29,14 @@ def test_it_hears_each_step_once_however_the_window_is_cut(tmp_path: Path) -> No
     assert shares(tmp_path / "cut") == pytest.approx(whole, rel=1e-6)
 
 
+def test_looking_at_held_out_text_moves_nothing(tmp_path: Path) -> None:
+    """The published code also takes the losses of its validation for progress."""
+    run(recipe(tmp_path), name="blind", runs=tmp_path)
+    run(recipe(tmp_path, select={"every": 1, "metric": "kl"}), name="looks", runs=tmp_path)
+    looks = [r for r in metrics(tmp_path / "looks") if r["name"] == "held_out.kl"]
+    assert len(looks) == 4 and shares(tmp_path / "looks") == shares(tmp_path / "blind")
+
+
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     run(recipe(tmp_path), name="whole", runs=tmp_path)
     run(recipe(tmp_path), name="stopped", runs=tmp_path, stop=after(2))

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.errors import Refused
@@ -27,7 +27,8 @@ class AlignedBytes(Evaluator):
     stands after the last common byte. With one tokenizer, only first tokens are. The gap, in nats a chunk, says how close a student is to its
     teacher where `agreement` has nothing to compare; chunks are as they were cut, neither debiased nor merged, and longer ones lie further
     apart, so that only students of one tokenizer are to be compared. Nothing is measured without a teacher, or of tokenizers that do not
-    keep every byte; no gap to a teacher that is not at hand. `bits_per_byte` of `perplexity` says how well the text is predicted.
+    keep every byte; no gap to a teacher that is not at hand. `bits_per_byte` of `perplexity` says how well the text is predicted. `gaps`:
+    the student's gap minus that of other subjects, its error paired over documents.
 
     Example:
         >>> AlignedBytes().ranges["aligned_bytes"]
@@ -52,26 +53,42 @@ class AlignedBytes(Evaluator):
         if teacher is None or teacher.tokenizer is None:
             return {}
         out: dict[str, Any] = {}
+        apart: dict[str, Apart] = {}
         for name in (name for name in exam.subjects if name != "teacher"):
             found: list[Covered] = []
             with exam.open(name) as role, suppress(Refused):
                 if role.tokenizer is not None:
                     found = coverage(exam.rows, [role.tokenizer, teacher.tokenizer], [role.shift, teacher.shift], "evaluate aligned_bytes")
-            out |= {name: self.beside(exam, name, found)} if found else {}
+            if found:
+                share = sum(one.inside for one in found) / max(1, sum(one.asked for one in found))
+                out[name] = {"aligned_bytes": share, "rows_without_chunks": sum(not one.chunks for one in found)}
+            if "teacher" in exam.subjects and any(one.chunks for one in found):
+                apart[name] = Apart.of([one.chunks for one in found], name, exam)
+                out[name] |= figures(apart[name].gap, apart[name])
+        if "student" in apart and exam.table("student").kl is None:  # where there is one, agreement tells
+            mine = apart["student"]
+            alike = {name: one for name, one in apart.items() if name != "student" and torch.equal(one.document, mine.document)}
+            out |= {"gaps": {name: figures(mine.gap - one.gap, mine) for name, one in alike.items()}} if alike else {}
         return out
 
-    def beside(self, exam: Exam, name: str, found: Sequence[Covered]) -> dict[str, Any]:
-        """The figures of one subject."""
-        share = sum(one.inside for one in found) / max(1, sum(one.asked for one in found))
-        out: dict[str, Any] = {"aligned_bytes": share, "rows_without_chunks": sum(not one.chunks for one in found)}
-        if "teacher" not in exam.subjects or not any(one.chunks for one in found):
-            return out
-        chunks = [one.chunks for one in found]
-        said = [likelihoods(chunks, side, exam.table(who)) for side, who in enumerate((name, "teacher"))]
-        row = torch.tensor([i for i, some in enumerate(chunks) for _ in some], dtype=torch.long, device="cpu")
-        gap = (said[0] - said[1]).abs()
-        out["chunk_gap"], out["chunk_gap_error"] = clustered(gap, torch.ones_like(gap), documents(exam.rows)[row])
-        return out
+
+class Apart(NamedTuple):
+    """How far apart a subject and the teacher find each chunk."""
+
+    gap: Float[Tensor, " chunk"]
+    document: Int[Tensor, " chunk"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Chunks], name: str, exam: Exam) -> "Apart":
+        said = [likelihoods(rows, side, exam.table(who)) for side, who in enumerate((name, "teacher"))]
+        row = torch.tensor([i for i, some in enumerate(rows) for _ in some], dtype=torch.long, device="cpu")
+        return cls((said[0] - said[1]).abs(), documents(exam.rows)[row])
+
+
+def figures(values: Float[Tensor, " chunk"], of: Apart) -> dict[str, float | None]:
+    """The mean over all chunks, with its error over documents."""
+    mean, error = clustered(values, torch.ones_like(values), of.document)
+    return {"chunk_gap": mean, "chunk_gap_error": error}
 
 
 def likelihoods(rows: Sequence[Chunks], side: int, table: Table) -> Float[Tensor, " chunk"]:

@@ -20,7 +20,7 @@ by_certainty     [{low, high, share, student, baseline}]      agreement where th
 slices           [{name, share, student, error, baseline}]    agreement by kind of text
 calibration      [{stated, teacher, student, baseline}]       how often right minus stated, by stated probability
 decode_by_context [{context, teacher_ms [median, 10 %, 90 %], student_ms}]
-gaps             {<arm>: {top1, top1_error, kl, kl_error}}   the student minus that arm, errors paired over documents
+gaps             {<arm>: {top1, top1_error, kl, kl_error, chunk_gap, chunk_gap_error}}   the student minus that arm, errors paired over documents
 similarity       {reference, control, student, prompts, measures [{name, <who>: {value, low, high}, closer}], judge,
                  preference [{name, reference, <who>}]}       answers of each beside the reference's; closer: student minus control
 identity         {prompts, cues, judge, <who>: {loose, strict, hard: {value, low, high}, judged, reasons}}

@@ -77,6 +77,15 @@ class Text(Role):
         other = any(place in parts for parts in getattr(self.module.config, "layer_parts", None) or ())
         self.offers, self.lacks = (self.offers | self.lacks) - (INSIDE if other else set()), INSIDE if other else frozenset()
 
+    def renumbered(self, keep: Sequence[int]) -> "Text":
+        """Itself, after some blocks have gone: what it remembers of those that stay goes by their new numbers."""
+        self.aside = {i: self.aside[before] for i, before in enumerate(keep) if before in self.aside}
+        paths = {self.anatomy.path("block", before) + ".": self.anatomy.path("block", i) + "." for i, before in enumerate(keep)}
+        told = [(name, how, next((path for path in paths if name.startswith(path)), None)) for name, how in self.origins.items()]
+        self.origins = {paths[path] + name.removeprefix(path): how for name, how, path in told if path is not None}
+        self.hear_parts()
+        return self
+
     @property
     def vocab(self) -> int | None:
         """Entries of its logits: many families pad them beyond what the tokenizer has."""

@@ -82,5 +82,6 @@ def refuse_long(rows: Rows, roles: Models) -> None:
             if (num := len(encode(row, role.tokenizer)[0])) > context:
                 own = roles["student"].tokenizer if "student" in roles else role.tokenizer
                 alike = own is None or fingerprint(own) == fingerprint(role.tokenizer)
-                do = f"add a step: {{kind: pack, length: {context}}}" if alike else f"a smaller length of pack: the {name} reads more tokens than it counts"
+                do = f"add a step: {{kind: pack, length: {context}}}"
+                do = do if alike else f"a smaller length of pack: the {name} reads more tokens than it counts"
                 raise Refused("context", f"data  row {row.key}", f"at most {context:,} tokens, the context of the {name}", f"{num:,}", do)

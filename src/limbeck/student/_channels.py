@@ -80,13 +80,15 @@ def anatomy_of(role: Role, where: str, narrows: bool = False) -> Anatomy:
     """Where the parts of a role are.
 
     Raises:
-        Refused: `part`, for a role whose parts have no names; `adapters`, where it is to become narrower and has some.
+        Refused: `part`, for a role whose parts have no names, or are others in some blocks; `adapters`, where it is to become narrower and has some.
     """
     if narrows and adapted(role.module):
         raise Refused("adapters", where, "a model without adapters", "adapters, which would not fit any more", "narrow it before lora")
     found = getattr(role, "anatomy", None)
     if not isinstance(found, Anatomy):
         raise Refused("part", where, "a model whose parts are known by name: a text model", type(role.module).__name__, "leave it out", code=3)
+    if narrows and any(getattr(role.module.config, "layer_parts", None) or ()):
+        raise Refused("part", where, "blocks as their family builds them", "other modules in some places", "narrow it before they are changed")
     return found
 
 

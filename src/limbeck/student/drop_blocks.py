@@ -82,8 +82,7 @@ class DropBlocks(Surgery):
         if self.choose in ("influence", "greedy", "contiguous"):
             raise Refused("settle", WHERE, "blocks that have been measured", f"choose: {self.choose}, not settled", "settle it first")
         take(role, keep := self.chosen(count(role), lambda keep: 0.0))
-        renumbered(role, keep)
-        return role
+        return role.renumbered(keep) if isinstance(role, Text) else role
 
     def chosen(self, num: int, cost: Callable[[Sequence[int]], float]) -> tuple[int, ...]:
         """The blocks that stay, out of `num`.
@@ -117,16 +116,6 @@ class DropBlocks(Surgery):
                 left = min((without(left, (i,)) for i in reversed(left)), key=cost)
             return left
         return spread(num, num - drop)
-
-
-def renumbered(role: Role, keep: Sequence[int]) -> None:
-    """What a role remembers of its blocks, by their new numbers."""
-    role.aside = {i: role.aside[before] for i, before in enumerate(keep) if before in role.aside}
-    paths = {anatomy_of(role, WHERE).path("block", before) + ".": anatomy_of(role, WHERE).path("block", i) + "." for i, before in enumerate(keep)}
-    told = [(name, how, next((path for path in paths if name.startswith(path)), None)) for name, how in role.origins.items()]
-    role.origins = {paths[path] + name.removeprefix(path): how for name, how, path in told if path is not None}
-    if isinstance(role, Text):
-        role.hear_parts()
 
 
 def spread(num: int, stay: int) -> tuple[int, ...]:

@@ -113,9 +113,6 @@ class KeepWidth(Surgery):
             Refused: `width`, if the model has too few, or its config cannot say it; `part`, if its parts are not known; `adapters`.
         """
         anatomy, config, layers = cutting.anatomy_of(role, WHERE, narrows=True), role.module.config, range(role.num_layers)
-        if any(getattr(config, "layer_parts", None) or ()):
-            do = "write keep_width before the surgery that changes them"
-            raise Refused("part", WHERE, "blocks as their family builds them", "other modules in some places", do)
         num, kv, inner, dim, size = (anatomy.size(config, name) for name in ("heads", "kv_heads", "mlp_width", "width", "head_dim"))
         if self.written:
             check(Kept(self.kept_heads, self.kept_mlp, self.kept_width), len(layers), num, num // kv, inner, dim)
