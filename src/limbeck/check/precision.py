@@ -161,7 +161,7 @@ def cached_teacher(objective: Objective, seed: int = 0) -> None:
     from limbeck.teacher.cached import Cached
 
     asked = {objective.role(seat): [n.split("|")[0] for n in names] for seat, names in objective.needs.items()}
-    taps = tuple(n for n in asked.get("teacher", ()) if "." in n and "*" not in n)
+    taps = tuple(n for n in asked.get("teacher", ()) if "." in n and "*" not in n and not n.startswith("mixing."))
     teacher = Cached(model="config:tiny", keep="hidden", taps=taps)  # type: ignore[call-arg]
     missing = [n for n in asked.get("teacher", ()) if n not in teacher.offers]
     if missing:
