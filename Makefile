@@ -40,7 +40,7 @@ docs: $(VENV)/ready             ## the documentation, strictly, into site/
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --quiet
 
-claims: $(VENV)/ready           ## measures what recipes claim, hours for all; NAME=taid for one
+claims: $(VENV)/weights         ## measures what recipes claim, hours for all; NAME=taid for one
 	OMP_NUM_THREADS=1 $(BIN)/python -m limbeck.claims $(NAME)
 
 bench: $(VENV)/weights          ## benchmarks, one script a question; see benchmarks/README.md
