@@ -11,7 +11,7 @@ Every tensor has a *unit* on its first axis, and every unit knows its row:
 So anything can be selected and cut by rows, without knowing what it is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -181,6 +181,19 @@ class TopK:
 
     def __getitem__(self, i: Any) -> "TopK":
         return TopK(self.ids[i], self.log_probs[i], self.tail[i])
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Signals of parts that follow each other, as one: lazy logits stay lazy."""
+
+    def one(first: Any, *rest: Any) -> Any:
+        if isinstance(first, Logits):
+            return replace(first, hidden=torch.cat([first.hidden, *(x.hidden for x in rest)]))
+        if isinstance(first, TopK):
+            return TopK(*(torch.cat([getattr(x, name) for x in (first, *rest)]) for name in ("ids", "log_probs", "tail")))
+        return torch.cat([first, *rest])
+
+    return {name: one(*(part[name] for part in parts)) for name in parts[0]}
 
 
 def dense(logits: Any) -> Float[Tensor, "target vocab"]:

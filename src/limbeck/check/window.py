@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.check.contract import close, contract
+from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.check.models import ALONE, GROUPS, SIZES, WIDE, Trial, pair
 from limbeck.component import Component, canonical_json
 from limbeck.signals import Loss
@@ -53,6 +53,12 @@ def same(got: tuple[Tensor, list[Loss]], expected: tuple[Tensor, list[Loss]], wh
     close(got[0], expected[0], SAME, f"{what}: the gradient")
 
 
+def apart(component: Component) -> None:
+    """Goes on where the rows of a window can be shared out."""
+    if getattr(component, "whole", False):
+        raise NotClaimed("it compares rows of the whole window, which must be on one rank")
+
+
 @contract
 def accumulation(component: Component, seed: int = 0) -> None:
     """Cut into 2, 3 and more micro-batches than there are groups, the window gives the gradient it gives in one."""
@@ -72,6 +78,7 @@ def packing(component: Component, seed: int = 0) -> None:
 @contract
 def padding(component: Component, seed: int = 0) -> None:
     """How much padding there is does not matter: each group is padded by itself, or all together."""
+    apart(component)
     trial = trial_of(component, seed)
     same(trial.gradients(shares=GROUPS, layout="padded"), trial.gradients(layout="padded"), "groups padded by themselves against all together")
 
@@ -79,6 +86,7 @@ def padding(component: Component, seed: int = 0) -> None:
 @contract
 def ranks(component: Component, seed: int = 0) -> None:
     """Shared out to three ranks that know the common counts, the gradients add up to that of one."""
+    apart(component)
     trial = trial_of(component, seed)
     same(trial.gradients(shares=3), trial.whole, "three ranks against one")
 

@@ -28,6 +28,8 @@ class Objective(Component):
     """Claim: value and gradient vanish where these two seats say the same."""
     descends: ClassVar[bool] = True
     """Claim: a small step against the gradient lowers the value."""
+    whole: ClassVar[bool] = False
+    """It compares rows of the whole window, such as negatives in the batch: micro-batches are run twice, and never apart."""
     special_cases: ClassVar[dict[str, dict[str, Any]]] = {}
     """Claim: with these fields it equals that other objective."""
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.align.base import Align, Aligned, raw
 from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.numerics import Streams
-from limbeck.signals import Batch, Loss, Needs, Row
+from limbeck.signals import Batch, Loss, Needs, Row, Signals, joined
 from limbeck.teacher.base import Teacher
 from limbeck.train.settle import Settled
 from limbeck.train.stage import Turn
@@ -92,7 +93,7 @@ def window(running: Running, models: Models, batch: Batch, step: int, counts: Se
     `counts` are over all micro-batches and ranks: the only place that divides.
     """
     sums, summed = [0.0] * len(counts), [0] * len(counts)
-    parts, made = batch.cut(running.turn.micro), None
+    parts, made = [batch] if whole(running.turn) else batch.cut(running.turn.micro), None
     running.weights = None
     if running.turn.balance == "gradient_norm":
         running.weights, made = balanced(running, models, parts, step, counts)
@@ -114,12 +115,34 @@ def share(running: Running, models: Models, part: Batch, step: int, counts: Sequ
 
 def told(running: Running, models: Models, part: Batch, step: int, counts: Sequence[int]) -> tuple[list[Tensor], list[Loss], list[float]]:
     """What a part of a window adds to the mean of each objective; sum and count of each; and the weights of the turn."""
-    forward, listen = running.turn.forward.at(step), Aligned(models, running.settled.align)
-    said = forward(listen, part, running.settled.needs)  # type: ignore[operator]
+    said = heard(running, models, part, step)
     objectives: list[Any] = [o.at(step, followed) for o, followed in zip(running.turn.objective, running.followed, strict=True)]
     losses = [objective(said, learned) for objective, learned in zip(objectives, running.learned, strict=True)]
     means = [loss.total / max(num, 1) for loss, num in zip(losses, counts, strict=True)]
     return means, losses, [objective.weight for objective in objectives]
+
+
+def whole(turn: Turn) -> bool:
+    """Whether an objective compares the rows of the whole window."""
+    return any(objective.whole for objective in turn.objective)
+
+
+def heard(running: Running, models: Models, part: Batch, step: int) -> dict[str, Signals]:
+    """What all roles say about a part of a window.
+
+    A window that must be seen whole is still run a micro-batch at a time: of each only what it says is kept, and it is run again, with the
+    same random numbers, when its gradient is due. So memory is that of one micro-batch, for two forward passes.
+    """
+    forward, listen = running.turn.forward.at(step), Aligned(models, running.settled.align)
+
+    def run(some: Batch) -> dict[str, Signals]:
+        return forward(listen, some, running.settled.needs)  # type: ignore[operator]
+
+    if running.turn.micro == 1 or not whole(running.turn):
+        return run(part)
+    cut = torch.arange(len(part.keys), device=part.group.device).tensor_split(running.turn.micro)
+    said = [checkpoint(run, part.at(rows), use_reentrant=False) for rows in cut if len(rows)]
+    return {role: part.signals(role, joined([one[role].values for one in said])) for role in said[0]}  # type: ignore[index]
 
 
 def weighted(means: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
