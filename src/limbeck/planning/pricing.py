@@ -62,6 +62,18 @@ class Pricing:
                 memory = max(memory, self.student.train_bytes(-(-window // turn.micro), min(chunk, window)) + beside)
         return positions, seconds, memory
 
+    def tries(self) -> Line | None:
+        """Candidates of surgeries that learn before they are measured: at most one for each block."""
+        num, positions, a_position = 0, 0, BACKWARD * self.seconds["student"]
+        if self.recipe.teacher is not None and not self.recipe.teacher.remembers:
+            a_position += self.seconds["teacher"]
+        for stage in self.recipe.train:
+            steps = sum(surgery.tries for surgery in stage.surgery) * self.student.layers * stage.repeat
+            num += steps
+            positions += steps * sum(turn.batch for turn in stage.turn) * self.length
+        what = f"candidates learn, at most {num:,} steps in all"
+        return Line("surgery", what, positions * a_position, self.training()[2] + self.student.weight_bytes) if num else None
+
     def asking(self, positions: int) -> Line | None:
         """What the teacher is asked while training, live or once."""
         if self.teacher is None:
@@ -84,6 +96,7 @@ class Pricing:
             Line("data", f"{len(self.recipe.data)} steps", 2, 0.5e9),
             Line("before", f"{len(self.rows.held_out):,} held-out rows, teacher and start", first, weights),
             self.asking(positions),
+            self.tries(),
             Line("train", f"{sum(map(self.steps, self.recipe.train)):,} steps, {positions:,} positions", seconds, memory, disk),
             *(Line("baseline", f"{name}, the same steps", seconds, memory, disk) for name in self.recipe.baseline),
             Line("evaluate", f"{len(self.rows.held_out):,} held-out rows, timings, samples", EVALUATION_SECONDS + self.arms * look, 2 * weights),
