@@ -1,8 +1,8 @@
 """Attention back into some blocks: the blocks that matter are found, and get their original weights."""
 
-import copy
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,57 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import limbeck
+import recall
 from limbeck import start
 from limbeck.block.gated_delta_net import GatedDeltaNet
-from limbeck.check.models import family_of, fresh
-from limbeck.check.surgery import logits, score_of
+from limbeck.check.models import fresh
+from limbeck.check.surgery import logits
 from limbeck.errors import Refused
 from limbeck.examine import Calibration
-from limbeck.model.base import Role
+from limbeck.model.base import Role, clone
 from limbeck.model.text import Text
 from limbeck.student.drop_blocks import DropBlocks
 from limbeck.student.linearize import Linearize
 from limbeck.student.restore_attention import RestoreAttention
 from toy import after, at_home, same, state, toy  # noqa: F401
 
-
-def planted(seed: int, block: int) -> Text:
-    """A model in which the attention of one block alone says anything."""
-    role = family_of("llama", seed, torch.float32, layers=4, width=32, heads=4, kv_heads=2, mlp_width=64)
-    with torch.no_grad():
-        for i in range(4):
-            role.module.get_submodule(f"model.layers.{i}.self_attn.o_proj").weight.mul_(20 if i == block else 1e-3)  # type: ignore[operator, union-attr]
-    return role
+PLANTED = [(0, 2), (1, 0), (2, 3)]
+"""Seed, and the block whose attention recalls."""
+HELD_OUT = recall.rows(7, 64)
 
 
-@pytest.mark.parametrize("seed, block", [(0, 2), (1, 0), (2, 3)])
-@pytest.mark.parametrize("choose", ["restore_one", "greedy"])
-def test_the_one_block_whose_attention_matters_is_found(seed: int, block: int, choose: str) -> None:
-    teacher = planted(seed, block)
-    student = Linearize(mixer=GatedDeltaNet())(copy.deepcopy(teacher))
-    settled = RestoreAttention(num=1, choose=choose).settle(student, score_of(teacher, seed))  # type: ignore[arg-type]
+@cache
+def converted(seed: int, block: int) -> tuple[Text, Text]:
+    """The planted teacher, and a student of mixers that have learned to stand in for its attention."""
+    teacher = recall.teacher(seed, block)
+    return teacher, recall.aligned(teacher, GatedDeltaNet(), 5, seed)
+
+
+@pytest.mark.parametrize("seed, block", PLANTED)
+def test_the_planted_teacher_recalls_with_one_block_and_needs_no_other_attention(seed: int, block: int) -> None:
+    teacher = recall.teacher(seed, block)
+    others = [i for i in range(4) if i != block]
+    assert recall.share(teacher, HELD_OUT) == recall.share(recall.apart(teacher, others), HELD_OUT) == 1
+    assert recall.share(recall.apart(teacher, [block]), HELD_OUT) < 0.3  # by chance 1 of 8
+
+
+@pytest.mark.parametrize("seed, block", PLANTED)
+@pytest.mark.parametrize("choose", ["restore_one", "greedy", "supervised"])
+def test_the_one_block_that_recalls_ranks_first(seed: int, block: int, choose: str) -> None:
+    teacher, student = converted(seed, block)
+    how = {"steps": 3} if choose == "supervised" else {}
+    settled = RestoreAttention(num=1, choose=choose, **how).settle(clone(student), recall.Distance(teacher, recall.rows(8, 16), seed))  # type: ignore[arg-type]
     assert settled == RestoreAttention(num=1, choose="given", layers=(block,))
+
+
+@pytest.mark.parametrize("seed, block", PLANTED)
+def test_with_the_block_that_was_found_the_student_recalls_all_and_without_it_no_other_one_helps(seed: int, block: int) -> None:
+    teacher, student = converted(seed, block)
+    distance = recall.Distance(teacher, HELD_OUT)
+    each = [RestoreAttention(choose="given", layers=(i,))(clone(student)) for i in range(4)]
+    others = [one for i, one in enumerate(each) if i != block]
+    assert recall.share(each[block], HELD_OUT) == 1 and all(recall.share(one, HELD_OUT) < 0.8 for one in others)
+    assert distance(each[block]) < 0.01 * min(map(distance, others))
 
 
 def test_all_restored_it_is_the_teacher_again_to_the_last_bit() -> None:
