@@ -46,6 +46,14 @@ def test_the_same_search_finds_the_same_to_the_last_bit() -> None:
     assert one.surgery == two.surgery and all(torch.equal(x, two.state[name]) for name, x in one.state.items())
 
 
+def test_another_seed_draws_other_variants_and_the_surgery_that_is_written_has_it() -> None:
+    how = {"mixers": ({"kind": "gated_delta_net"},), "limits": {"parameters": 1e9}}
+    one, two = (found(Search.model_validate({**how, "seed": seed}))[1] for seed in (0, 1))
+    assert (one.surgery.seed, two.surgery.seed) == (0, 1)
+    scores = [[row["gated_delta_net"] for row in outcome.about["measured"] if "gated_delta_net" in row] for outcome in (one, two)]
+    assert len(scores[0]) == 4 and all(a != b for a, b in zip(*scores, strict=True))
+
+
 def test_a_limit_that_no_choice_meets_is_named() -> None:
     with pytest.raises(Refused, match="parameters at most 10") as error:
         found(Search(mlps=(NarrowMlp(inner=0.5),), limits={"parameters": 10.0}))

@@ -75,6 +75,9 @@ class Search(Document):
     differ: int = Field(default=1, gt=0)
     """In how many places these differ from each other: mixers and MLPs by themselves, or whole blocks where they are not `apart`."""
 
+    seed: int = Field(default=0, json_schema_extra={"since": 2})
+    """Of the weights of variants that are drawn."""
+
     @model_validator(mode="after")
     def something_to_choose(self) -> "Search":
         if not self.mixers and not self.mlps:
@@ -112,7 +115,7 @@ class Search(Document):
         Raises:
             Refused: `limit`, where no choice meets the limits.
         """
-        shelf = Shelf(whole, self.mixers, self.mlps, measured_on, apart=self.apart)
+        shelf = Shelf(whole, self.mixers, self.mlps, measured_on, self.apart, self.seed)
         workloads = tuple(Workload(one.batch, one.prompt, one.answer) for one in self.workloads)
         timed = any(name in SECONDS for name in (*self.limits, *self.shares))
         table = library(shelf, workloads if timed else ())
