@@ -22,6 +22,9 @@ from limbeck.signals import Row, View, dense
 from limbeck.store import is_sound, load_tensors, new_folder, read_json, save_tensors, write_json
 from limbeck.teacher.base import Teacher
 
+CALIBRATION_ROWS = 16
+"""Training rows that surgeries and searches are measured on."""
+
 
 def one_tokenizer(role: Role, teacher: Role) -> bool:
     """Whether two roles read text by the same ids, as far as they read text."""

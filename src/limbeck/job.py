@@ -13,7 +13,7 @@ import torch
 from limbeck.conclude import conclude, exported
 from limbeck.data.base import Place, Rows
 from limbeck.errors import Refused
-from limbeck.examine import Calibration, Examiner, draw_samples, trust
+from limbeck.examine import CALIBRATION_ROWS, Calibration, Examiner, draw_samples, trust
 from limbeck.model.adapters import merged
 from limbeck.model.base import Models, Role
 from limbeck.numerics import Streams
@@ -36,8 +36,6 @@ from limbeck.train.stage import Stage
 from limbeck.train.window import drawn
 from limbeck.workspace import same_inputs
 
-CALIBRATION_ROWS = 16
-"""Training rows that surgeries are measured on."""
 CLOSING_SECONDS = 75
 """What timings of decoding, samples and the report take."""
 WATCHED_ROWS, LOOKS = 4, 4

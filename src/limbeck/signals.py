@@ -43,6 +43,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "key": ("pos", "dim"),
     "value": ("pos", "dim"),
     "mixing": ("pos", "head past"),  # what each position of the row weighs, from the row's first on; zeros up to the longest row
+    "head_draw": ("row", "k"),  # numbers below 1, by which heads are picked: the same ones for all rows
     "time": ("row", ""),
     "sample": ("row", "channel"),
     "score": ("row", ""),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from limbeck.errors import Refused
+from limbeck.formats.base import Ranges
 from limbeck.formats.binary import Binary
 from limbeck.formats.fp8 import FP8
 from limbeck.formats.integer import Integer
@@ -11,6 +12,7 @@ from limbeck.formats.nvfp4 import NVFP4
 
 FORMATS = (NVFP4(), FP8(), Integer(8), Integer(8, 32), Integer(4, 32), Integer(4), Binary(32), Binary())
 FROZEN = (NVFP4(), FP8(), Integer(8))
+RANGED = FORMATS[:-2]
 every = pytest.mark.parametrize("how", FORMATS, ids=str)
 every_frozen = pytest.mark.parametrize("how", FROZEN, ids=str)
 
@@ -75,6 +77,71 @@ def test_what_a_scale_was_measured_on_is_inside_however_it_was_rounded(how, seed
     x = (10 * drawn(1, 64, seed=seed)).requires_grad_()
     how.fake(x, how.frozen(float(x.detach().abs().max()))).sum().backward()
     assert x.grad.all()
+
+
+def by_autograd(how, x, amax, growth):
+    """What is said, as the chain of its operations, where a rounding counts as a straight line and a clip as a clip."""
+
+    def straight(exact, rounded):
+        return exact + (rounded - exact).detach()
+
+    groups, each = how.groups(x), (amax * growth.exp())[..., None]
+    if isinstance(how, NVFP4):
+        whole = 448 * 6 / amax.max()
+        scale = each / 6 * whole
+        step = scale / scale.detach() * scale.detach().clamp(2.0**-6, 448).to(torch.float8_e4m3fn).float() / whole  # straight in its logarithm
+    else:
+        step = each / (448 if isinstance(how, FP8) else how.half - 0.5)
+    inside = groups.abs() <= each
+    v = torch.where(inside, groups / step, (groups / step).detach())
+    return (step * straight(v, how.levels((groups / step).detach()))).flatten(-2)
+
+
+@pytest.mark.parametrize("how", RANGED, ids=str)
+def test_ranges_that_learn_have_the_gradient_of_a_step_that_is_learned(how):
+    x, gradient = drawn(16, 64), drawn(16, 64, seed=1)
+    amax = how.groups(x).abs().amax(-1)
+    start = 0.3 * drawn(*amax.shape, seed=2)  # about half of the groups clip some of theirs
+    one, two = ([x.clone().requires_grad_(), start.clone().requires_grad_()] for _ in range(2))
+    said = how.fake(one[0], ranges=Ranges(amax, growth=one[1]))
+    expected = by_autograd(how, two[0], amax, two[1])
+    torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-6)
+    said.backward(gradient)
+    expected.backward(gradient)
+    torch.testing.assert_close(one[0].grad, two[0].grad, rtol=1e-5, atol=1e-6)
+    assert not one[0].grad.all() and one[0].grad.any(), "some are clipped, and not all"
+    torch.testing.assert_close(one[1].grad, two[1].grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", RANGED, ids=str)
+def test_ranges_of_what_was_measured_say_the_same_bit_by_bit_and_are_kept_in_codes(how):
+    x = drawn(24, 64)
+    amax = how.groups(x).abs().amax(-1)
+    for ranges in (Ranges(amax), Ranges(amax, growth=torch.zeros_like(amax)), Ranges(amax.max()[None], each=False)):
+        if ranges.each or isinstance(how, NVFP4):
+            assert torch.equal(how.fake(x, ranges=ranges), how.fake(x))
+    wide = Ranges(amax, growth=0.3 * drawn(*amax.shape, seed=2))
+    for y in (x, 1.7 * x, x.bfloat16()):
+        codes = how.encode(y, ranges=wide)
+        assert torch.equal(bits(how.decode(codes, y.dtype)), bits(how.fake(y, ranges=wide)))
+        assert not torch.equal(codes.packed, how.encode(y).packed), "made for what is measured they would be others"
+
+
+@pytest.mark.parametrize("how", RANGED, ids=str)
+def test_what_grows_out_of_its_range_is_clipped_and_learns_no_further(how):
+    x = drawn(4, 64)
+    ranges = Ranges(how.groups(x).abs().amax(-1))
+    most = ranges.amax.repeat_interleave(64 // ranges.amax.shape[-1], -1)
+    grown = (3 * x).requires_grad_()
+    said = how.fake(grown, ranges=ranges)
+    said.sum().backward()
+    beyond = (3 * x).abs() > 1.001 * most
+    assert beyond.any() and not grown.grad[beyond].any() and grown.grad[(3 * x).abs() < 0.999 * most].all()
+    # the largest level lies half a step of Integer, and a sixteenth of E4M3, beside the range at most
+    reach = {NVFP4: 17 / 16, FP8: 1}.get(type(how)) or how.half / (how.half - 0.5)
+    assert (said.abs() <= reach * most * (1 + 1e-6)).all() and (said[beyond].abs() > 0.9 * most[beyond]).all()
+    x[1, 3] = float("nan")
+    assert how.fake(x, ranges=ranges).isnan()[1, 3]
 
 
 def test_what_the_rounding_of_a_scale_clips_keeps_its_gradient():

@@ -1,6 +1,8 @@
 """Distances of matrices that mix positions: against a plain loop, and what must not change them."""
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.block import _gated_delta_net
+from limbeck.block.discrete_mamba2 import DiscreteMamba2
+from limbeck.block.gated_delta_net import GatedDeltaNet
+from limbeck.block.gated_sum import GatedSum
+from limbeck.block.linear_attention import LinearAttention
 from limbeck.check.models import Trial, family_of
 from limbeck.errors import Refused
+from limbeck.forward.layerwise import Layerwise
 from limbeck.model.base import Models, clone
+from limbeck.model.mixing import picked
+from limbeck.numerics import Streams
+from limbeck.objective.hidden_mse import HiddenMSE
 from limbeck.objective.matrix_orientation import MatrixOrientation
 from limbeck.signals import Signals
+from limbeck.student.linearize import Linearize
 
 Say = Callable[..., Signals]
 POS = (3, 1, 4)
@@ -110,6 +122,81 @@ def test_only_what_decides_who_is_heard_gets_a_gradient() -> None:
         "v_proj": False,
         "o_proj": False,
     }
+
+
+class Sampled:
+    """Blocks of four heads: attention for the teacher, and in the student's places mixers of the kinds that write their matrices out."""
+
+    def __init__(self, mixer: Any, heads: int | None):
+        student, teacher = (family_of("llama", seed, heads=4, kv_heads=2, width=32) for seed in (0, 1))
+        models = Models({"student": student if mixer is None else Linearize(mixer=mixer)(student), "teacher": teacher})
+        self.trial = Trial(models=models, objective=(MatrixOrientation(layers=(1, 2)),), forward=Layerwise(heads=heads), only=("*.self_attn.*",))
+
+    def of(self, *drawn: float) -> tuple[Tensor, float]:
+        """Gradient and sum with these numbers drawn."""
+        self.trial.batch = self.trial.batch.with_inputs("student", head_draw=torch.tensor(drawn).expand(len(self.trial.batch.keys), -1))
+        found, (loss,) = self.trial.gradients()
+        return found, loss.total.item()
+
+
+@pytest.mark.parametrize("mixer", [None, DiscreteMamba2(), GatedDeltaNet(), LinearAttention(), GatedSum.example()], ids=str)
+def test_the_mean_over_all_pairs_of_heads_is_that_of_all_heads_in_value_and_gradient(mixer: Any) -> None:
+    if isinstance(mixer, GatedSum):  # its two mixers have four heads each, attention has four: not to be compared
+        with pytest.raises(Refused, match="equally many heads"):
+            Sampled(mixer, 2)
+        return
+    gradient, (whole,) = Sampled(mixer, None).trial.gradients()
+    trial = Sampled(mixer, 2)
+    # the first of 4 heads by quarters, the second of the 3 that are left by thirds: each ordered pair once
+    each = [trial.of((i + 0.5) / 4, (j + 0.5) / 3) for i, j in itertools.product(range(4), range(3))]
+    torch.testing.assert_close(sum(g for g, _ in each) / 12, gradient, rtol=1e-6, atol=1e-12)
+    assert sum(x for _, x in each) / 12 == pytest.approx(whole.total.item(), rel=1e-10)
+    assert len({round(x, 9) for _, x in each}) == 6  # six pairs, each in both orders
+
+
+def test_each_set_of_heads_is_drawn_as_often_as_any_other_and_anew_for_each_window() -> None:
+    batch = Trial(width=16, objective=(MatrixOrientation(layers=(1,)),), forward="layerwise").batch
+    drawn = [Layerwise(heads=2).draw(batch, Streams(0), (0, 0, step)).view("teacher").inputs["head_draw"] for step in range(600)]
+    assert all(torch.equal(x, x[:1].expand_as(x)) and x.shape == (10, 2) for x in drawn)
+    num = Counter(tuple(picked(x[0])(4)) for x in drawn)
+    # 600 draws of 6 pairs: each 100 times, standard deviation sqrt(600 * 1/6 * 5/6) = 9.1; within four of them
+    assert len(num) == 6 and all(abs(times - 100) < 37 for times in num.values())
+
+
+@pytest.mark.parametrize("how", [{"micro": 3}, {"layout": "padded"}, {"shares": 2}], ids=str)
+def test_how_a_window_is_cut_does_not_change_which_heads_are_compared(how: dict[str, Any]) -> None:
+    trial = Sampled(GatedDeltaNet(), 2).trial
+    torch.testing.assert_close(trial.gradients(**how)[0], trial.whole[0], rtol=1e-6, atol=1e-12)
+
+
+def test_matrices_of_other_heads_are_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+    distance = MatrixOrientation.distance
+
+    def compared(self: MatrixOrientation, a: Tensor, b: Tensor, *more: Any) -> Tensor:
+        made.extend((x.shape[1],) for x in (a, b))
+        return distance(self, a, b, *more)
+
+    monkeypatch.setattr(MatrixOrientation, "distance", compared)
+    own = vars(_gated_delta_net.GatedDeltaNet)["as_matrix"].__func__
+
+    def noted(q: Tensor, *more: Any) -> Tensor:
+        made.append((q.shape[2],))
+        return own(q, *more)
+
+    monkeypatch.setattr(_gated_delta_net.GatedDeltaNet, "as_matrix", staticmethod(noted))
+    trial = Sampled(GatedDeltaNet(), 1).trial
+    made.clear()
+    trial.gradients()
+    assert set(made) == {(1,)}
+
+
+def test_heads_that_are_not_there_and_heads_of_nothing_are_refused() -> None:
+    with pytest.raises(Refused, match="at most 4 heads") as caught:
+        Sampled(GatedDeltaNet(), 5).trial.gradients()
+    assert (caught.value.slug, caught.value.got) == ("heads", "5")
+    with pytest.raises(Refused, match="an objective that compares matrices of heads"):
+        Trial(width=16, objective=(HiddenMSE(layers=(1,)),), forward=Layerwise(heads=1))
 
 
 def test_steps_against_it_bring_the_matrices_together() -> None:

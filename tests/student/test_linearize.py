@@ -1,13 +1,14 @@
 """Other mixers in the place of attention: what is converted, what stays, what is copied."""
 
 import copy
+import hashlib
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from limbeck.block.base import Attention
+from limbeck.block.base import Attention, module_of
 from limbeck.block.gated_delta_net import GatedDeltaNet
 from limbeck.block.self_value import SelfValue
 from limbeck.block.sliding_window import SlidingWindow
@@ -21,6 +22,7 @@ from limbeck.student.keep_width import KeepWidth
 from limbeck.student.linearize import Linearize
 from limbeck.student.lora import Lora
 from limbeck.student.quantize import Quantize
+from limbeck.student.replace_parts import ReplaceParts
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "gpt2"])
@@ -134,3 +136,19 @@ def test_blocks_that_are_dropped_leave_no_word_of_what_was_converted_in_them() -
     assert not role.origins and "query" in role.offers
     role = DropBlocks(keep=(0, 3))(Linearize(mixer=GatedDeltaNet(), layers=(3,))(fresh()))
     assert "model.layers.1.self_attn.A_log" in role.origins and role.origins.keys() <= {name for name, _ in role.module.named_parameters()}
+
+
+@pytest.mark.parametrize("make", [Linearize, lambda mixer, **seed: ReplaceParts.model_validate({"blocks": [{"mixer": mixer}] * 4, **seed})], ids=str)
+def test_a_seed_draws_what_is_new_alone_and_without_one_it_is_what_it_always_was(make: Any) -> None:
+    students = [make(mixer=GatedDeltaNet(), **seed)(fresh()).module for seed in ({}, {"seed": 0}, {"seed": 1}, {"seed": 1})]
+    none, zero, one, again = [dict(student.named_parameters()) for student in students]
+    drawn = {name for name, p in none.items() if not torch.equal(p, one[name])}
+    assert all(torch.equal(p, zero[name]) for name, p in none.items()) and all(torch.equal(p, again[name]) for name, p in one.items())
+    new = {"a_proj.weight", "b_proj.weight", "g_proj.weight", "A_log", "dt_bias"}
+    assert drawn == {f"model.layers.{i}.self_attn.{name}" for i in range(4) for name in new}
+    # before there were seeds: drawn from the first 56 bits of sha256 over 0, the place and the block
+    number = int.from_bytes(hashlib.sha256(repr((0, "mixer", 2)).encode()).digest()[:7], "big")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        module = module_of(GatedDeltaNet().spec(attention_of(fresh().module, 2).shape), 2)
+    assert torch.equal(none["model.layers.2.self_attn.g_proj.weight"], module.get_parameter("g_proj.weight"))

@@ -30,9 +30,9 @@ class DiscreteMamba2(LinearMixing):
     def read(self, o, v):
         return o + self.D[:, None] * v
 
-    def materialize(self, x, rope, mask):
-        matrix, v = super().materialize(x, rope, mask)
-        return matrix + torch.diag_embed(self.D[:, None].expand(-1, matrix.shape[-1])), v
+    def materialize(self, x, rope, mask, heads=slice(None)):
+        matrix, v = super().materialize(x, rope, mask, heads)
+        return matrix + torch.diag_embed(self.D[heads, None].expand(-1, matrix.shape[-1])), v
 
     def output(self, o, x):
         return self.o_proj(o.transpose(1, 2).flatten(2) * F.silu(self.z_proj(x) + self.z_bias))

@@ -54,8 +54,8 @@ class LinearAttention(LinearMixing):
     def read(self, o, v):
         return o[..., :-1] / above_zero(o[..., -1:])
 
-    def materialize(self, x, rope, mask):
-        matrix, v = super().materialize(x, rope, mask)
+    def materialize(self, x, rope, mask, heads=slice(None)):
+        matrix, v = super().materialize(x, rope, mask, heads)
         return matrix / above_zero(matrix.sum(-1, keepdim=True)), v[..., :-1]
 
     def output(self, o, x):

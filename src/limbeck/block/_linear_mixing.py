@@ -75,6 +75,10 @@ class LinearMixing(Mixing):
     def step(self, x, rope, mask, state):
         return self.run(self.in_steps, x, rope, mask, state)
 
-    def materialize(self, x, rope, mask):
-        (q, k, v, *more), _ = self.heard(x, rope, mask, None)
+    def materialize(self, x, rope, mask, heads=slice(None)):
+        """Of some heads: no other one's matrix is made."""
+        q, k, v, *more = (part if part is None else part[:, :, heads] for part in self.heard(x, rope, mask, None)[0])
         return self.as_matrix(q, k, *more), v.transpose(1, 2)
+
+    def of_heads(self, x, rope, mask, pick):
+        return self.materialize(x, rope, mask, pick(self.heads))[0]

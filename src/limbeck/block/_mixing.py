@@ -183,7 +183,15 @@ class Mixing(nn.Module):
         rope = None if rope is None else tuple(angle[0][index] for angle in rope)
         return x[0][index], rope, mask, lambda y: y[mask][None]
 
-    def mixing(self, hidden_states, position_embeddings=None, position_ids=None, token_mask=None, **kwargs):
-        """The matrices of what `forward` would be given, [rows, H, T, T], and which positions are there, [rows, T] or None; packed rows apart."""
+    def mixing(self, hidden_states, position_embeddings=None, position_ids=None, token_mask=None, pick=None, **kwargs):
+        """The matrices of what `forward` would be given, [rows, H, T, T], and which positions are there, [rows, T] or None; packed rows apart.
+
+        `pick`: a function of the number of heads that names those that are wanted.
+        """
         x, rope, mask, _ = self.lay_out(hidden_states, position_embeddings, position_ids, token_mask)
-        return self.materialize(x, rope, mask)[0], mask
+        return (self.materialize(x, rope, mask)[0] if pick is None else self.of_heads(x, rope, mask, pick)), mask
+
+    def of_heads(self, x, rope, mask, pick):
+        """The matrices of some heads."""
+        matrices = self.materialize(x, rope, mask)[0]
+        return matrices[:, pick(matrices.shape[1])]

@@ -17,13 +17,17 @@ from limbeck.component import canonical_json, find
 from limbeck.export.base import Parcel
 from limbeck.export.safetensors import Safetensors
 from limbeck.model.adapters import merged
-from limbeck.model.base import Models, Role
+from limbeck.model.base import Models, Role, clone
 from limbeck.model.opening import open_pretrained
 from limbeck.model.text import Text
-from limbeck.numerics import kl, log_probs
+from limbeck.numerics import Streams, kl, log_probs
+from limbeck.objective.forward_kl import ForwardKL
 from limbeck.signals import dense
 from limbeck.student.base import Surgery
 from limbeck.text import document
+from limbeck.train.loop import Loop, World
+from limbeck.train.optimiser import Optimiser
+from limbeck.train.stage import Stage, Turn
 
 LAST: dict[tuple[type, str, int], Text] = {}
 """Students that were made last, of one surgery."""
@@ -35,16 +39,30 @@ def logits(role: Role, seed: int = 0) -> Tensor:
         return dense(role.says(role.view(rows(seed).train), ("logits",), {})["logits"])
 
 
-def score_of(role: Role, seed: int = 0) -> Any:
-    """The score that settling asks for: mean KL from the role as it was, on some rows."""
-    view = role.view(rows(seed).train[:4])
+class Measured:
+    """The score that settling asks for: mean KL from a role as it was, on some rows; other roles may learn from it before."""
 
-    def log_q(other: Role) -> Tensor:
+    def __init__(self, role: Role, seed: int = 0):
+        self.teacher, self.seed, self.view = clone(role), seed, role.view(rows(seed).train[:4])
+        self.log_p = self.log_q(self.teacher)
+
+    def log_q(self, role: Role) -> Tensor:
         with torch.no_grad():
-            return log_probs(dense(other.says(view, ("logits",), {})["logits"]))
+            return log_probs(dense(role.says(self.view, ("logits",), {})["logits"]))
 
-    log_p = log_q(role)
-    return lambda other: float(kl(log_p, log_q(other)).mean())
+    def __call__(self, role: Role) -> float:
+        return float(kl(self.log_p, self.log_q(role)).mean())
+
+    def learn(self, role: Role, steps: int) -> None:
+        """No more than a step, so that contracts stay quick."""
+        turn = Turn(objective=(ForwardKL(),), batch=4, optimiser=Optimiser(lr=1e-2))
+        models = Models({"student": role, "teacher": self.teacher})
+        Loop(Stage(steps=min(steps, 1), turn=(turn,)), World(models, rows(self.seed), streams=Streams(self.seed))).run()
+
+
+def score_of(role: Role, seed: int = 0) -> Measured:
+    """The score of distances from what a role says now."""
+    return Measured(role, seed)
 
 
 def no_score(_: Role) -> float:

@@ -33,6 +33,22 @@ class Codes:
         return (self.packed, self.scale) if self.whole is None else (self.packed, self.scale, self.whole)
 
 
+@dataclass(frozen=True)
+class Ranges:
+    """What scales are made for, in place of what is measured."""
+
+    amax: Float[Tensor, "*unit group"]
+    """The greatest magnitude of each group; of a format that has a number for the whole tensor, that is made for the greatest of them."""
+    each: bool = True
+    """Whether groups have theirs from here, too; else only the number for the whole tensor, and groups are measured."""
+    growth: Float[Tensor, "*unit group"] | None = None
+    """A logarithm that learns: how far each group has grown, or shrunk."""
+
+    def now(self) -> Float[Tensor, "*unit group"]:
+        """The greatest magnitudes that groups are made for by now."""
+        return self.amax if self.growth is None else self.amax * self.growth.exp()
+
+
 class Format(ABC):
     r"""A number format: each number of a group becomes a level, a number that few bits can tell, times the step of its group.
 
@@ -50,6 +66,10 @@ class Format(ABC):
     @abstractmethod
     def measure(self, groups: Float[Tensor, "*unit group k"], frozen: float | None) -> tuple[Tensor, Tensor | None]:
         """Scale of each group and number for the whole tensor, as they are kept."""
+
+    @abstractmethod
+    def made_for(self, amax: Float[Tensor, "*unit group"], most: Float[Tensor, ""]) -> tuple[Tensor, Tensor | None]:
+        """Scale of each group and number for the whole tensor, as they are kept, for greatest magnitudes of the groups and of the tensor."""
 
     @abstractmethod
     def frozen(self, amax: float) -> float:
@@ -87,15 +107,20 @@ class Format(ABC):
             raise Refused("group", name, f"rows of whole groups of {size}", f"rows of {x.shape[-1]} numbers", "choose a group that divides them")
         return x.float().contiguous().unflatten(-1, (-1, size))  # sums in one order, however x lies in memory
 
-    def rounded(self, x: Float[Tensor, "*unit dim"], frozen: float | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def rounded(
+        self, x: Float[Tensor, "*unit dim"], frozen: float | None = None, ranges: Ranges | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Levels in groups, the scale of each, and the number for the whole tensor."""
         groups = self.groups(x)
-        scale, whole = self.measure(groups, frozen)
+        if ranges is None:
+            scale, whole = self.measure(groups, frozen)
+        else:
+            scale, whole = self.made_for(ranges.now() if ranges.each else amax(groups), ranges.amax.max())
         step = self.step(scale, whole)[..., None]
         levels = self.levels(groups / torch.where(step == 0, 1.0, step))  # 0: a group of zeros
-        return (levels if frozen is None else torch.where(groups.isfinite(), levels, torch.nan)), scale, whole
+        return (levels if frozen is None and ranges is None else torch.where(groups.isfinite(), levels, torch.nan)), scale, whole
 
-    def encode(self, x: Float[Tensor, "*unit dim"], frozen: float | None = None) -> Codes:
+    def encode(self, x: Float[Tensor, "*unit dim"], frozen: float | None = None, ranges: Ranges | None = None) -> Codes:
         """The codes of a tensor, and its scales.
 
         Raises:
@@ -104,7 +129,7 @@ class Format(ABC):
         if not bool(x.isfinite().all()):
             raise Refused("finite", type(self).__name__, "finite numbers", "NaN or an infinity", "look at the training that made them")
         with torch.no_grad():
-            levels, scale, whole = self.rounded(x, frozen)
+            levels, scale, whole = self.rounded(x, frozen, ranges)
             return Codes(self.pack(levels.flatten(-2)), scale, whole)
 
     def decode(self, codes: Codes, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*unit dim"]:
@@ -112,35 +137,49 @@ class Format(ABC):
         levels = self.groups(self.unpack(codes.packed))
         return (levels * self.step(codes.scale, codes.whole)[..., None]).flatten(-2).to(dtype)
 
-    def fake(self, x: Float[Tensor, "*unit dim"], frozen: float | None = None) -> Float[Tensor, "*unit dim"]:
+    def fake(self, x: Float[Tensor, "*unit dim"], frozen: float | None = None, ranges: Ranges | None = None) -> Float[Tensor, "*unit dim"]:
         """The rounded tensor in its own dtype. The gradient goes straight through, and is 0 outside of the range of a frozen scale.
 
         A measured scale leaves nothing outside: what is clipped there is so by the rounding of the scale alone.
         """
         with torch.no_grad():
-            levels, scale, whole = self.rounded(x, frozen)
+            levels, scale, whole = self.rounded(x, frozen, ranges)
             out = (levels * self.step(scale, whole)[..., None]).flatten(-2).to(x.dtype)
             inside = None if frozen is None else x.float().abs() <= self.reach(frozen) * ROUNDED
-        return straight_through(x, out, inside) if x.requires_grad and torch.is_grad_enabled() else out
+            if ranges is not None:
+                most = ranges.now()[..., None] if ranges.each else ranges.amax.max()
+                inside = (self.groups(x).abs() <= most * ROUNDED).flatten(-2)
+        if not torch.is_grad_enabled() or not x.requires_grad and (ranges is None or ranges.growth is None):
+            return out
+        return straight_through(x, out, inside, None if ranges is None else ranges.growth)
 
 
 class StraightThrough(torch.autograd.Function):
-    """Says one tensor, and hands the gradient on to another."""
+    """Says one tensor, and hands the gradient on to another; and, where these learn, to the logarithms of the ranges of its groups."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, said: Tensor, inside: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inside)
+    def forward(ctx: Any, x: Tensor, said: Tensor, inside: Tensor | None, growth: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inside, *(() if growth is None else (said, x, growth)))
         return said.view_as(said)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors
-        return (gradients[0] if inside is None else torch.where(inside, gradients[0], 0)), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, Tensor | None]:
+        (inside, *more), slope = ctx.saved_tensors, None
+        if more:  # s level(x / s) by log s, where levels count as straight: what was rounded away inside, all of it outside
+            said, x, growth = more
+            moved = gradients[0].float() * (said.float() - torch.where(inside, x.float(), 0))
+            slope = moved.unflatten(-1, (growth.shape[-1], -1)).sum(-1).to(growth.dtype)
+        return (gradients[0] if inside is None else torch.where(inside, gradients[0], 0)), None, None, slope
 
 
-def straight_through(x: Float[Tensor, "*unit dim"], said: Float[Tensor, "*unit dim"], inside: Bool[Tensor, "*unit dim"] | None) -> Tensor:
-    """`said`, whose gradient goes to x as it is, and is 0 where x is not inside."""
-    return StraightThrough.apply(x, said, inside)  # type: ignore[return-value]
+def straight_through(
+    x: Float[Tensor, "*unit dim"],
+    said: Float[Tensor, "*unit dim"],
+    inside: Bool[Tensor, "*unit dim"] | None,
+    growth: Float[Tensor, "*unit group"] | None = None,
+) -> Tensor:
+    """`said`, whose gradient goes to x as it is, and is 0 where x is not inside; by the growth of a range, it is that of a step that is learned."""
+    return StraightThrough.apply(x, said, inside, growth)  # type: ignore[return-value]
 
 
 def divided(x: Tensor, by: float) -> Tensor:

@@ -36,6 +36,9 @@ class Binary(Format):
             self.frozen(frozen)
         return finite(groups.abs().mean(-1)), None
 
+    def made_for(self, amax, most):
+        return self.frozen(0.0), None
+
     def frozen(self, amax: float) -> float:
         raise Refused("scale", "Binary", "weights, whose scale is measured", "a frozen scale", "use int8, fp8 or nvfp4 for what layers hear")
 

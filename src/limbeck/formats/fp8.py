@@ -30,6 +30,9 @@ class FP8(Format):
     def measure(self, groups, frozen):
         return divided(amax(groups), LARGEST) if frozen is None else groups.new_full((1,), frozen), None
 
+    def made_for(self, amax, most):
+        return divided(amax, LARGEST), None
+
     def frozen(self, amax: float) -> float:
         return number(amax, lambda x: divided(x, LARGEST))
 

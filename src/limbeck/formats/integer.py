@@ -39,6 +39,9 @@ class Integer(Format):
     def measure(self, groups, frozen):
         return divided(amax(groups), self.half - 0.5) if frozen is None else groups.new_full((1,), frozen), None
 
+    def made_for(self, amax, most):
+        return divided(amax, self.half - 0.5), None
+
     def frozen(self, amax: float) -> float:
         return number(amax, lambda x: divided(x, self.half - 0.5))
 

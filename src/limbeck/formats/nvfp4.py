@@ -45,7 +45,13 @@ class NVFP4(Format):
 
     def measure(self, groups, frozen):
         block = amax(groups)
-        whole = reciprocal(amax(block.flatten())) if frozen is None else groups.new_full((), frozen)
+        return self.two_levels(block, reciprocal(amax(block.flatten())) if frozen is None else groups.new_full((), frozen))
+
+    def made_for(self, amax, most):
+        return self.two_levels(amax, reciprocal(most))
+
+    def two_levels(self, block: Float[Tensor, "*unit group"], whole: Float[Tensor, ""]) -> tuple[Tensor, Tensor]:
+        """Scales of blocks, and the number for the whole tensor."""
         scale = (divided(block, LARGEST) * whole).clamp(SMALLEST_SCALE, LARGEST_SCALE)  # before the cast: past 448 it may say NaN
         return scale.to(torch.float8_e4m3fn), whole[None]
 

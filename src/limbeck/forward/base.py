@@ -33,6 +33,10 @@ class Forward(Component):
         """Adds random inputs, for the whole window before it is cut: so the cut cannot change them."""
         return batch
 
+    def in_full(self) -> "Forward":
+        """The same forward with nothing left out by chance: what objectives are made to fit."""
+        return self
+
     @abstractmethod
     def __call__(self, models: Listen, batch: Batch, needs: Needs) -> dict[str, Signals]:
         """Role -> what it says about one micro-batch."""

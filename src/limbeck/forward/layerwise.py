@@ -2,6 +2,11 @@
 
 from typing import Literal
 
+import torch
+from pydantic import Field
+
+from limbeck.component import changed
+from limbeck.errors import Refused
 from limbeck.forward.base import Forward
 from limbeck.signals import Needs
 
@@ -21,6 +26,9 @@ class Layerwise(Forward):
     """
 
     kind: Literal["layerwise"] = "layerwise"
+    heads: int | None = Field(default=None, gt=0, json_schema_extra={"since": 2})
+    """So many heads of each block write their matrix out (`mixing.i`), drawn anew for each window: less memory, the same gradient on average.
+    None: all."""
 
     def inputs(self, needs: Needs) -> tuple[str, ...]:
         """Names of the block inputs that are forced."""
@@ -28,7 +36,21 @@ class Layerwise(Forward):
         return tuple(f"input.{layer}" for layer in sorted(layers, key=int))
 
     def requires(self, needs):
+        if self.heads and not any(name.startswith("mixing.") for name in needs["student"]):
+            do = "leave heads out, or compare matrices: {kind: matrix_orientation}"
+            raise Refused("heads", "forward.heads", "an objective that compares matrices of heads", "none", do)
         return {**needs, "teacher": (*needs.get("teacher", ()), *self.inputs(needs))}
+
+    def in_full(self):
+        return changed(self, heads=None)
+
+    def draw(self, batch, streams, place):
+        if self.heads is None:
+            return batch
+        drawn = torch.rand(self.heads, generator=streams("heads", *place), device="cpu").to(batch.weights)
+        for role in batch.views:
+            batch = batch.with_inputs(role, head_draw=drawn.expand(len(batch.keys), -1))
+        return batch
 
     def __call__(self, models, batch, needs):
         teacher = models.says("teacher", batch, self.requires(needs)["teacher"])

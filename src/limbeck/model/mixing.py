@@ -22,9 +22,25 @@ class Matrices(NamedTuple):
     """Where a mixer lays packed rows apart: which of the positions are there."""
 
 
+Pick = Callable[[int], list[int]]
+"""How many heads there are -> those that are heard."""
+
+
+def picked(drawn: Float[Tensor, " k"]) -> Pick:
+    """Picks as many heads as numbers were drawn, evenly below 1: each set of heads as often as any other, and none twice."""
+
+    def pick(num: int) -> list[int]:
+        left = list(range(num))
+        if len(drawn) > num:
+            raise Refused("heads", "forward.heads", f"at most {num} heads, as many as a block has", str(len(drawn)), "lower heads")
+        return sorted(left.pop(int(x * len(left))) for x in drawn.tolist())
+
+    return pick
+
+
 @contextmanager
-def mixing(module: nn.Module, places: Mapping[str, str]) -> Iterator[dict[str, Matrices]]:
-    """Inside, the matrices of the mixers at some paths are heard, by name.
+def mixing(module: nn.Module, places: Mapping[str, str], pick: Pick | None = None) -> Iterator[dict[str, Matrices]]:
+    """Inside, the matrices of the mixers at some paths are heard, by name; `pick`: of some heads alone.
 
     Attention shows its probabilities in transformers' eager form alone, which it takes on inside where one is asked for. A mixer that has
     a method `mixing` (see `limbeck.block._mixing`) is asked to write its own out, from what it is called with.
@@ -36,11 +52,11 @@ def mixing(module: nn.Module, places: Mapping[str, str]) -> Iterator[dict[str, M
         if attends:
             stack.enter_context(eager(module))
         for name, part in parts.items():
-            stack.callback(listen(part, name, heard).remove)
+            stack.callback(listen(part, name, heard, pick).remove)
         yield heard
 
 
-def listen(part: nn.Module, name: str, heard: dict[str, Matrices]) -> Any:
+def listen(part: nn.Module, name: str, heard: dict[str, Matrices], pick: Pick | None) -> Any:
     """A hook that hears the matrix of one mixer; what has none is refused."""
 
     def refused() -> Refused:
@@ -49,14 +65,14 @@ def listen(part: nn.Module, name: str, heard: dict[str, Matrices]) -> Any:
 
     def ask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
-            heard[name] = Matrices(*part.mixing(*args, **kwargs))  # type: ignore[operator]
+            heard[name] = Matrices(*part.mixing(*args, **kwargs, **({} if pick is None else {"pick": pick})))  # type: ignore[operator]
         except NotImplementedError:
             raise refused() from None
 
     def keep(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         if not isinstance(out, tuple) or len(out) < 2 or not isinstance(out[1], Tensor) or out[1].ndim != 4:
             raise refused()
-        heard[name] = Matrices(out[1])
+        heard[name] = Matrices(out[1] if pick is None else out[1][:, pick(out[1].shape[1])])
 
     return part.register_forward_pre_hook(ask, with_kwargs=True) if hasattr(part, "mixing") else part.register_forward_hook(keep)
 

@@ -121,12 +121,11 @@ def named(words: Any, heard: bool) -> Format | None:
 
 def tensors_of(layer: Any) -> dict[str, Tensor]:
     """What is written in the place of a layer's weight, by the last part of its name."""
-    scheme, rows = Scheme(layer.weights, layer.inputs), by_rows(layer).detach()
-    codes = layer.weights.encode(rows)
+    scheme, codes = Scheme(layer.weights, layer.inputs), layer.codes()
     first, *others = LAYOUTS[scheme.layout]
     out = {first: codes.packed, "weight_scale": codes.scale}
     if scheme.layout == "pack-quantized":
-        out |= {first: words_of(codes.packed), "weight_shape": torch.tensor(rows.shape, device="cpu")}
+        out |= {first: words_of(codes.packed), "weight_shape": torch.tensor(by_rows(layer).shape, device="cpu")}
     if codes.whole is not None:
         out["weight_global_scale"] = codes.whole
     if layer.inputs is not None:

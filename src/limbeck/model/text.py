@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from limbeck.errors import Refused
 from limbeck.model.anatomy import Anatomy
 from limbeck.model.base import Role, Tap, taps
-from limbeck.model.mixing import by_position, mixing
+from limbeck.model.mixing import by_position, mixing, picked
 from limbeck.numerics import log_probs
 from limbeck.signals import Head, Logits, Row, View, shaped
 from limbeck.text.bytes_of import boundaries
@@ -129,7 +129,9 @@ class Text(Role):
         reads = {name: self.tap(name) for name in names if name.split(".")[0] in LAYERED}
         writes = {name: (self.tap(name), unflat(x)) for name, x in inject.items()}
         mixers = {name: self.anatomy.path("mixer", self.layer(name) - 1) for name in names if name.split(".")[0] == "mixing"}
-        with taps(self.module, reads, writes) as heard, mixing(self.module, mixers) as matrices:
+        drawn = view.inputs.get("head_draw")
+        pick = None if drawn is None or not len(drawn) else picked(drawn[0])
+        with taps(self.module, reads, writes) as heard, mixing(self.module, mixers, pick) as matrices:
             final = flat(self.body(**inputs).last_hidden_state)
         targets = view.targets
         out: dict[str, Any] = {name: flat(x) for name, x in heard.items()}

@@ -20,7 +20,8 @@ class MatrixOrientation(AbstractByLayer):
     A is what attention makes of queries and keys; M what a linear recurrence in its place amounts to, written out. The first stage of a
     conversion: with `forward: layerwise` it turns only what decides who is heard (decays, keys, queries) towards the teacher; values and
     output get no gradient. Both need equally many heads: else start with `hidden_l2` on mixers. It takes memory for heads times rows times
-    the square of their length, a layer: rows of one length (`pack`) of 512 to 1,024.
+    the square of their length, a layer: rows of one length (`pack`) of 512 to 1,024; or `forward: {kind: layerwise, heads: 4}`, which
+    draws so many heads for each window and takes the mean over these.
 
     Example:
         >>> MatrixOrientation(layers=(1, 2)).needs["teacher"]

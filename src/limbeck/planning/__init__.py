@@ -114,7 +114,7 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     recipe = cast.recipe
     models = cast.models()
     refuse_hopeless(recipe, models)
-    searched = [] if recipe.search is None else [recipe.search.check(cast.fresh())]
+    bill = None if recipe.search is None else recipe.search.check(cast.fresh())
     blind = [
         f"{role}: no tokenizer is at hand yet; rows are counted when the model is opened"
         for role, reader in cast.readers().items()
@@ -125,7 +125,8 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     needs = asked(recipe, models)
     length = next((dict(s)["length"] for s in recipe.data if "length" in type(s).model_fields), LENGTH)
     costs = {role: cost(models[role], length) for role in models}
-    pricing = Pricing(recipe, rows, costs, length, here.flops)
+    searched = [] if bill is None else [str(bill)]
+    pricing = Pricing(recipe, rows, costs, length, here.flops, bill)
     auto = [f"steps: auto is {pricing.auto} at this speed; it is settled by what the run measures"] if pricing.auto else []
     steps = [replace(line, cached=captured(recipe, rows, cast, pricing)) if line.step == "capture" else line for line in pricing.lines()]
     what = {role: describe(recipe, role) for role in models}

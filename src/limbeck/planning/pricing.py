@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from limbeck.data.base import Rows
-from limbeck.planning.cost import Cost
+from limbeck.examine import CALIBRATION_ROWS
+from limbeck.planning.cost import TRAINED_COPIES, Cost
 from limbeck.planning.steps import BACKWARD, FEWEST, affordable
 from limbeck.recipe import Recipe
+from limbeck.search.document import Bill
 from limbeck.train.stage import Stage
 
 EVALUATION_SECONDS = 60.0
@@ -30,7 +32,8 @@ class Line:
 class Pricing:
     """Prices the steps of a recipe."""
 
-    def __init__(self, recipe: Recipe, rows: Rows, costs: dict[str, Cost], length: int, flops: float):
+    def __init__(self, recipe: Recipe, rows: Rows, costs: dict[str, Cost], length: int, flops: float, search: Bill | None = None):
+        self.search = search
         self.recipe, self.rows, self.costs, self.length = recipe, rows, costs, length
         self.student, self.teacher = costs["student"], costs.get("teacher")
         self.seconds = {name: c.forward_flops / flops for name, c in costs.items()}
@@ -41,7 +44,8 @@ class Pricing:
         """Steps of a stage that says `auto`, at this speed; the run settles it by what it measures."""
         if self.recipe.minutes is None:
             return FEWEST
-        fixed = EVALUATION_SECONDS + self.held * (self.seconds.get("teacher", 0) + (1 + self.arms) * self.seconds["student"])
+        before = sum(line.seconds for line in (self.searching(), self.tries()) if line is not None)
+        fixed = EVALUATION_SECONDS + before + self.held * (self.seconds.get("teacher", 0) + (1 + self.arms) * self.seconds["student"])
         a_step = self.seconds.get("teacher", 0.0) + self.arms * BACKWARD * self.seconds["student"]
         return affordable(self.recipe.minutes * 60 - fixed, a_step * self.recipe.train[0].turn[-1].batch * self.length)
 
@@ -51,16 +55,47 @@ class Pricing:
 
     def training(self) -> tuple[int, float, float]:
         """Positions, seconds and memory of training one arm."""
-        positions, seconds, memory = 0, 0.0, 0.0
-        beside = self.teacher.weight_bytes if self.teacher else 0
+        positions, seconds = 0, 0.0
         for stage in self.recipe.train:
             for turn in stage.turn:
                 window, times = turn.batch * self.length, -(-self.steps(stage) // turn.every)
-                chunk = max((dict(o).get("chunk", 0) for o in turn.objective), default=0)
                 positions += times * window
                 seconds += times * window * BACKWARD * self.seconds["student"]
-                memory = max(memory, self.student.train_bytes(-(-window // turn.micro), min(chunk, window)) + beside)
-        return positions, seconds, memory
+        return positions, seconds, self.training_bytes()
+
+    def training_bytes(self) -> float:
+        """Memory of training one arm."""
+        memory, beside = 0.0, self.teacher.weight_bytes if self.teacher else 0
+        for turn in (turn for stage in self.recipe.train for turn in stage.turn):
+            window, chunk = turn.batch * self.length, max((dict(o).get("chunk", 0) for o in turn.objective), default=0)
+            memory = max(memory, self.student.train_bytes(-(-window // turn.micro), min(chunk, window)) + beside)
+        return memory
+
+    def searching(self) -> Line | None:
+        """A search: at each step the whole model is heard once, and once more, forth and back, with each variant in all blocks; then models are
+        measured, and what they are compared with."""
+        bill = self.search
+        if bill is None:
+            return None
+        learned, measured = bill.learned(self.length), bill.measurements * CALIBRATION_ROWS * self.length
+        seconds = (learned * (1 + bill.variants * BACKWARD) + measured) * self.seconds["student"]
+        seconds += CALIBRATION_ROWS * self.length * self.seconds.get("teacher", 0.0)
+        what = f"{bill.variants} x {self.student.layers} variants, {learned + measured:,} tokens"
+        parts = bill.part_bytes * (1 + TRAINED_COPIES * bool(bill.steps))
+        memory = 2 * self.student.weight_bytes + parts + bill.batch * self.length * self.student.activation_bytes * bool(bill.steps)
+        return Line("search", what, seconds, memory, self.student.weight_bytes)
+
+    def tries(self) -> Line | None:
+        """Candidates of surgeries that learn before they are measured: at most one for each block."""
+        num, positions, a_position = 0, 0, BACKWARD * self.seconds["student"]
+        if self.recipe.teacher is not None and not self.recipe.teacher.remembers:
+            a_position += self.seconds["teacher"]
+        for stage in self.recipe.train:
+            steps = sum(surgery.tries for surgery in stage.surgery) * self.student.layers * stage.repeat
+            num += steps
+            positions += steps * sum(turn.batch for turn in stage.turn) * self.length
+        what = f"candidates learn, at most {num:,} steps in all"
+        return Line("surgery", what, positions * a_position, self.training_bytes() + self.student.weight_bytes) if num else None
 
     def asking(self, positions: int) -> Line | None:
         """What the teacher is asked while training, live or once."""
@@ -82,8 +117,10 @@ class Pricing:
         first = self.held * self.seconds.get("teacher", 0.0) + look
         out = [
             Line("data", f"{len(self.recipe.data)} steps", 2, 0.5e9),
+            self.searching(),
             Line("before", f"{len(self.rows.held_out):,} held-out rows, teacher and start", first, weights),
             self.asking(positions),
+            self.tries(),
             Line("train", f"{sum(map(self.steps, self.recipe.train)):,} steps, {positions:,} positions", seconds, memory, disk),
             *(Line("baseline", f"{name}, the same steps", seconds, memory, disk) for name in self.recipe.baseline),
             Line("evaluate", f"{len(self.rows.held_out):,} held-out rows, timings, samples", EVALUATION_SECONDS + self.arms * look, 2 * weights),

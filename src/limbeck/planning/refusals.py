@@ -15,12 +15,13 @@ AROUND_TOKENS = 16
 
 
 def refuse_hopeless(recipe: Recipe, roles: Models) -> None:
-    """Refuses what shows before a row is read: `steps`, `context`, and what an evaluator lacks."""
+    """Refuses what shows before a row is read: `steps`, `stage`, `context`, and what an evaluator lacks."""
     for evaluator in recipe.evaluate:
         evaluator.ready()
     for i, stage in enumerate(recipe.train):
         if stage.steps == "auto" and recipe.minutes is None:
             raise Refused("steps", f"train.{i}.steps", "a number, or auto with minutes:", "auto", "write steps: 200")
+    refuse_tries(recipe)
     for i, step in enumerate(recipe.data):
         for name, role in ((name, roles[name]) for name in roles):
             context, length = getattr(role, "context", None), getattr(step, "length", 0)
@@ -28,6 +29,22 @@ def refuse_hopeless(recipe: Recipe, roles: Models) -> None:
                 raise Refused(
                     "context", f"data.{i}.length", f"at most {context:,} tokens, the context of the {name}", f"{length:,}", f"write length: {context}"
                 )
+
+
+def refuse_tries(recipe: Recipe) -> None:
+    """Refuses surgeries whose candidates learn first, but in a stage of at least so many steps, with the recipe's data and a teacher that stays."""
+    begun = {"student": recipe.student, **recipe.role}
+    for name, i in ((name, i) for name, how in begun.items() for i, surgery in enumerate(how.surgery) if surgery.tries):
+        do = "write it under surgery: of the stage that follows"
+        raise Refused("stage", f"{name}.surgery.{i}", "a stage in which its candidates can learn", "none", do)
+    moves = recipe.teacher is not None and (recipe.teacher.moves or recipe.teacher.of_student)
+    for i, stage in enumerate(recipe.train):
+        tries = max((surgery.tries for surgery in stage.surgery), default=0)
+        if tries and (stage.data is not None or stage.teacher is not None or moves):
+            got, do = "a stage with data or a teacher of its own, or a teacher that moves", "choose blocks without learning"
+            raise Refused("stage", f"train.{i}.surgery", "the recipe's data and a teacher that stays, for candidates that learn", got, do)
+        if stage.steps != "auto" and tries > stage.steps:
+            raise Refused("steps", f"train.{i}.surgery", f"at most {stage.steps} steps, as many as the stage has", f"{tries}", "lower steps")
 
 
 def refuse_rows(recipe: Recipe, rows: Rows, roles: Models) -> None:

@@ -42,15 +42,19 @@ class Shelf:
     `apart`, a choice names first the mixer and then the MLP of each block, and m + n measurements stand for m times n.
     """
 
-    def __init__(self, whole: Role, mixers: Sequence[Mixer], mlps: Sequence[FeedForward], rows: Sequence[Row] = (), apart: bool = False):
+    def __init__(
+        self, whole: Role, mixers: Sequence[Mixer], mlps: Sequence[FeedForward], rows: Sequence[Row] = (), apart: bool = False, seed: int = 0
+    ):
         """Args:
         whole: the model; it is not changed.
         mixers: what may stand in the place of its attention.
         mlps: what may stand in the place of its MLP.
         rows: what narrow MLPs are measured on, to find the channels that stay; none: their weights tell.
+        apart: see above.
+        seed: of weights that are drawn.
         """
         self.whole = causal(whole, WHERE)
-        self.num_layers = whole.num_layers
+        self.num_layers, self.seed = whole.num_layers, seed
         every: dict[str, list[list[Block]]] = {"mixer": [[block] * self.num_layers for block in mixers], "mlp": [[b] * self.num_layers for b in mlps]}
         if rows and any(isinstance(block, NarrowMlp) for block in mlps):
             worth = self.worth(rows)
@@ -58,7 +62,7 @@ class Shelf:
         self.blocks: dict[Slot, Block] = {
             (part, n, layer): block for part, some in every.items() for n, column in enumerate(some, 1) for layer, block in enumerate(column)
         }
-        self.parts: dict[Slot, Begun] = {slot: begun(block, self.whole, slot[2]) for slot, block in self.blocks.items()}
+        self.parts: dict[Slot, Begun] = {slot: begun(block, self.whole, slot[2], seed) for slot, block in self.blocks.items()}
         each = {"mixer": [{"mixer": n} for n in range(len(mixers) + 1)], "mlp": [{"mlp": n} for n in range(len(mlps) + 1)]}
         groups = list(each.values()) if apart else [[{**a, **b} for a, b in product(*each.values())]]
         self.places: list[tuple[int, list[dict[str, int]]]] = [(layer, some) for layer in range(self.num_layers) for some in groups]
@@ -88,7 +92,7 @@ class Shelf:
         named: list[dict[str, Any]] = [{} for _ in range(self.num_layers)]
         for slot in self.slots(choice):
             named[slot[2]][slot[0]] = self.blocks[slot]
-        return ReplaceParts(blocks=tuple(Parts(**some) for some in named))
+        return ReplaceParts(blocks=tuple(Parts(**some) for some in named), seed=self.seed)
 
     def assembled(self, choice: Choice) -> Text:
         """A choice as a model of its own, with copies of the parts as they are now."""

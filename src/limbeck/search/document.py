@@ -49,6 +49,30 @@ class Outcome:
     """Names, scores and costs, as plain JSON."""
 
 
+@dataclass(frozen=True)
+class Bill:
+    """What a search will do."""
+
+    variants: int
+    """Of each block."""
+    parts: int
+    """Of all blocks."""
+    part_bytes: int
+    steps: int
+    """In which all parts learn."""
+    batch: int
+    """Rows of each of them."""
+    measurements: int
+    """Models that are measured."""
+
+    def __str__(self) -> str:
+        return f"search: {self.parts} parts learn for {self.steps} steps, then {self.measurements} models are measured"
+
+    def learned(self, length: int) -> int:
+        """Positions that parts learn from, each time all of them, in rows of some length."""
+        return self.steps * self.batch * length
+
+
 class Search(Document):
     """Chooses a mixer and an MLP for each block: variants learn block by block, each is tried out alone, and the best sum within limits is taken."""
 
@@ -74,6 +98,9 @@ class Search(Document):
     """Choices that are put together and measured; the best of them is the student."""
     differ: int = Field(default=1, gt=0)
     """In how many places these differ from each other: mixers and MLPs by themselves, or whole blocks where they are not `apart`."""
+
+    seed: int = Field(default=0, json_schema_extra={"since": 2})
+    """Of the weights of variants that are drawn."""
 
     @model_validator(mode="after")
     def something_to_choose(self) -> "Search":
@@ -112,7 +139,7 @@ class Search(Document):
         Raises:
             Refused: `limit`, where no choice meets the limits.
         """
-        shelf = Shelf(whole, self.mixers, self.mlps, measured_on, apart=self.apart)
+        shelf = Shelf(whole, self.mixers, self.mlps, measured_on, self.apart, self.seed)
         workloads = tuple(Workload(one.batch, one.prompt, one.answer) for one in self.workloads)
         timed = any(name in SECONDS for name in (*self.limits, *self.shares))
         table = library(shelf, workloads if timed else ())
@@ -140,8 +167,8 @@ class Search(Document):
         found = strategy.scored()
         return Outcome(shelf.surgery(best), shelf.assembled(best).module.state_dict(), self.about(strategy, found, best, nothing, workloads))
 
-    def check(self, whole: Role) -> str:
-        """What a search will do, in a few words; refuses variants that do not fit and limits that none meets, as far as no clock is needed.
+    def check(self, whole: Role) -> Bill:
+        """What a search will do; refuses variants that do not fit and limits that none meets, as far as no clock is needed.
 
         Raises:
             Refused: `shape`, `limit`.
@@ -150,7 +177,8 @@ class Search(Document):
         table, workloads = library(shelf), tuple(Workload(one.batch, one.prompt, one.answer) for one in self.workloads)
         wanted = {name: most for name, most in self.limited(table, (0,) * len(shelf.sizes), workloads, SECONDS).items() if name not in SECONDS}
         select(table, wanted, workloads)
-        return f"search: {len(shelf.parts)} parts learn for {self.steps} steps, then {self.measurements(shelf)} models are measured"
+        size = sum(p.numel() * p.element_size() for part in shelf.parts.values() for p in part.module.parameters())
+        return Bill(len(self.mixers) + len(self.mlps), len(shelf.parts), size, self.steps, self.batch, self.measurements(shelf))
 
     def measurements(self, shelf: Shelf) -> int:
         """How many models are measured: the whole, each variant alone, and what is chosen."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice, product
 from typing import Any
 
+from limbeck.addition import added
 from limbeck.component import short
 from limbeck.errors import Refused
 from limbeck.numerics import Streams
@@ -157,25 +158,16 @@ class Addition(Strategy):
         if not 1 <= num <= unlike:
             raise Refused("choice", f"{WHERE}.num", f"1 to {unlike}, the layers in which start and end differ", str(num), "change num")
 
-    def added(self, choice: Choice, layers: Sequence[int]) -> Choice:
-        """A choice with some layers taken from the end."""
-        return tuple(self.end[i] if i in layers else number for i, number in enumerate(choice))
-
-    def ranked(self, choice: Choice) -> tuple[list[int], list[Choice]]:
-        """The layers that could be added, the best first, and which choices have to be measured before that is known."""
-        layers = [i for i, number in enumerate(choice) if number != self.end[i]]
-        missing = [x for x in (self.added(choice, (i,)) for i in layers) if x not in self.told]
-        return (layers, missing) if missing else (sorted(layers, key=lambda i: self.told[self.added(choice, (i,))]), [])
+    def with_end(self, layers: Sequence[int]) -> Choice:
+        """The start with some layers taken from the end."""
+        return tuple(self.end[i] if i in layers else number for i, number in enumerate(self.start))
 
     def decided(self) -> tuple[Choice, list[Choice]]:
         """As far as it has come, and what has to be measured before it comes further."""
-        choice, taken = self.start, 1 if self.rescored else self.num
-        for _ in range(self.num // taken):
-            layers, missing = self.ranked(choice)
-            if missing:
-                return choice, missing
-            choice = self.added(choice, layers[:taken])
-        return choice, [] if choice in self.told else [choice]
+        layers = [i for i, (a, b) in enumerate(zip(self.start, self.end, strict=True)) if a != b]
+        taken, sets = added(layers, self.num, lambda some: self.told.get(self.with_end(some)), 1 if self.rescored else self.num)
+        choice, missing = self.with_end(taken), [self.with_end(some) for some in sets]
+        return choice, missing or ([] if choice in self.told else [choice])
 
     def propose(self, n: int) -> list[Choice]:
         return [choice for choice in self.decided()[1] if not self.known(choice)][:n]

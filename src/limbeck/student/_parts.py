@@ -43,12 +43,12 @@ def exact(role: Text) -> None:
         raise Refused("adapters", "student.surgery", "a model whose layers are its own, before parts are replaced", got, do)
 
 
-def begun(block: Block, role: Text, layer: int) -> Begun:
-    """The part that a block describes, for one block of a model, as it begins; what is new in it does not depend on the stream of the process."""
+def begun(block: Block, role: Text, layer: int, seed: int = 0) -> Begun:
+    """The part that a block describes, for one block of a model, as it begins; what is new in it is drawn by the seed, whatever else was drawn."""
     taught: Any = attention_of(role.module, layer) if isinstance(block, Mixer) else mlp_of(role.module, layer)
     spec, like = block.spec(taught.shape), next(iter(taught.weights.values()))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(Streams(0).number(block.place, layer))
+        torch.manual_seed(Streams(seed).number(block.place, layer))
         module = module_of(spec, layer).to(like)
     return Begun(block, spec, module.train(role.module.training), block.begin(module, taught))
 

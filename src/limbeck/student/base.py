@@ -2,13 +2,24 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from limbeck.component import Choice, Component
 from limbeck.model.base import Role
 
 Score = Callable[[Role], float]
 """Mean KL from the teacher to a role on calibration rows, in nats a target: lower is better."""
+
+
+@runtime_checkable
+class Tryout(Protocol):
+    """A score for roles that learn first: where a surgery belongs to a stage, it is given one."""
+
+    def __call__(self, role: Role) -> float: ...
+
+    def learn(self, role: Role, steps: int) -> None:
+        """So many steps as the stage has them, on the rows that it draws first: the same ones in the same order for each role."""
+        ...
 
 
 class Surgery(Component):
@@ -28,6 +39,11 @@ class Surgery(Component):
     """Kinds of surgery that must come before it."""
     retokenizes: ClassVar[bool] = False
     """Claim: the student may read with another tokenizer afterwards."""
+
+    @property
+    def tries(self) -> int:
+        """Steps that it has candidates learn, at most one for each block of the student, while it is settled."""
+        return 0
 
     def reads(self, tokenizer: Any, plan: bool = False) -> Any:
         """The tokenizer of the student, given the one before; None where a plan would have to convert a file to know it."""

@@ -42,6 +42,8 @@ class Linearize(Surgery):
     """Blocks that are converted."""
     keep: tuple[int, ...] = Field(default=())
     """Blocks that stay attention, where all others are converted."""
+    seed: int = Field(default=0, json_schema_extra={"since": 2})
+    """Of all that is drawn: weights that are not copied."""
 
     @model_validator(mode="after")
     def either_way(self) -> "Linearize":
@@ -65,5 +67,5 @@ class Linearize(Surgery):
 
     def __call__(self, role: Role) -> Role:
         role = causal(role, WHERE)
-        put_parts(role, {layer: {"mixer": begun(self.mixer, role, layer)} for layer in self.converted(role.num_layers)})
+        put_parts(role, {layer: {"mixer": begun(self.mixer, role, layer, self.seed)} for layer in self.converted(role.num_layers)})
         return role

@@ -15,7 +15,7 @@ from limbeck.formats.integer import Integer
 from limbeck.formats.nvfp4 import BLOCK, NVFP4
 from limbeck.model.adapters import adapted
 from limbeck.model.base import Role
-from limbeck.model.quantised import by_rows, quantise, quantised
+from limbeck.model.quantised import Scales, by_rows, quantise, quantised
 from limbeck.student._channels import anatomy_of
 from limbeck.student.base import Score, Surgery
 from limbeck.student.lora import fits, linear
@@ -34,13 +34,12 @@ class Quantize(Surgery):
     - `int8`: 8 bits and a scale a row, or a group. `int4`: 4 bits and a scale a group: 4.25 bits in groups of 128, 4.5 in groups of 64.
     - `binary`: signs and a scale a group; far from the model that it was, and for long training.
 
-    The exact weights stay, learn, and are rounded anew at each step, with scales measured anew. What layers hear is rounded with scales
-    measured once, on training rows (by the exact model), and frozen; `nvfp4` measures its blocks on the way. Everything else stays as it is:
-    embeddings, norms, attention, and the head unless asked for. It is meant to be taught by the model that it was: `forward_kl`, at a
-    learning rate not above that of its fine-tuning. It makes files smaller, and is faster only where a reader has kernels for the format:
-    here it is computed in floats, and training takes longer than without. Exported by `packed`, it is as small as it sounds; by
-    `safetensors`, it holds the rounded weights in full size. Narrow a model before, not after; adapters (`lora`) may come after, beside
-    rounded weights.
+    The exact weights stay, learn, and are rounded anew at each step, with scales measured anew (or as `scales` says). What layers hear is rounded
+    with scales measured once, on training rows (by the exact model), and frozen; `nvfp4` measures its blocks on the way. Everything else stays as it
+    is: embeddings, norms, attention, and the head unless asked for. It is meant to be taught by the model that it was: `forward_kl`, at a learning
+    rate not above that of its fine-tuning. It makes files smaller, and is faster only where a reader has kernels for the format: here it is computed
+    in floats, and training takes longer than without. Exported by `packed`, it is as small as it sounds; by `safetensors`, it holds the rounded
+    weights in full size. Narrow a model before, not after; adapters (`lora`) may come after, beside rounded weights.
 
     Example:
         >>> Quantize(weights="int4", group=64, skip=("down_proj",)).policy
@@ -48,6 +47,7 @@ class Quantize(Surgery):
 
     References:
         Xin et al., Quantization-Aware Distillation for NVFP4 Inference Accuracy Recovery, 2026, arXiv:2601.20088.
+        Esser et al., Learned Step Size Quantization, 2019, arXiv:1902.08153 (scales that learn).
         Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation, 2013, arXiv:1308.3432.
     """
 
@@ -63,6 +63,9 @@ class Quantize(Surgery):
     """Patterns of names of linear layers that stay exact, whole or the last part (`q_proj`, `*.mlp.*`)."""
     edges: int = Field(default=0, ge=0)
     """So many blocks at either end stay exact."""
+    scales: Scales = Field(default="measured", json_schema_extra={"since": 2})
+    """Scales of weights. measured: anew at each step. frozen: measured once, at the beginning; what grows out of them is clipped (nvfp4: that of
+    the whole tensor; blocks are always measured). learned: each begins as it was measured, and learns by the loss, as a factor."""
     head: bool = False
     """Whether the head is rounded too; it must have weights of its own."""
     amax: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -74,6 +77,8 @@ class Quantize(Surgery):
             raise ValueError(f"activations: none, or those of the weights: {self.weights}; not {self.activations}")
         if self.group is not None and (self.weights == "fp8" or self.weights == "nvfp4" and self.group != BLOCK):
             raise ValueError(f"no group for {self.weights}, whose groups are " + ("rows" if self.weights == "fp8" else f"blocks of {BLOCK}"))
+        if self.weights == "binary" and self.scales != "measured":
+            raise ValueError("scales: measured, for binary, whose scale is a mean that has to follow its weights")
         return self
 
     @property
@@ -109,7 +114,7 @@ class Quantize(Surgery):
                 do = "settle it first, or skip layers that hear nothing"
                 raise Refused("settle", f"{WHERE}.amax", "the greatest magnitude that each layer heard", f"none for {name}", do)
         for name, part in layers.items():
-            quantise(part, weights, inputs, None if inputs is None else inputs.frozen(self.amax[name]))
+            quantise(part, weights, inputs, None if inputs is None else inputs.frozen(self.amax[name]), self.scales)
         return role
 
     def layers(self, role: Role) -> dict[str, Any]:

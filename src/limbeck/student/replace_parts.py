@@ -49,6 +49,8 @@ class ReplaceParts(Surgery):
     policy: ClassVar[Literal["stock", "import", "carried"]] = "carried"
     blocks: tuple[Parts, ...] = Field(min_length=1)
     """For each block what stands there; `{}`: all as it was."""
+    seed: int = Field(default=0, json_schema_extra={"since": 2})
+    """Of all that is drawn: weights that are not copied."""
 
     @classmethod
     def example(cls) -> "ReplaceParts":
@@ -60,5 +62,6 @@ class ReplaceParts(Surgery):
         if len(self.blocks) != role.num_layers or not any(parts.named for parts in self.blocks):
             got = f"{len(self.blocks)} blocks, {sum(bool(parts.named) for parts in self.blocks)} of them changed"
             raise Refused("layer", WHERE, f"{role.num_layers} blocks, one at least changed", got, "one entry a block: {} for one that stays")
-        put_parts(role, {layer: {part: begun(block, role, layer) for part, block in parts.named.items()} for layer, parts in enumerate(self.blocks)})
+        chosen = enumerate(self.blocks)
+        put_parts(role, {layer: {part: begun(block, role, layer, self.seed) for part, block in parts.named.items()} for layer, parts in chosen})
         return role

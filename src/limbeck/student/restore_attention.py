@@ -8,15 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from limbeck.addition import added
 from limbeck.errors import Refused
-from limbeck.model.base import Role
+from limbeck.model.base import Role, clone
 from limbeck.model.blocks import causal
 from limbeck.model.text import Text
+from limbeck.numerics import Streams
 from limbeck.student._parts import exact
-from limbeck.student.base import Score, Surgery
+from limbeck.student.base import Score, Surgery, Tryout
 
 log = logging.getLogger(__name__)
 WHERE = "surgery  restore_attention"
+STEPS = 20
 
 
 class RestoreAttention(Surgery):
@@ -26,7 +29,9 @@ class RestoreAttention(Surgery):
 
     - `restore_one` restores the k blocks with the least $s(\{i\})$, each measured alone in the converted model: |C| measurements;
     - `greedy` restores the block with the least $s(R \cup \{i\})$, k times over: k|C| - k(k-1)/2 measurements;
-    - `uniform` spreads them evenly over C; nothing is measured.
+    - `supervised` is `restore_one` after learning: each of the |C| models takes the first `steps` steps of the stage before it is measured,
+      on the same rows in the same order, and what it has learned is thrown away. It sees what the stage can mend, and takes |C| times as long;
+    - `uniform` spreads them evenly over C, `random` draws them by `seed`; nothing is measured: what the others have to beat.
 
     Measured in the converted model, after its mixers have learned to stand in for attention: adding attention there tells more than taking
     it away from the whole model. Where scores are equal, the earlier block is restored. Blocks count from 0.
@@ -44,29 +49,51 @@ class RestoreAttention(Surgery):
     follows: ClassVar[tuple[str, ...]] = ("linearize",)
     num: Annotated[int, Field(ge=1)] = 1
     """How many blocks get attention back."""
-    choose: Literal["restore_one", "greedy", "uniform", "given"] = "restore_one"
+    choose: Literal["restore_one", "greedy", "supervised", "uniform", "random", "given"] = "restore_one"
     """How they are chosen; `given`: they are in `layers`."""
     layers: tuple[int, ...] = ()
     """The blocks, where they are given."""
+    steps: int = Field(default=STEPS, gt=0, json_schema_extra={"since": 2})
+    """Steps that each candidate learns before it is measured, where choose is supervised; at most those of the stage."""
+    seed: int = Field(default=0, json_schema_extra={"since": 2})
+    """Of the draw, where choose is random."""
 
     @model_validator(mode="after")
     def given_or_not(self) -> "RestoreAttention":
         if (self.choose == "given") != bool(self.layers):
             raise ValueError("layers if, and only if, choose is given")
+        if self.choose != "supervised" and self.steps != STEPS or self.choose != "random" and self.seed:
+            raise ValueError("steps where choose is supervised, seed where it is random")
         return self
+
+    @property
+    def tries(self) -> int:
+        return self.steps if self.choose == "supervised" else 0
 
     def settle(self, role: Role, score: Score) -> "RestoreAttention":
         text = causal(role, WHERE)
 
-        def cost(some: tuple[int, ...]) -> float:
+        def restored(some: tuple[int, ...]) -> float:
             back = swap(text, some)
             try:
-                value = float(score(text))
+                return float(score(text))
             finally:
                 swap(text, some, back)
+
+        def learned(some: tuple[int, ...]) -> float:
+            assert isinstance(score, Tryout)
+            swap(own := causal(clone(text), WHERE), some)
+            score.learn(own, self.steps)
+            return float(score(own.eval()))
+
+        def cost(some: tuple[int, ...]) -> float:
+            value = learned(some) if self.choose == "supervised" else restored(some)
             log.info("restore_attention: blocks %s score %.6g", some, value)
             return math.inf if math.isnan(value) else value
 
+        if self.choose == "supervised" and not isinstance(score, Tryout):
+            do = "write it under surgery: of the stage that follows, or choose restore_one"
+            raise Refused("stage", f"{WHERE}.choose", "a stage whose first steps candidates can take", "supervised, outside of a stage", do)
         chosen = self.chosen(converted(text), cost)
         return RestoreAttention(num=len(chosen), choose="given", layers=chosen)
 
@@ -88,17 +115,19 @@ class RestoreAttention(Surgery):
             return self.layers
         if self.choose == "uniform":
             return tuple(found[(2 * i + 1) * len(found) // (2 * self.num)] for i in range(self.num))
-        if self.choose == "restore_one":
-            costs = {i: cost((i,)) for i in found}
-            return tuple(sorted(sorted(found, key=lambda i: (costs[i], i))[: self.num]))
-        chosen: tuple[int, ...] = ()
-        for _ in range(self.num):
-            chosen = min((tuple(sorted((*chosen, i))) for i in found if i not in chosen), key=cost)
-        return chosen
+        if self.choose == "random":
+            streams = Streams(self.seed)
+            return tuple(sorted(sorted(found, key=lambda i: streams.number("restore_attention", i))[: self.num]))
+        told: dict[tuple[int, ...], float] = {}
+        while True:
+            chosen, missing = added(found, self.num, told.get, 1 if self.choose == "greedy" else self.num)
+            if not missing:
+                return chosen
+            told |= {some: cost(some) for some in missing}
 
     def __call__(self, role: Role) -> Role:
         text = causal(role, WHERE)
-        if self.choose not in ("given", "uniform"):
+        if self.choose not in ("given", "uniform", "random"):
             raise Refused("settle", WHERE, "blocks that have been measured", f"choose: {self.choose}, not settled", "settle it first")
         layers = self.chosen(converted(text), None)
         exact(text)

@@ -7,15 +7,16 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from limbeck.component import canonical, changed, find
-from limbeck.errors import Failed
+from limbeck.errors import Failed, Refused
 from limbeck.merge.base import Merge, merge, refuse
-from limbeck.model.base import Role
+from limbeck.model.base import Models, Role, clone
 from limbeck.store import Log, disk, inside, is_sound, load_state, new_folder, save_state, sweep, verify
 from limbeck.student.base import Score, Surgery
 from limbeck.train.loop import Loop, NotFinite, World
@@ -26,6 +27,29 @@ TRIED, TRIED_SECONDS = 3, 5.0
 """Steps that are tried to learn the pace, and the time after which no further one is begun."""
 Observe = Callable[[str, str, Loop, list[dict[str, Any]]], None]
 """Hears arm, node, loop and the records of a step; reads, and never writes."""
+
+
+class Stopped(Exception):
+    """A stop was asked for while a surgery was measured: nothing of that is kept."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A score for surgeries of a stage, whose candidates may learn as the stage will have them learn."""
+
+    score: Score
+    begin: Callable[[Role, int], Loop]
+    stop: Callable[[], bool]
+
+    def __call__(self, role: Role) -> float:
+        return self.score(role)
+
+    def learn(self, role: Role, steps: int) -> None:
+        """Raises:
+        Stopped: where a stop was asked for.
+        """
+        if not self.begin(role, steps).run(stop=self.stop):
+            raise Stopped
 
 
 class Node(Protocol):
@@ -129,7 +153,10 @@ class Arm:
 
     def train(self, number: int, node: Node, observe: Observe, stop: Callable[[], bool]) -> bool:
         """One stage, from its last sound checkpoint or from its start."""
-        surgery = self.enter(node)
+        try:
+            surgery = self.enter(number, node, stop)
+        except Stopped:
+            return False
         stage = changed(node.what, steps=self.steps(node))
         loop = Loop(stage, self.world_of(number, stage, self.world), number, node.where)
         folder = self.checkpoints(node)
@@ -154,7 +181,7 @@ class Arm:
         shutil.rmtree(folder, ignore_errors=True)
         return True
 
-    def enter(self, node: Node) -> list[Any]:
+    def enter(self, number: int, node: Node, stop: Callable[[], bool]) -> list[Any]:
         """The student (and what else was trained) as they were after the node's start, with the stage's own surgery; its settled form."""
         start = node.after[0]
         built = tuple(surgery for name in self.chain(start) for surgery in self.surgery_of(name))
@@ -164,13 +191,27 @@ class Arm:
             for surgery in built:
                 self.world.models["student"] = surgery(self.world.models["student"])
         self.restore(start)
-        settled = self.students_own(node) or [s.settle(self.world.models["student"], self.score or unscored) for s in node.what.surgery]
+        trial = Trial(self.score or unscored, lambda role, steps: self.trial(number, node, role, steps), stop)
+        settled = self.students_own(node) or [s.settle(self.world.models["student"], trial) for s in node.what.surgery]
         for surgery in settled:
             self.world.models["student"] = surgery(self.world.models["student"])
         if rebuilt:
             self.world.models["student"] = self.ready(self.world.models["student"])
         self.built = (*built, *settled)
         return [s.model_dump(mode="json") for s in settled]
+
+    def trial(self, number: int, node: Node, role: Role, steps: int) -> Loop:
+        """A loop of the first steps of a stage, for a student that is tried out: it draws what the stage will draw, and changes no other role.
+
+        Raises:
+            Refused: `steps`, for more than the stage has.
+        """
+        if steps > (most := self.steps(node)):
+            raise Refused("steps", f"{node.where}.surgery", f"at most {most} steps, as many as the stage has", str(steps), "lower steps")
+        stage, world = changed(node.what, steps=steps, select=None), self.world
+        trained = {turn.trains for turn in stage.turn}
+        models = Models({**{name: clone(world.models[name]) if name in trained else world.models[name] for name in world.models}, "student": role})
+        return Loop(stage, replace(world, models=models), number, node.where)
 
     def students_own(self, node: Node) -> list[Surgery]:
         """For a baseline: what the student's arm has settled for this stage, so that both have the same build; for that arm itself nothing."""

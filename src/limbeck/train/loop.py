@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from limbeck.align.base import Aligned
-from limbeck.component import Component
+from limbeck.component import Component, changed
 from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Failed
 from limbeck.model.base import Models
@@ -70,7 +70,8 @@ class Loop:
         objectives, world = running.turn.objective, self.world
         if all(type(o).build is Component.build for o in objectives):
             return [None] * len(objectives)
-        dry = Running(running.turn, running.steps, [step.build(None) for step in running.steps], running.settled)
+        whole = changed(running.turn, forward=running.turn.forward.in_full())
+        dry = Running(whole, running.steps, [step.build(None) for step in running.steps], running.settled)
         with torch.no_grad(), torch.random.fork_rng(), world.models.turn(None):
             torch.manual_seed(world.streams.number("build", self.number, t))
             batch = prepare(dry, world.rows, world.teacher, world.kept, self.place(0), (self.number, t, 0))
