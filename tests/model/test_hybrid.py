@@ -93,7 +93,20 @@ def test_after_register_the_auto_classes_of_transformers_know_it(tmp_path: Path)
         torch.testing.assert_close(again(ids).logits, module(ids).logits, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", [{"kind": "no_such_block"}, {"kind": "../evil"}, {"kind": "sliding_window", "window": 4}, {}], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "no_such_block"},
+        {"kind": "../evil"},
+        {"kind": "nolab:retention"},
+        {"kind": "os:path"},
+        {"kind": "gated_sum", "width": 16, "first": {"kind": "../evil"}, "second": {}},
+        {"kind": "sliding_window", "window": 4},
+        {"kind": ["sliding_window"]},
+        {},
+    ],
+    ids=str,
+)
 def test_a_config_that_names_no_block_or_other_numbers_is_refused(spec: dict[str, Any], tmp_path: Path) -> None:
     written(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
