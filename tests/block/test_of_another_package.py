@@ -75,7 +75,6 @@ DECAY = """
 @pytest.fixture(autouse=True)
 def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """What pip leaves of a package, whose block has the name of one of ours."""
-    before = dict(LOADED)
     info, blocks = tmp_path / "site/mylab-1.0.dist-info", tmp_path / "site/mylab/blocks"
     info.mkdir(parents=True)
     blocks.mkdir(parents=True)
@@ -87,8 +86,8 @@ def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield blocks
     for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
         del sys.modules[name]
-    LOADED.clear()
-    LOADED.update(before)
+    for key in [key for key in LOADED if key[1].startswith("mylab:")]:
+        del LOADED[key]
 
 
 MIXER = {"kind": "mylab:linear_attention"}

@@ -75,7 +75,21 @@ def test_limbeck_opens_it_with_classes_of_its_own_and_runs_no_code_of_the_folder
     assert type(again).__module__ == "limbeck.model.hybrid"
 
 
-def test_transformers_refuses_code_that_is_not_trusted(tmp_path: Path) -> None:
+def test_transformers_refuses_code_that_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda question: "no")  # it asks whoever sits at a terminal
+    values = json.loads((tmp_path / "config.json").read_text())
+    # in a process that has not imported limbeck the type is as unheard of as this one, and only the code beside the weights knows it
+    (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": "hybrid_unheard_of"}))
+    (tmp_path / "modeling_hybrid.py").write_text("raise SystemExit('this was run')")
+    with pytest.raises(ValueError) as caught:
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    said = str(caught.value)
+    assert f"The repository {tmp_path} contains custom code which must be executed to correctly load the model" in said
+    assert "Please pass the argument `trust_remote_code=True` to allow custom code to be run." in said
+
+
+def test_limbeck_refuses_code_that_is_not_trusted(tmp_path: Path) -> None:
     written(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": "hybrid_unheard_of"}))
