@@ -75,7 +75,21 @@ def test_limbeck_opens_it_with_classes_of_its_own_and_runs_no_code_of_the_folder
     assert type(again).__module__ == "limbeck.model.hybrid"
 
 
-def test_transformers_refuses_code_that_is_not_trusted(tmp_path: Path) -> None:
+def test_transformers_refuses_code_that_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda question: "no")  # it asks whoever sits at a terminal
+    values = json.loads((tmp_path / "config.json").read_text())
+    # in a process that has not imported limbeck the type is as unheard of as this one, and only the code beside the weights knows it
+    (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": "hybrid_unheard_of"}))
+    (tmp_path / "modeling_hybrid.py").write_text("raise SystemExit('this was run')")
+    with pytest.raises(ValueError) as caught:
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    said = str(caught.value)
+    assert f"The repository {tmp_path} contains custom code which must be executed to correctly load the model" in said
+    assert "Please pass the argument `trust_remote_code=True` to allow custom code to be run." in said
+
+
+def test_limbeck_refuses_code_that_is_not_trusted(tmp_path: Path) -> None:
     written(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": "hybrid_unheard_of"}))
@@ -93,7 +107,20 @@ def test_after_register_the_auto_classes_of_transformers_know_it(tmp_path: Path)
         torch.testing.assert_close(again(ids).logits, module(ids).logits, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", [{"kind": "no_such_block"}, {"kind": "../evil"}, {"kind": "sliding_window", "window": 4}, {}], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "no_such_block"},
+        {"kind": "../evil"},
+        {"kind": "nolab:retention"},
+        {"kind": "os:path"},
+        {"kind": "gated_sum", "width": 16, "first": {"kind": "../evil"}, "second": {}},
+        {"kind": "sliding_window", "window": 4},
+        {"kind": ["sliding_window"]},
+        {},
+    ],
+    ids=str,
+)
 def test_a_config_that_names_no_block_or_other_numbers_is_refused(spec: dict[str, Any], tmp_path: Path) -> None:
     written(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())

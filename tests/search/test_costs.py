@@ -18,7 +18,9 @@ from limbeck.search.costs import REPEATS, library
 from limbeck.search.library import Workload
 
 MIXERS, MLPS = (GroupedAttention(kv_heads=1), SelfValue(), NoMixer()), (NarrowMlp(kept=(1, 4, 9)), NoMlp())
-NONE = Workload()
+NONE = Workload(prompt=0, answer=0)
+NOBODY = Workload.model_construct(batch=0, prompt=0, answer=0)
+"""Nothing is remembered: memory is that of weights alone."""
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
@@ -28,12 +30,12 @@ def test_parameters_of_a_choice_are_those_of_the_model_that_is_put_together(fami
     for choice in ((0, 0), (4, 8), (11, 2), (9, 10), (11, 11)):
         module = shelf.assembled(choice).module
         assert made.cost(choice, "parameters", NONE) == sum(p.numel() for p in module.parameters()), choice
-        assert made.cost(choice, "memory_bytes", Workload(batch=0)) == sum(8 * p.numel() for p in module.parameters()), choice  # double precision
+        assert made.cost(choice, "memory_bytes", NOBODY) == sum(8 * p.numel() for p in module.parameters()), choice  # double precision
 
 
 def test_what_is_remembered_is_counted_for_each_row_and_position():
     made = library(Shelf(family_of("llama", heads=4, kv_heads=2), MIXERS, MLPS))
-    empty, busy = Workload(batch=0), Workload(batch=3, prompt=5, answer=2)
+    empty, busy = NOBODY, Workload(batch=3, prompt=5, answer=2)
 
     def kept(option):
         return made.cost((option, 0), "memory_bytes", busy) - made.cost((option, 0), "memory_bytes", empty)
@@ -58,7 +60,7 @@ def test_parts_that_are_chosen_apart_cost_what_they_cost_in_pairs():
     whole = family_of("llama", heads=4, kv_heads=2)
     pairs, apart = Shelf(whole, MIXERS, MLPS), Shelf(whole, MIXERS, MLPS, apart=True)
     assert pairs.sizes == (12, 12) and apart.sizes == (4, 3, 4, 3)
-    one, two, asked = library(pairs), library(apart), Workload(3, 5, 2)
+    one, two, asked = library(pairs), library(apart), Workload(batch=3, prompt=5, answer=2)
     for mixer, mlp in ((0, 0), (1, 2), (3, 1)):
         choices = (3 * mixer + mlp, 0), (mixer, mlp, 0, 0)
         assert sorted(pairs.slots(choices[0])) == sorted(apart.slots(choices[1]))
@@ -74,7 +76,7 @@ def test_options_are_named_by_their_parts():
 
 def test_every_part_is_timed_once_at_each_workload_and_times_of_parts_add_up():
     shelf, ticks = Shelf(family_of("llama", heads=4, kv_heads=2), MIXERS, MLPS), itertools.count()
-    workloads = [Workload(1, 4, 3), Workload(2, 4, 3)]
+    workloads = [Workload(batch=1, prompt=4, answer=3), Workload(batch=2, prompt=4, answer=3)]
     made = library(shelf, workloads, clock=lambda: float(next(ticks)))  # each run takes one second by this clock
     # 4 mixers, 3 MLPs and the whole model; reading and writing; a clock read twice a run
     assert next(ticks) == 8 * 2 * 2 * 2 * REPEATS
@@ -85,7 +87,7 @@ def test_every_part_is_timed_once_at_each_workload_and_times_of_parts_add_up():
 
 
 def test_what_the_whole_model_takes_beyond_its_parts_is_spent_whatever_is_chosen(monkeypatch):
-    shelf, asked = Shelf(family_of("llama", heads=4, kv_heads=2), (NoMixer(),), ()), Workload(1, 4, 2)
+    shelf, asked = Shelf(family_of("llama", heads=4, kv_heads=2), (NoMixer(),), ()), Workload(batch=1, prompt=4, answer=2)
     monkeypatch.setattr(costs, "duration", lambda *_: (1.0, 2.0))  # attention, MLP and nothing take this much
     monkeypatch.setattr(costs, "least", lambda work, like, clock: (work(), 7.0)[1])  # the whole model: 7 to read, 7 a token
     made = library(shelf, [asked])
@@ -96,18 +98,18 @@ def test_what_the_whole_model_takes_beyond_its_parts_is_spent_whatever_is_chosen
 
 def test_where_nothing_is_written_only_reading_is_timed():
     shelf, ticks = Shelf(family_of("llama", heads=4, kv_heads=2), (), MLPS), itertools.count()
-    made = library(shelf, [Workload(1, 4, 0)], clock=lambda: float(next(ticks)))
-    assert made.layers[0][0].cost("decode_seconds", Workload(1, 4, 0)) == 0 and next(ticks) == 5 * 2 * REPEATS
+    made = library(shelf, [Workload(batch=1, prompt=4, answer=0)], clock=lambda: float(next(ticks)))
+    assert made.layers[0][0].cost("decode_seconds", Workload(batch=1, prompt=4, answer=0)) == 0 and next(ticks) == 5 * 2 * REPEATS
 
 
 def test_a_workload_that_was_not_timed_is_refused():
-    made = library(Shelf(family_of("llama", heads=4, kv_heads=2), (), MLPS), [Workload(1, 4, 0)])
+    made = library(Shelf(family_of("llama", heads=4, kv_heads=2), (), MLPS), [Workload(batch=1, prompt=4, answer=0)])
     with pytest.raises(Refused, match="a workload that was timed: .*prompt=4"):
-        made.cost((0, 0), "seconds", Workload(2, 4, 0))
+        made.cost((0, 0), "seconds", Workload(batch=2, prompt=4, answer=0))
 
 
 def test_timing_changes_no_weight():
     shelf = Shelf(family_of("llama", heads=4, kv_heads=2), MIXERS, MLPS, rows(0).train)
     before = {slot: [p.clone() for p in part.module.parameters()] for slot, part in shelf.parts.items()}
-    library(shelf, [Workload(2, 3, 2)])
+    library(shelf, [Workload(batch=2, prompt=3, answer=2)])
     assert all(torch.equal(a, b) for slot, part in shelf.parts.items() for a, b in zip(part.module.parameters(), before[slot], strict=True))

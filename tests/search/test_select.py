@@ -115,7 +115,7 @@ def test_four_layers_under_memory_latency_throughput_and_parameters_equal_brute_
         and t["memory_bytes"] <= limits["memory_bytes"]
         and t["seconds"] <= min(limits["seconds"], b * (prompt + answer) / limits["throughput"]) * (1 + 1e-12)
     ]
-    workloads = [Workload(b, prompt, answer) for b in batches]
+    workloads = [Workload(batch=b, prompt=prompt, answer=answer) for b in batches]
     slack = {**limits, **{name: limits[name] * (1 + 1e-9) for name in NAMES}, "throughput": limits["throughput"] * (1 - 1e-9)}
     if not within:
         with pytest.raises(Refused, match="with 16 at once: "):
@@ -211,7 +211,7 @@ def test_what_is_said_to_be_reachable_is_what_brute_force_reaches(seed):
 
 def test_a_throughput_out_of_reach_is_told_in_tokens_a_second_at_each_batch():
     made = Library([[Variant("", 0.0, {"seconds": lambda w: 1.0 + w.batch / 10, "memory_bytes": Memory(0, position=10)})]])
-    workloads = [Workload(1, 6, 4), Workload(10, 6, 4)]  # 10 tokens in 1.1 seconds; 100 in 2: with 1,000 bytes
+    workloads = [Workload(batch=1, prompt=6, answer=4), Workload(batch=10, prompt=6, answer=4)]  # 10 tokens in 1.1 seconds; 100 in 2, in 1,000 bytes
     assert select(made, {"throughput": 50}, workloads).workload.batch == 10
     with pytest.raises(Refused) as error:
         select(made, {"throughput": 20, "memory_bytes": 500}, workloads)
@@ -234,10 +234,10 @@ def test_of_equal_choices_the_same_is_found_every_time_in_whatever_order_limits_
 
 def test_a_batch_that_allows_a_better_choice_is_taken_and_of_equal_ones_the_first():
     made = Library([[Variant("large", 0.0, {"memory_bytes": Memory(10, row=10)}), Variant("small", 1.0, {"memory_bytes": Memory(5, row=1)})]])
-    workloads = [Workload(8), Workload(2), Workload(1)]
-    assert select(made, {"memory_bytes": 30}, workloads).workload == Workload(2)
+    workloads = [Workload(batch=8, prompt=0, answer=0), Workload(batch=2, prompt=0, answer=0), Workload(batch=1, prompt=0, answer=0)]
+    assert select(made, {"memory_bytes": 30}, workloads).workload == Workload(batch=2, prompt=0, answer=0)
     assert select(made, {"memory_bytes": 19}, workloads).names == ("small",)
-    assert select(made, {"memory_bytes": 19}, workloads).workload == Workload(8)
+    assert select(made, {"memory_bytes": 19}, workloads).workload == Workload(batch=8, prompt=0, answer=0)
 
 
 def hard(seed: int = 0):
@@ -339,12 +339,13 @@ def test_importing_the_selection_does_not_import_scipy():
 
 def test_memory_counts_keys_and_values_by_row_and_position_and_seconds_are_reading_and_writing():
     # 100 + 3 rows x 7 + 3 rows x (5 + 2) positions x 11, by hand
-    assert Memory(100, row=7, position=11)(Workload(3, 5, 2)) == 100 + 21 + 231
+    assert Memory(100, row=7, position=11)(Workload(batch=3, prompt=5, answer=2)) == 100 + 21 + 231
     made = Library(
         [[Variant("", costs={"prefill_seconds": lambda w: 0.5 * w.batch, "decode_seconds": 2.0})]], Variant("", costs={"decode_seconds": 1.0})
     )
-    assert made.cost((0,), "seconds", Workload(3)) == 4.5
-    assert Library([[Variant("", costs={"seconds": 3.0})]], Variant("", costs={"seconds": 0.25})).cost((0,), "seconds", Workload()) == 3.25
+    assert made.cost((0,), "seconds", Workload(batch=3, prompt=0, answer=0)) == 4.5
+    both = Library([[Variant("", costs={"seconds": 3.0})]], Variant("", costs={"seconds": 0.25}))
+    assert both.cost((0,), "seconds", Workload(prompt=0, answer=0)) == 3.25
 
 
 def test_numbers_are_rounded_so_that_they_can_be_reached():

@@ -6,7 +6,7 @@ This file is carried along beside exported weights: it imports torch, and its ne
 import torch
 from torch import nn
 
-from limbeck.block._mixing import Mixing, mixer_of
+from limbeck.block._mixing import Mixing
 
 
 class GatedSum(Mixing):
@@ -14,7 +14,7 @@ class GatedSum(Mixing):
 
     def __init__(self, width, first, second, layer_idx=0):
         super().__init__(layer_idx)
-        self.first, self.second = mixer_of(first, layer_idx), mixer_of(second, layer_idx)
+        self.first, self.second = first, second
         self.gate = nn.Linear(width, width)
 
     def share(self, x, y, z):

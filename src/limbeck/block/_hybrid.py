@@ -37,6 +37,12 @@ def hybrid_classes(config_class, model_class, build, hook):
     return Config, Model
 
 
+def built(spec, layer, class_of):
+    """The module of a spec; those that stand in it are made first, and handed to it."""
+    inner = {name: built(value, layer, class_of) if isinstance(value, dict) and "kind" in value else value for name, value in spec.items()}
+    return class_of(inner.pop("kind"))(**inner, layer_idx=layer)
+
+
 def blocks_of(model):
     """The list of blocks of a decoder of transformers."""
     body = model.base_model

@@ -77,8 +77,9 @@ class LinearMixing(Mixing):
 
     def materialize(self, x, rope, mask, heads=slice(None)):
         """Of some heads: no other one's matrix is made."""
-        q, k, v, *more = (part if part is None else part[:, :, heads] for part in self.heard(x, rope, mask, None)[0])
-        return self.as_matrix(q, k, *more), v.transpose(1, 2)
+        q, k, v, *more = self.heard(x, rope, mask, None)[0]
+        more = (part if part is None else part[:, :, heads] for part in more)
+        return self.as_matrix(q[:, :, heads], k[:, :, heads], *more), v[:, :, heads].transpose(1, 2)
 
     def of_heads(self, x, rope, mask, pick):
         return self.materialize(x, rope, mask, pick(self.heads))[0]

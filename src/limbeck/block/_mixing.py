@@ -113,16 +113,6 @@ class HeadNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
-MIXERS = {}
-"""Kind -> class, of the mixers that have been imported: kinds are called like their files."""
-
-
-def mixer_of(spec, layer_idx):
-    """The mixer of a spec, whose file has been imported."""
-    numbers = dict(spec)
-    return MIXERS[numbers.pop("kind")](**numbers, layer_idx=layer_idx)
-
-
 class Mixing(nn.Module):
     """A module in the place of attention. A mixer writes `mix`, `step`, `materialize` and `output`.
 
@@ -130,10 +120,6 @@ class Mixing(nn.Module):
     is False where a position is not there (padding): it adds nothing to a state; None: all are there. A state is a dict of tensors of constant size,
     batch first; None at the beginning.
     """
-
-    def __init_subclass__(cls):
-        super().__init_subclass__()
-        MIXERS[cls.__module__.rpartition(".")[2].removeprefix("_")] = cls
 
     def __init__(self, layer_idx=0):
         super().__init__()

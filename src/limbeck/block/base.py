@@ -8,9 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
-from limbeck.component import KIND, Choice, Component
+from limbeck.block._hybrid import built
+from limbeck.component import KIND, Choice, Component, find
 from limbeck.errors import Refused
 
 
@@ -95,7 +97,11 @@ class Mlp:
 
 
 class Block(Component):
-    """A module for one place of a block: described by numbers alone, so that a config can name it, and told what it begins with."""
+    """A module for one place of a block: described by numbers alone, so that a config can name it, and told what it begins with.
+
+    The module's class stands in a file beside this one that has the name of the kind with a line before it, `_gated_delta_net.py`: exports
+    carry that file along, so that it imports nothing but other packages, `limbeck.block._*`, and files beside it that are named so.
+    """
 
     room: ClassVar[str] = "block"
     place: ClassVar[Literal["mixer", "mlp"]]
@@ -183,23 +189,34 @@ def class_name(kind: str) -> str:
     return "".join(word.capitalize() for word in kind.split("_"))
 
 
+def class_of(kind: str) -> type[nn.Module]:
+    """The class of the modules of a kind: `GatedDeltaNet` in `_gated_delta_net.py`, beside the component; of `package:kind` in that package.
+
+    Raises:
+        Refused: `kind`, for one that is not there.
+    """
+    package, _, name = kind.rpartition(":") if isinstance(kind, str) and KIND.fullmatch(kind) else ("", "", "")
+    try:
+        home = find(Block, kind).__module__.rpartition(".")[0] if package else "limbeck.block"  # type: ignore[type-abstract]
+        if not home:
+            raise ImportError("it lies in no package")
+        return getattr(importlib.import_module(f"{home}._{name}"), class_name(name))
+    except (ImportError, AttributeError, PydanticCustomError) as error:
+        do = f"install {package}, which brings it" if package else "export the student again"
+        raise Refused("kind", "config.json  layer_parts", "a kind of block", repr(kind)[:80], do) from error
+
+
 def module_of(spec: Mapping[str, Any], layer: int) -> nn.Module:
-    """The module of a spec: the class that belongs to its kind, in the file beside the component.
+    """The module of a spec.
 
     Raises:
         Refused: `kind`, for one that is not there, or numbers that do not fit.
     """
-    kind, numbers = spec.get("kind"), {name: value for name, value in spec.items() if name != "kind"}
-    where, do = "config.json  layer_parts", "export the student again"
-    if not isinstance(kind, str) or ":" in kind or not KIND.fullmatch(kind):
-        raise Refused("kind", where, "a kind of block", repr(kind)[:80], do)
-    for inner in numbers.values():
-        if isinstance(inner, Mapping) and "kind" in inner:  # a module that holds others: they must be known when it is made
-            module_of(inner, layer)
     try:
-        return getattr(importlib.import_module(f"limbeck.block._{kind}"), class_name(kind))(**numbers, layer_idx=layer)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise Refused("kind", where, f"a kind of block with its numbers, not {kind} of these", str(error)[:200], do) from error
+        return built({"kind": None, **spec}, layer, class_of)
+    except TypeError as error:
+        expected = f"a kind of block with its numbers, not {spec['kind']} of these"
+        raise Refused("kind", "config.json  layer_parts", expected, str(error)[:200], "export the student again") from error
 
 
 def kinds_of(spec: Mapping[str, Any]) -> set[str]:

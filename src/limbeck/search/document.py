@@ -26,17 +26,6 @@ LIMITS = ("parameters", "memory_bytes", "flops", *SECONDS)
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Asked(Document):
-    """What the model is asked at once, when its costs are counted."""
-
-    batch: int = Field(default=1, gt=0)
-    """Rows."""
-    prompt: int = Field(default=128, ge=0)
-    """Positions that are read, of each row."""
-    answer: int = Field(default=128, ge=0)
-    """Positions that are written, of each row."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a search has found."""
@@ -92,7 +81,7 @@ class Search(Document):
     """The most of parameters, memory_bytes, flops, seconds, prefill_seconds or decode_seconds; the least `throughput`, in tokens a second."""
     shares: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """The same as shares of what the whole model costs."""
-    workloads: tuple[Asked, ...] = (Asked(),)
+    workloads: tuple[Workload, ...] = (Workload(),)
     """What may be asked at once: the one is taken that allows the least score."""
     num: int = Field(default=1, gt=0)
     """Choices that are put together and measured; the best of them is the student."""
@@ -140,7 +129,7 @@ class Search(Document):
             Refused: `limit`, where no choice meets the limits.
         """
         shelf = Shelf(whole, self.mixers, self.mlps, measured_on, self.apart, self.seed)
-        workloads = tuple(Workload(one.batch, one.prompt, one.answer) for one in self.workloads)
+        workloads = self.workloads
         timed = any(name in SECONDS for name in (*self.limits, *self.shares))
         table = library(shelf, workloads if timed else ())
         nothing = (0,) * len(shelf.sizes)
@@ -174,7 +163,7 @@ class Search(Document):
             Refused: `shape`, `limit`.
         """
         shelf = Shelf(whole, self.mixers, self.mlps, apart=self.apart)
-        table, workloads = library(shelf), tuple(Workload(one.batch, one.prompt, one.answer) for one in self.workloads)
+        table, workloads = library(shelf), self.workloads
         wanted = {name: most for name, most in self.limited(table, (0,) * len(shelf.sizes), workloads, SECONDS).items() if name not in SECONDS}
         select(table, wanted, workloads)
         size = sum(p.numel() * p.element_size() for part in shelf.parts.values() for p in part.module.parameters())
@@ -198,7 +187,7 @@ class Search(Document):
             "chosen": [variant.name for variant in found.chosen(best)],
             "score": strategy.told[best],
             "foretold": strategy.foretold(best),
-            "workload": {"batch": at.batch, "prompt": at.prompt, "answer": at.answer},
+            "workload": at.model_dump(),
             "costs": {name: {"whole": found.cost(whole, name, at), "chosen": found.cost(best, name, at)} for name in costs},
             "measured": [{variant.name: variant.score for variant in variants} for variants in found.layers],
             "limits": dict(strategy.limits),

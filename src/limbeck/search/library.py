@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from limbeck.component import nearest
+from pydantic import Field
+
+from limbeck.component import Document, nearest
 from limbeck.errors import Refused
 
 WHERE = "search.library"
@@ -12,14 +14,14 @@ Choice = tuple[int, ...]
 """For each layer the number of its variant, from 0."""
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What a model is asked at once."""
+class Workload(Document):
+    """What the model is asked at once, when its costs are counted."""
 
-    batch: int = 1
-    prompt: int = 0
+    batch: int = Field(default=1, gt=0)
+    """Rows."""
+    prompt: int = Field(default=128, ge=0)
     """Positions that are read, of each row."""
-    answer: int = 0
+    answer: int = Field(default=128, ge=0)
     """Positions that are written, of each row."""
 
     @property
@@ -28,6 +30,8 @@ class Workload:
         return self.batch * (self.prompt + self.answer)
 
 
+NOTHING = Workload(prompt=0, answer=0)
+"""For costs that do not depend on what is asked."""
 Cost = float | Callable[[Workload], float]
 """A number, or one that depends on what is asked."""
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import Failed, Refused
-from limbeck.search.library import Choice, Library, Workload
+from limbeck.search.library import NOTHING, Choice, Library, Workload
 
 WHERE = "search.select"
 SCALE = 1e5
@@ -86,7 +86,7 @@ class Found:
 def select(
     library: Library,
     limits: Mapping[str, float],
-    workloads: Sequence[Workload] = (Workload(),),
+    workloads: Sequence[Workload] = (NOTHING,),
     earlier: Sequence[Choice] = (),
     differ: int = 1,
     seconds: float = 60.0,
@@ -134,7 +134,7 @@ def select(
     raise impossible(scores, list(zip(workloads, every, strict=True)), seconds, nodes)
 
 
-def fits(library: Library, limits: Mapping[str, float], choice: Choice, workloads: Sequence[Workload] = (Workload(),)) -> bool:
+def fits(library: Library, limits: Mapping[str, float], choice: Choice, workloads: Sequence[Workload] = (NOTHING,)) -> bool:
     """Whether a choice meets the limits, at one of the workloads."""
     return any(all(limit.holds(choice) for limit in limited(library, limits, workload)) for workload in workloads)
 

@@ -10,7 +10,7 @@ from limbeck.addition import added
 from limbeck.component import short
 from limbeck.errors import Refused
 from limbeck.numerics import Streams
-from limbeck.search.library import Choice, Library, Workload
+from limbeck.search.library import NOTHING, Choice, Library, Workload
 from limbeck.search.select import Selection, select
 
 WHERE = "search.strategy"
@@ -193,7 +193,7 @@ class ReplaceOne(Strategy):
         library: Library,
         whole: Sequence[int],
         limits: Mapping[str, float],
-        workloads: Sequence[Workload] = (Workload(),),
+        workloads: Sequence[Workload] = (NOTHING,),
         num: int = 1,
         differ: int = 1,
         seconds: float = 60.0,
