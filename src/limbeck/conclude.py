@@ -49,6 +49,7 @@ def conclude(
             told[arm] = {**{name: told["student"][name] for name in BUILD if name in told["student"]}, **told[arm], "same_build_as": "student"}
     if baseline and baseline != "text_only" and told.get("baseline"):
         told["baseline"] = {"name": baseline.replace("_", " "), **told["baseline"]}
+    unit = next((word for name, word in UNITS.items() for row in rows.held_out[:1] if name in row.content), "token")
     documents = len({row.source or row.key for row in rows.held_out})
     summary = {
         "schema": "limbeck.summary/1",
@@ -57,7 +58,7 @@ def conclude(
         "date": date.today().isoformat(),
         "machine": machine(),
         "seed": recipe.seed,
-        "unit": next((word for name, word in UNITS.items() for row in rows.held_out[:1] if name in row.content), "token"),
+        "unit": unit,
         "num_stages": len(recipe.train),
         **facts,
         "held_out": {"documents": documents, "targets": facts.get("held_out_targets")},
@@ -65,7 +66,7 @@ def conclude(
         **{name: value for name, value in told.items() if name not in ARMS},
         "checks": list(checks),
         "provenance": [dict(p) for p in provenance],
-        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None, any("pixels" in row.content for row in rows.held_out[:1])),
+        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None, unit != "token"),
         "references": [],
         "parts": dict(parts),
     }
@@ -110,7 +111,8 @@ def unmeasured(recipe: Recipe, run: str, taught: bool, labelled: bool) -> list[d
     if "tasks" not in kinds and not labelled:
         out.append({"what": "any task", "command": f"limbeck evaluate {run} tasks"})
     if not recipe.baseline and taught:
-        out.append({"what": "the same student without the teacher", "command": f"limbeck run {run} 'baseline=[{'labels_only' if labelled else 'text_only'}]'"})
+        other = "labels_only" if labelled else "text_only"
+        out.append({"what": "the same student without the teacher", "command": f"limbeck run {run} 'baseline=[{other}]'"})
     return out
 
 

@@ -175,9 +175,8 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
             }
         )
     if examiner.recipe.baseline:
-        out.append(
-            {"name": f"{examiner.recipe.baseline[0].replace('_', '-').capitalize()} baseline", "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False}
-        )
+        name = f"{examiner.recipe.baseline[0].replace('_', '-').capitalize()} baseline"
+        out.append({"name": name, "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False})
     if any(stage.select for stage in examiner.recipe.train):
         out.append({"name": "Best step chosen on the held-out rows", "result": "so their figures flatter the student", "open": True})
     out.append(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import UInt8
@@ -49,7 +49,6 @@ def scaled(pixels: UInt8[Tensor, "row channel height width"], size: int | None) 
     """All images at one size."""
     if size is None or tuple(pixels.shape[-2:]) == (size, size):
         return pixels
-    parts = [
-        torch.nn.functional.interpolate(some.float(), (size, size), mode="bilinear", antialias=True, align_corners=False) for some in pixels.split(1024)
-    ]
+    how: Any = {"mode": "bilinear", "antialias": True, "align_corners": False}
+    parts = [torch.nn.functional.interpolate(some.float(), (size, size), **how) for some in pixels.split(1024)]
     return torch.cat(parts).round().clamp(0, 255).to(torch.uint8)

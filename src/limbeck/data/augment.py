@@ -62,11 +62,8 @@ def moved(
 ) -> Shaped[Tensor, "row channel height width"]:
     """Each image cut out of itself with a black border, from these places on; mirrored where that is asked for."""
     _, _, high, wide = pixels.shape
-    on = {"device": pixels.device}
     padded = torch.nn.functional.pad(pixels, (pad,) * 4).permute(0, 2, 3, 1)
-    columns = torch.arange(wide, **on)
-    columns = torch.where(torch.tensor(mirrored, dtype=torch.bool, **on)[:, None], columns.flip(0), columns)
-    y = torch.arange(high, **on) + torch.tensor(down, dtype=torch.long, **on)[:, None]
-    x = columns + torch.tensor(across, dtype=torch.long, **on)[:, None]
-    row = torch.arange(len(pixels), **on)[:, None, None]
+    lines, columns, row = (torch.arange(number, device=pixels.device) for number in (high, wide, len(pixels)))
+    drawn = torch.tensor([down, across, mirrored], dtype=torch.long, device=pixels.device)[..., None]
+    y, x, row = lines + drawn[0], torch.where(drawn[2] == 1, columns.flip(0), columns) + drawn[1], row[:, None, None]
     return padded[row, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -67,7 +67,8 @@ class MixImages(Step):
             other, share = torch.as_tensor(partner, device=pixels.device), mine.mean((1, 2, 3))[:, None]
             mixed = {"pixels": mine * pixels + (1 - mine) * pixels[other], "label": share * label + (1 - share) * label[other]}
             views[role] = replace(view, inputs={**view.inputs, **mixed})
-        keys = tuple(key if k == 1 else f"{key}+{batch.keys[j]}@{k:.6f}" for key, j, k in zip(batch.keys, partner.tolist(), kept.tolist(), strict=True))
+        pairs = zip(batch.keys, partner.tolist(), kept.tolist(), strict=True)
+        keys = tuple(key if share == 1 else f"{key}+{batch.keys[j]}@{share:.6f}" for key, j, share in pairs)
         return replace(batch, views=views, keys=keys)
 
 
@@ -76,7 +77,8 @@ def distribution(label: Tensor, classes: int | None) -> Float[Tensor, "target vo
     if label.is_floating_point():
         return label
     if classes is None:
-        raise Refused("label", "data mix_images", "a student that knows its number of classes", "one that does not", "use a model of timm or transformers")
+        do = "use a model of timm or transformers"
+        raise Refused("label", "data mix_images", "a student that knows its number of classes", "one that does not", do)
     return torch.nn.functional.one_hot(label, classes).float()
 
 

@@ -65,6 +65,8 @@ class Evaluator(Component):
     """Claim: values that the teacher gets against itself."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Claim: bounds of each metric."""
+    of_classes: ClassVar[bool] = False
+    """Claim: it measures rows that are of one class each, and of text nothing."""
 
     def ready(self) -> None:
         """Refuses what would stop it after hours of training: a package that is not there. Called by every plan."""

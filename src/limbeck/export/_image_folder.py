@@ -19,8 +19,8 @@ from limbeck.model.role import as_role
 from limbeck.store import write_json, write_text
 
 PROBE_IMAGES = 4
-TIMM = "Opens with `timm.create_model('local-dir:FOLDER', pretrained=True)`; `config.json` says what it expects of pixels. It needs nothing of limbeck."
-STOCK = f"Opens with `transformers`; `{PROCESSOR}` says what it expects of pixels. It needs nothing of limbeck."
+TIMM = "Opens with `timm.create_model('local-dir:FOLDER', pretrained=True)`; `config.json` says what pixels it expects. It needs nothing of limbeck."
+STOCK = f"Opens with `transformers`; `{PROCESSOR}` says what pixels it expects. It needs nothing of limbeck."
 
 
 def write(role: Image, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:

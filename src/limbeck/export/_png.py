@@ -10,7 +10,7 @@ MOST_SIDE = 64
 
 
 def png(pixels: Any) -> bytes:
-    """The PNG file of `[channel, height, width]` bytes, as a tensor or an array: one channel is grey, three are colours, of others the mean is shown."""
+    """The PNG file of a tensor of `[channel, height, width]` bytes: one channel is grey, three are colours, of others the mean is shown."""
     if pixels.shape[0] not in (1, 3):
         pixels = pixels.float().mean(0, keepdim=True).to(pixels.dtype)
     every = max(1, -(-max(pixels.shape[1:]) // MOST_SIDE))

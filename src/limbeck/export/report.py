@@ -9,7 +9,8 @@ schema, run, about, date (2026-11-24), wall_seconds, steps, num_stages, tokens, 
 unit             what one prediction is called: token, image, ...
 held_out         {documents, targets, overlap_dropped}
 closeness        the evaluator that tells how close this student is to its teacher (agreement, or aligned_bytes across tokenizers); null: no teacher
-<arm>            {name, accuracy, accuracy_error, top5_accuracy, top5_accuracy_error, kl, kl_error, top1, top1_error, perplexity, perplexity_error, bits_per_byte, bits_per_byte_error,
+<arm>            {name, accuracy, accuracy_error, top5_accuracy, top5_accuracy_error, kl, kl_error, top1, top1_error,
+                 perplexity, perplexity_error, bits_per_byte, bits_per_byte_error,
                  aligned_bytes, rows_without_chunks, chunk_gap, chunk_gap_error,
                  calibration_error, parameters, decode_tokens_per_second, decode_low, decode_high (10 and 90 % of the repeats),
                  prefill_tokens_per_second, forward_rows_per_second, memory_bytes, memory {weights, cache, ...: bytes}, disk_bytes,

@@ -20,7 +20,7 @@ from limbeck.text.document import load, value
 ARCHITECTURE = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
 """Never a scheme of timm's own, with which a name would reach to a hub or a folder."""
 KEYS = ("architecture", "num_classes", "model_args", "pretrained_cfg", "seed")
-REACHING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "out_indices", "scriptable")
+REACHING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "out_indices")
 """Options that would read weights from elsewhere, or build something that is no classifier."""
 OURS = ("num_classes", "seed", "size")
 """Options behind the name that are no arguments of the architecture."""
@@ -44,9 +44,10 @@ def named(reference: Reference) -> dict[str, Any]:
         if not equals or not key.isidentifier() or key in options:
             raise Refused("reference", reference.text, "options as name=value, each once, with & between", quoted(word), f"timm:{name}?num_classes=10")
         options[key] = value(text)
-    size = options.pop("size", None)
     own = {key: options.pop(key) for key in OURS if key in options}
-    return {"architecture": name, **own, "model_args": options, **({"pretrained_cfg": {"input_size": [0, size, size]}} if size is not None else {})}
+    size = own.pop("size", None)
+    pixels = {} if size is None else {"pretrained_cfg": {"input_size": [None, size, size]}}
+    return {"architecture": name, **own, "model_args": options, **pixels}
 
 
 def described(reference: Reference) -> dict[str, Any] | None:

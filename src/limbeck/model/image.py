@@ -77,7 +77,8 @@ def of_family(module: Any) -> Places:
     files, model_type = image_families(), str(getattr(module.config, "model_type", ""))
     if model_type not in files:
         do = f"copy {files['vit']} to {home() / 'families' / 'image'} as {model_type}.json, and correct its paths"
-        raise Refused("family", f"model_type {quoted(model_type)}", f"a family of image classifiers: {', '.join(sorted(files))}", quoted(model_type), do)
+        expected = f"a family of image classifiers: {', '.join(sorted(files))}"
+        raise Refused("family", f"model_type {quoted(model_type)}", expected, quoted(model_type), do)
     family = read_family(files[model_type])
     number = len(module.get_submodule(family.stages))
     return Places(tuple(f"{family.stages}.{i}" for i in range(number)), family.stem, family.head, family.prefix)
@@ -169,7 +170,8 @@ class Image(Role):
                 self.run(self.empty(shape))
         except (RuntimeError, ValueError, AssertionError) as error:
             got = f"{shape[1]}x{shape[2]}: {quoted(' '.join(str(error).split()), 120)}"
-            raise Refused("size", "pixels of the rows", "images of a size that the model can read", got, "write size: at the source, larger") from None
+            do = "write size: at the source of the rows, larger"
+            raise Refused("size", "pixels of the rows", "images of a size that the model can read", got, do) from None
         self.known.add(tuple(shape))
 
     def empty(self, shape: Sequence[int]) -> Tensor:

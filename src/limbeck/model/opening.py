@@ -80,7 +80,7 @@ def open_pretrained(
         module, tokenizer = open_folder(checked, reference.text, dtype)
     module.config._name_or_path = reference.text
     if is_image(module):
-        module.preprocessing = processed(module, folder)
+        module.preprocessing = processed(module, folder)  # type: ignore[assignment]
     return Opened(module.eval(), fit_length(tokenizer, module.config), module.config, reference, provenance(reference))
 
 
@@ -104,7 +104,8 @@ def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tupl
         config = read_config(reference, cache)
         module = build_meta(config, reference.text)
         if is_image(module):
-            module.preprocessing = processed(module, existing(reference) if reference.scheme in ("path", "run") else None)
+            folder = existing(reference) if reference.scheme in ("path", "run") else None
+            module.preprocessing = processed(module, folder)  # type: ignore[assignment]
         return module, config
 
 

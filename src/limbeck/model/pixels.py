@@ -31,7 +31,8 @@ class Preprocessing:
         """The same for another number of channels, by the mean over those that there are."""
         if channels == self.channels:
             return self
-        return Preprocessing(*((sum(each) / len(each),) * channels for each in (self.mean, self.std)), self.size)
+        mean, std = ((sum(each) / len(each),) * channels for each in (self.mean, self.std))
+        return Preprocessing(mean, std, self.size)
 
     def __call__(self, pixels: Shaped[Tensor, "row channel height width"], dtype: torch.dtype) -> Float[Tensor, "row channel high wide"]:
         """Pixels from 0 to 255 as the model hears them."""

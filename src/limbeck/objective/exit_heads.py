@@ -23,11 +23,11 @@ class ExitHeads(Objective):
 
     $$ \sum_{k \in K} L\big(P_k(h_k),\, \text{teacher, labels}\big) $$
 
-    $h_k$ is what stage k of the student says, $P_k$ a branch to logits, L any objective that asks logits of the student. Stages are so compared with an
-    unlike teacher in the one space that both share, its answers. Branches are built to fit the maps that a dry run finds: where they
-    shrink from stage to stage by separable convolutions that halve them down to the smallest; where all are of one grid, tokens of
-    blocks that are alike, by attention over at most 7x7 tokens. They learn with the student and are left out of what is exported. They
-    normalise within one image, not over the batch. Cost: a branch is small beside a large student, and not beside a tiny one.
+    $h_k$ is what stage k of the student says, $P_k$ a branch to logits, L any objective that asks logits of the student. Stages are so
+    compared with an unlike teacher in the one space that both share, its answers. Branches are built to fit the maps that a dry run finds:
+    separable convolutions that halve them down to the smallest, where maps shrink from stage to stage; attention over at most 7x7 tokens,
+    where all are of one grid, as in blocks that are alike. They learn with the student and are left out of what is exported. They normalise
+    within one image, not over the batch. Cost: a branch is small beside a large student, and not beside a tiny one.
 
     Example:
         >>> ExitHeads(stages=(1, 2), objective={"kind": "target_aware_ce", "gamma": 1.5}).needs["student"]
