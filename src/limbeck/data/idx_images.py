@@ -77,14 +77,16 @@ def idx(path: Path, magic: int, axes: int) -> UInt8[Tensor, "row *axes"]:
     if not path.is_file():
         do = "apt-get install dataset-fashion-mnist" if path.parent == FASHION else "correct path; a relative one starts at the folder of the recipe"
         raise Refused("data", f"data idx_images  path: {path}", "a file", "none", do)
-    try:
-        with reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            found, *shape = struct.unpack(f">{1 + axes}I", file.read(4 * (1 + axes)))
-            number = prod(shape)
-            fits = found == magic and 0 < number <= MOST_BYTES
-            content = bytearray(file.read(number + 1)) if fits else bytearray()
-    except (struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise Failed("corrupt", str(path), "an IDX file of bytes", f"{type(error).__name__}: {error}", "fetch or copy the file again") from None
+    with reading(path):
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                found, *shape = struct.unpack(f">{1 + axes}I", file.read(4 * (1 + axes)))
+                number = prod(shape)
+                fits = found == magic and 0 < number <= MOST_BYTES
+                content = bytearray(file.read(number + 1)) if fits else bytearray()
+        except (struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            got = f"{type(error).__name__}: {error}"
+            raise Failed("corrupt", str(path), "an IDX file of bytes", got, "fetch or copy the file again") from None
     if not fits or len(content) != number:
         got = f"a magic number of {found:#06x}, {shape}, and {len(content):,} bytes or more"
         raise Failed("corrupt", str(path), f"an IDX file of {axes} axes of bytes, all of them there", got, "fetch or copy the file again")

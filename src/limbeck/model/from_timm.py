@@ -14,7 +14,7 @@ from limbeck.model.folder import WEIGHTS, Folder, check_sizes
 from limbeck.model.headers import corrupt, quoted, read_json
 from limbeck.model.loading import MAX_BUFFER_BYTES, foreign
 from limbeck.model.pixels import Preprocessing
-from limbeck.model.reference import Reference, existing
+from limbeck.model.reference import Reference, existing, identity, known, package_file
 from limbeck.text.document import load, value
 
 ARCHITECTURE = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
@@ -51,9 +51,11 @@ def named(reference: Reference) -> dict[str, Any]:
 
 
 def described(reference: Reference) -> dict[str, Any] | None:
-    """The config of a reference that names an architecture of timm without weights of its own; None for any other."""
+    """The config of a reference that names an architecture of timm and is no folder of it; None for any other."""
     if reference.scheme == "timm":
         return named(reference)
+    if reference.scheme == "package":
+        return packaged(reference)
     if reference.scheme != "config":
         return None
     path = existing(reference)
@@ -65,6 +67,28 @@ def described(reference: Reference) -> dict[str, Any] | None:
         near = nearest(other, KEYS)
         raise Refused("key", f"{path}  {other}", ", ".join(KEYS), quoted(other), f"write {near}" if near in KEYS else "move it into model_args")
     return dict(config)
+
+
+def packaged(reference: Reference) -> dict[str, Any] | None:
+    """The config of an image model whose weights lie in a package."""
+    entry = known("packages").get(reference.name, {})
+    if "architecture" not in entry:
+        return None
+    pixels = {"mean": entry["mean"], "std": entry["std"], "input_size": [len(entry["mean"]), entry["size"], entry["size"]]}
+    return {"architecture": entry["architecture"], "pretrained_cfg": pixels}
+
+
+def open_packaged(reference: Reference, config: Mapping[str, Any]) -> nn.Module:
+    """The module with the weights of a package, whose hash is pinned: named otherwise there, in the order of the architecture."""
+    identity(reference)
+    with foreign(reference.text, "a file of tensors"):
+        state = torch.load(package_file(reference), map_location="cpu", weights_only=True)
+    module = build(config, reference.text)
+    own = module.state_dict()
+    alike = [name.rpartition(".")[2] for name in own] == [name.rpartition(".")[2] for name in state]
+    if not alike:
+        raise corrupt(reference.text, f"the {len(own)} tensors of {config['architecture']}, in order", f"{len(state)} others")
+    return filled(module, dict(zip(own, state.values(), strict=True)), reference.text)
 
 
 def build(config: Mapping[str, Any], where: str, device: str = "cpu") -> nn.Module:
@@ -80,10 +104,10 @@ def build(config: Mapping[str, Any], where: str, device: str = "cpu") -> nn.Modu
         raise Refused("extra", where, "the package timm", "not installed", "pip install 'limbeck[vision]'", 3) from None
     name, seed = str(config["architecture"]), config.get("seed", 0)
     if not ARCHITECTURE.fullmatch(name) or not timm.is_model(name):
-        known = timm.list_models()
-        near = nearest(name, known)
-        do = f"write {near}" if near in known else "python -c 'import timm; print(timm.list_models())' lists them"
-        raise Refused("family", where, f"one of the {len(known):,} architectures of timm {timm.__version__}", quoted(name), do)
+        every = timm.list_models()
+        near = nearest(name, every)
+        do = f"write {near}" if near in every else "python -c 'import timm; print(timm.list_models())' lists them"
+        raise Refused("family", where, f"one of the {len(every):,} architectures of timm {timm.__version__}", quoted(name), do)
     arguments = config.get("model_args") or {}
     if not isinstance(arguments, Mapping) or (got := next((key for key in arguments if key in REACHING), None)):
         raise Refused("key", f"{where}  model_args", f"what builds {name}, by name", quoted(got or arguments), "remove it")

@@ -15,7 +15,7 @@ from limbeck.errors import Refused
 from limbeck.model.base import Role, Tap, listening, taps
 from limbeck.model.headers import quoted, read_json
 from limbeck.model.pixels import Preprocessing
-from limbeck.signals import Row, View
+from limbeck.signals import Head, Logits, Row, View
 from limbeck.store import home
 
 PROCESSOR = "preprocessor_config.json"
@@ -178,6 +178,12 @@ class Image(Role):
         first = next(self.module.parameters())
         return torch.zeros(1, *shape, dtype=torch.uint8, device=first.device)
 
+    @property
+    def head(self) -> Head | None:
+        """Features to logits, where that is one matrix."""
+        part = self.module.get_submodule(self.places.head) if self.places.head else None
+        return Head(part.weight, part.bias) if type(part) is nn.Linear else None
+
     def run(self, pixels: Tensor) -> Tensor:
         out = self.module(self.preprocessing(pixels, next(self.module.parameters()).dtype))
         return out if isinstance(out, Tensor) else out.logits
@@ -198,8 +204,9 @@ class Image(Role):
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         if other := [name for name in inject if name != "features"]:
             raise Refused("inject", other[0], "features, which the head hears", other[0], "overwrite features")
-        pixels, none = view.inputs["pixels"], view.num_rows == 0
-        reads = {name: self.tap(name) for name in names if name.split(".")[0] in HEARD}
+        pixels, none, head = view.inputs["pixels"], view.num_rows == 0, self.head
+        heard_names = dict.fromkeys((*names, *(("features",) if head and "logits" in names else ())))
+        reads = {name: self.tap(name) for name in heard_names if name.split(".")[0] in HEARD}
         with taps(self.module, reads, {name: (self.tap(name), value) for name, value in inject.items()}) as heard:
             if none:  # a batch norm cannot be trained on nothing: one image is run as in evaluation, and nobody listens
                 with listening(self.module):
@@ -209,6 +216,8 @@ class Image(Role):
         high, wide = self.preprocessing.size or pixels.shape[-2:]
         said = {name: x.flatten(1) if name == "features" else self.as_map(x, high / wide) for name, x in heard.items()}
         said = {name: x[:0] if none else x for name, x in said.items()} | {"logits": logits, "label": view.inputs.get("label")}
+        if head and "features" in said and said["features"].shape[-1] == head.weight.shape[-1]:  # made again when asked for, and kept as states
+            said["logits"] = Logits(said["features"], head, torch.is_grad_enabled())
         return {name: said[name] for name in names}
 
     def as_map(self, x: Tensor, ratio: float) -> Tensor:

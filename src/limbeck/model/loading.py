@@ -81,7 +81,8 @@ def model_class(config: Any, where: str) -> Any:
 
     for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, CLASSIFIERS, transformers.MODEL_MAPPING):
         if type(config) in mapping:
-            return mapping[type(config)]
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
     raise Refused(
         "family",
         where,

@@ -66,7 +66,9 @@ def open_pretrained(
         raise Refused("reference", reference.text, "a model with weights", "what a teacher has said: only a teacher can be that", "name a model")
     if (plain := from_timm.described(reference)) is not None:
         with own_file(reference):
-            return opened_timm(from_timm.build(plain, reference.text), reference, dtype)
+            packed = reference.scheme == "package"
+            module = from_timm.open_packaged(reference, plain) if packed else from_timm.build(plain, reference.text)
+            return opened_timm(module, reference, dtype)
     if reference.scheme == "config":
         with own_file(reference):
             module, tokenizer = random_model(reference, dtype)

@@ -8,7 +8,7 @@ from torch import nn
 
 from limbeck.model.base import Role, matches
 from limbeck.model.text import Text
-from limbeck.signals import Row
+from limbeck.signals import Head, Row
 
 TRAINED_COPIES = 3
 """Gradients and the two means of AdamW, beside the weights."""
@@ -60,7 +60,9 @@ def single(role: Role, length: int, own: Set[int], rows: Sequence[Row]) -> Cost:
             flops += 2 * weight.numel()
         kept += 4 * weight.shape[-1] if weight.ndim <= 2 else 0  # each part keeps what it heard
     if (counted := role.row_cost(rows)) is not None:
-        return Cost(parameters, weight_bytes, trained_bytes, *counted, role.vocab or 0, role.num_layers, 0)
+        head = getattr(role, "head", None)
+        width = head.weight.shape[-1] if isinstance(head, Head) else 0
+        return Cost(parameters, weight_bytes, trained_bytes, *counted, role.vocab or 0, role.num_layers, width)
     layers, vocab, width = role.num_layers, 0, 0
     if isinstance(role, Text):
         config: Any = role.module.config
