@@ -8,7 +8,7 @@ from limbeck.text.show import duration, finite, number, percent, plus_minus, tim
 
 ARMS = ("teacher", "start", "baseline", "student")
 TEXT_UNITS = ("token", "byte", "character", "word", "chunk")
-SHARES = ("top1", "accuracy")
+SHARES = ("top1", "right")
 """Figures that are shown in percent."""
 STANDARD_ERRORS = 2.0
 """Two figures are told apart if they lie further apart than this many standard errors of their difference."""
@@ -88,15 +88,15 @@ def measure(summary: Mapping[str, Any]) -> Measure | None:
     first = next(iter(arm(summary, "student", "metrics") or {}), "") if isinstance(arm(summary, "student", "metrics"), Mapping) else ""
     less = arm(summary, "student", "metrics", first, "lower_is_better") is True
     unit = arm(summary, "student", "metrics", first, "unit")
-    figures = [("accuracy", ("accuracy",), 1, ""), ("top1", ("top1",), 1, ""), ("kl", ("kl",), -1, ""), ("chunk_gap", ("chunk_gap",), -1, "")]
+    figures = [("right", ("accuracy",), 1, ""), ("top1", ("top1",), 1, ""), ("kl", ("kl",), -1, ""), ("chunk_gap", ("chunk_gap",), -1, "")]
     figures += [(first, ("metrics", first, "value"), -1 if less else 1, unit)]
     figures += [("bits_per_byte", ("bits_per_byte",), -1, "")] if closeness(summary) is None else []
     for name, path, sign, of in figures:
         errors = (*path[:-1], "error") if len(path) > 1 else (f"{path[0]}_error",)
         values = {x: value for x in ARMS if (value := finite(arm(summary, x, *path))) is not None}
         if "student" in values:
-            of_gaps = "accuracy_gaps" if name == "accuracy" else "gaps"
-            gaps = {x: error for x in ARMS if (error := finite(arm(summary, of_gaps, x, f"{name}_error"))) is not None}
+            paired = ("accuracy_gaps", "accuracy_error") if name == "right" else ("gaps", f"{name}_error")
+            gaps = {x: error for x in ARMS if (error := finite(arm(summary, paired[0], x, paired[1]))) is not None}
             return Measure(name, values, {x: finite(arm(summary, x, *errors)) or 0.0 for x in ARMS}, of if isinstance(of, str) else "", sign, gaps)
     return None
 
@@ -131,7 +131,7 @@ def shown(found: Measure, arms: Sequence[str], with_error: bool) -> dict[str, st
 def phrase(summary: Mapping[str, Any], found: Measure) -> tuple[str, list[tuple[str, str]]]:
     """The verb before the student's figure, and what stands behind it."""
     verb, of, whose = "reaches", f" in {visible(found.name, 40)}", "the teacher's"
-    if found.name == "accuracy":
+    if found.name == "right":
         teacher = f" (the teacher {shown(found, ('teacher',), False)['teacher']})" if "teacher" in found.values else ""
         verb, of = "gets", f" of the held-out {word(summary, 'unit', 'token')}s right{teacher}"
     elif found.name == "top1":
