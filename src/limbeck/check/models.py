@@ -63,7 +63,9 @@ SIDE, CLASSES = 8, 10
 """Height and width of example images, and their classes."""
 
 
-def classifier(seed: int = 0, dtype: torch.dtype = torch.float64, channels: int = 1, side: int = SIDE, classes: int = CLASSES, width: int = 16) -> Image:
+def classifier(
+    seed: int = 0, dtype: torch.dtype = torch.float64, channels: int = 1, side: int = SIDE, classes: int = CLASSES, width: int = 16
+) -> Image:
     """A small untrained vision transformer of two blocks."""
     import transformers
 

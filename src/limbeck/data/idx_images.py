@@ -30,9 +30,9 @@ MOST_BYTES = 2**32
 class IdxImages(Images):
     """Reads images in grey and their labels from a pair of IDX files, packed with gzip or not.
 
-    The format of MNIST and of sets made in its likeness. The labels stand beside `...images-idx3-ubyte` as `...labels-idx1-ubyte`. Without a path it reads Fashion-MNIST, where Debian's package
-    puts it: 60,000 pictures of clothes, 28 by 28, in ten classes; `held_out` names the 10,000 test pictures that are published beside
-    them, for figures that others can compare.
+    The format of MNIST and of sets made in its likeness. The labels stand beside `...images-idx3-ubyte` as `...labels-idx1-ubyte`.
+    Without a path it reads Fashion-MNIST, where Debian's package puts it: 60,000 pictures of clothes, 28 by 28, in ten classes;
+    `held_out` names the 10,000 test pictures that are published beside them, for figures that others can compare.
 
     Example:
         >>> IdxImages(num=5000).path

@@ -42,7 +42,8 @@ def named(reference: Reference) -> dict[str, Any]:
     for word in query.split("&") if query else ():
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier() or key in options:
-            raise Refused("reference", reference.text, "options as name=value, each once, with & between", quoted(word), f"timm:{name}?num_classes=10")
+            do = f"write timm:{name}?num_classes=10"
+            raise Refused("reference", reference.text, "options as name=value, each once, with & between", quoted(word), do)
         options[key] = value(text)
     own = {key: options.pop(key) for key in OURS if key in options}
     size = own.pop("size", None)

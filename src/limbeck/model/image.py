@@ -142,7 +142,7 @@ class Image(Role):
         pixels = torch.stack([row.content["pixels"] for row in rows])
         if not all("label" in row.content for row in rows):
             return View({"pixels": pixels})
-        return View({"pixels": pixels, "label": torch.tensor([row.content["label"] for row in rows], dtype=torch.long)})
+        return View({"pixels": pixels, "label": torch.tensor([row.content["label"] for row in rows], dtype=torch.long, device="cpu")})
 
     def refuse(self, rows: Sequence[Row]) -> None:
         expected, classes = self.preprocessing.channels, self.vocab
