@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy import at_home, metrics, same, state  # noqa: F401
 
 from limbeck.check.models import classifier, pictures
 from limbeck.data.augment import Augment
@@ -16,10 +15,13 @@ from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.numerics import Streams
 from limbeck.recipe import load, text_only
+from limbeck.signals import dense
 from limbeck.start import run
 from limbeck.teacher.cached import Cached
+from limbeck.teacher.ensemble import Ensemble
 from limbeck.train.loop import Loop, World
 from limbeck.train.stage import Stage, Turn
+from toy import at_home, metrics, same, state  # noqa: F401
 
 VIT = "timm:vit_tiny_patch16_224?num_classes=10&in_chans=1&img_size=8&patch_size=4&embed_dim=16&depth=2&num_heads=2"
 CNN = "timm:resnet10t?num_classes=10&in_chans=1&channels=[8,8,8,8]&size=16"
@@ -75,6 +77,18 @@ def test_a_cached_teacher_refuses_images_that_it_has_never_seen() -> None:
     with pytest.raises(Refused, match="one that it has never seen") as caught:
         loop(steps=(Augment(pad=1),), teacher=teacher, kept=kept).run()
     assert "run the teacher live" in caught.value.do
+
+
+def test_several_teachers_are_mixed_and_must_know_the_same_classes() -> None:
+    opened = {"a:one": classifier(1), "a:two": classifier(2, width=24), "a:other": classifier(3, classes=7)}
+    teacher = Ensemble(teachers=("a:one", "a:two")).open(opened.get)  # type: ignore[arg-type]
+    rows = list(pictures()[:4])
+    with torch.no_grad():
+        p, q = (dense(role.says(role.view(rows), ("logits",), {})["logits"]).softmax(-1) for role in (opened["a:one"], opened["a:two"]))
+        mixed = dense(teacher.says(teacher.view(rows), ("logits",), {})["logits"]).softmax(-1)
+    assert torch.allclose(mixed, (p + q) / 2, atol=1e-6)
+    with pytest.raises(Refused, match="10 classes, as the first teacher has"):
+        Ensemble(teachers=("a:one", "a:other")).open(opened.get)  # type: ignore[arg-type]
 
 
 def recipe(**change: Any) -> dict[str, Any]:
