@@ -70,10 +70,11 @@ def classifier(
     import transformers
 
     sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * width}
-    config = transformers.ViTConfig(**sizes, image_size=side, patch_size=max(side // 4, 1), num_channels=channels, num_labels=classes)
+    sizes |= {"image_size": side, "patch_size": max(side // 4, 1), "num_channels": channels, "num_labels": classes}
+    config: Any = transformers.AutoConfig.for_model("vit", **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = transformers.ViTForImageClassification(config)
+        module: Any = transformers.ViTForImageClassification(config)
         for parameter in module.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)
     role = Image(module.to(dtype).eval(), Preprocessing((0.5,) * channels, (0.25,) * channels, (side, side)))
