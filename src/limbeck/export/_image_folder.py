@@ -19,6 +19,8 @@ from limbeck.model.role import as_role
 from limbeck.store import write_json, write_text
 
 PROBE_IMAGES = 4
+USUAL = (224, 224)
+"""Height and width of the probe for a student that takes any size and has seen no row."""
 TIMM = "Opens with `timm.create_model('local-dir:FOLDER', pretrained=True)`; `config.json` says what pixels it expects. It needs nothing of limbeck."
 STOCK = f"Opens with `transformers`; `{PROCESSOR}` says what pixels it expects. It needs nothing of limbeck."
 
@@ -81,7 +83,7 @@ def processor(role: Image) -> dict[str, Any]:
 
 def probe(role: Image) -> torch.Tensor:
     """Images of noise, always the same, of a size that the student has read."""
-    channels, (high, wide) = role.preprocessing.channels, role.preprocessing.size or max(((h, w) for _, h, w in role.known), default=(224, 224))
+    channels, (high, wide) = role.preprocessing.channels, role.preprocessing.size or max(((h, w) for _, h, w in role.known), default=USUAL)
     draw = torch.Generator().manual_seed(0)
     return torch.randint(256, (PROBE_IMAGES, channels, high, wide), generator=draw, dtype=torch.uint8, device="cpu")
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from limbeck.component import nearest
 from limbeck.errors import Refused
 from limbeck.model.folder import WEIGHTS, Folder, check_sizes
-from limbeck.model.headers import corrupt, quoted, read_json
+from limbeck.model.headers import corrupt, quoted
 from limbeck.model.loading import MAX_BUFFER_BYTES, foreign
 from limbeck.model.pixels import Preprocessing
 from limbeck.model.reference import Reference, existing, identity, known, package_file
@@ -163,8 +162,3 @@ def config_json(module: Any) -> dict[str, Any]:
     if found.size is not None:
         pixels["input_size"] = [found.channels, *found.size]
     return {**module.config, "num_features": module.num_features, "pretrained_cfg": pixels}
-
-
-def folder_config(path: Path) -> bool:
-    """Whether a folder holds a model of timm."""
-    return (path / "config.json").is_file() and is_timm(read_json(path / "config.json", 10_000_000))
