@@ -261,8 +261,8 @@ def readable(step: Step, seed: int = 0) -> None:
         rows = made(step, seed)
     except LimbeckError as error:
         raise NotClaimed(str(error)) from None
-    if "pixels" in (*rows.train, *rows.held_out)[0].content:
-        view = classifier().view([*rows.train, *rows.held_out])
+    if (pixels := (*rows.train, *rows.held_out)[0].content.get("pixels")) is not None:
+        view = classifier(channels=pixels.shape[0], side=pixels.shape[1]).view([*rows.train, *rows.held_out])
         assert view.num_rows == len(view.inputs["label"]), "a row has no class"
         return
     role = family_of("llama", 0, context=CONTEXT)
