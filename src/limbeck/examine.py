@@ -15,6 +15,7 @@ from limbeck.data.base import Rows
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import score
 from limbeck.evaluate.base import Exam, Table
+from limbeck.export._png import data_uri
 from limbeck.model.base import Models, Role
 from limbeck.numerics import Streams
 from limbeck.recipe import Recipe
@@ -132,7 +133,9 @@ class Examiner:
     def few(table: Table) -> dict[str, float]:
         """Means over all targets."""
         found: dict[str, float] = {}
-        if table.label_logprob is not None:
+        if table.label_rank is not None:
+            found["accuracy"] = float((table.best == table.label).double().mean())
+        elif table.label_logprob is not None:
             found["perplexity"] = float(table.label_logprob.double().mean().neg().exp())
         if table.kl is not None and table.teacher_best is not None:
             found |= {"kl": float(table.kl.double().mean()), "top1": float((table.best == table.teacher_best).double().mean())}
@@ -175,9 +178,8 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
             }
         )
     if examiner.recipe.baseline:
-        out.append(
-            {"name": "Text-only baseline", "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False}
-        )
+        name = f"{examiner.recipe.baseline[0].replace('_', '-').capitalize()} baseline"
+        out.append({"name": name, "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False})
     if any(stage.select for stage in examiner.recipe.train):
         out.append({"name": "Best step chosen on the held-out rows", "result": "so their figures flatter the student", "open": True})
     out.append(
@@ -189,6 +191,8 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
 def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int = 48, new_tokens: int = 48) -> list[dict[str, Any]]:
     """Held-out beginnings, drawn by seed and not chosen, with what teacher and student make of them (greedy), and where they would differ."""
     rows = examiner.rows.held_out
+    if rows and "pixels" in rows[0].content:
+        return answered(examiner, seed)
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples")).tolist()[:num]
     out: list[dict[str, Any]] = [{"prompt": ""} for _ in pick]
     for subject in ("teacher", "student"):
@@ -208,6 +212,19 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
                 }
                 if subject == "student" and examiner.teacher is not None and examiner.teacher.at_hand and one_tokenizer(role, examiner.teacher):
                     sample |= differences(examiner.teacher, role.tokenizer, ids, made)
+    return out
+
+
+def answered(examiner: Examiner, seed: int, num: int = 24) -> list[dict[str, Any]]:
+    """Held-out pictures, drawn by seed and not chosen, with their class and what teacher and student say; from the tables that are there."""
+    rows = examiner.rows.held_out
+    pick = torch.randperm(len(rows), generator=Streams(seed)("samples"))[:num].sort().values.tolist()
+    names = {row.content.get("label"): row.tag for row in rows}
+    out = []
+    for i in pick:
+        said = {subject: int(examiner.table(subject).best[i]) for subject in ("teacher", "student") if subject in examiner.openers}
+        shown = {subject: names.get(label) or str(label) for subject, label in said.items()}
+        out.append({"image": data_uri(rows[i].content["pixels"]), "label": rows[i].tag or str(rows[i].content.get("label", "")), **shown})
     return out
 
 

@@ -125,8 +125,8 @@ class Recipe(Document):
     """Merges of stages, by name."""
     result: str | None = None
     """The stage or merge that is evaluated and exported; none: the last one."""
-    baseline: tuple[Literal["text_only"], ...] = ()
-    """The same student by other means: text_only trains it as long, without the teacher."""
+    baseline: tuple[Literal["text_only", "labels_only"], ...] = ()
+    """The same student by other means: trained as long without the teacher, on the text alone or on the labels alone of its rows."""
     evaluate: tuple[AnyEvaluator, ...] = ()
     """What is measured before and after."""
     export: tuple[AnyExporter, ...] = ()

@@ -14,6 +14,7 @@ from limbeck.data.base import Rows
 from limbeck.errors import LimbeckError, Refused
 from limbeck.model.base import Models, Role, clone
 from limbeck.model.conversion import conversion_key
+from limbeck.model.image import Image
 from limbeck.model.opening import open_pretrained
 from limbeck.model.recorded import Recorded, facts_of, open_recorded
 from limbeck.model.reference import Reference, identity, located
@@ -54,8 +55,23 @@ class Cast:
                 raise Refused("start", f"{name}.start", "a model reference, since the teacher's weights are not at hand", "teacher", do)
             elif how.start == "teacher" and "teacher" not in self.originals:
                 raise Refused("start", f"{name}.start", "a model reference, since there is no teacher", "teacher", "name a model, or add teacher:")
+        self.refuse_blocks()
         if not plan:
             self.one_tokenizer()
+
+    def refuse_blocks(self) -> None:
+        """Refuses what changes or compiles the blocks of a role that has none which are known: an image classifier."""
+        hows = {"student": self.recipe.student, **self.recipe.role}
+        asked = {f"{name}.surgery": name for name, how in hows.items() if how.surgery}
+        asked |= {f"train.{i}.surgery": stage.turn[-1].trains for i, stage in enumerate(self.recipe.train) if stage.surgery}
+        asked |= {key: "student" for key in ("search", "compile") if getattr(self.recipe, key)}
+        for where, name in asked.items():
+            how = hows.get(name)
+            begins = self.begins(how) if how else name
+            role = self.originals.get(begins if begins in ("teacher", "student") else name)
+            if isinstance(role, Image):
+                do = f"remove {where.split('.')[-1]}, and start from another architecture"
+                raise Refused("part", where, "a language model, whose blocks are known", type(role.module).__name__, do)
 
     def begins(self, how: Student) -> str:
         """What a role starts from: where that is a teacher whose answers were recorded, the model that spoke."""

@@ -24,8 +24,9 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "ids": ("pos", ""),
     "pixels": ("row", "channel height width"),
     "features": ("row", "dim"),
+    "stage": ("row", "dim height width"),  # a map of the image, also of tokens that stand on a grid
     "noise": ("row", "channel"),
-    "label": ("target", ""),
+    "label": ("target", ""),  # a class; of mixed rows a distribution over the classes, with the further axis `vocab`
     "logits": ("target", "vocab"),
     "top_logits": ("target", "k"),
     "sampled_logits": ("target", "k"),
@@ -66,7 +67,7 @@ class Loss(NamedTuple):
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One row of data, before any tokenizer has seen it."""
 
@@ -82,6 +83,25 @@ class Row:
     """`train`, or `held_out`: the rows that only evaluations see."""
     source: str = ""
     """The document it was cut from: standard errors are over these."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Row):
+            return NotImplemented
+        mine, theirs = ({**vars(row), "content": None} for row in (self, other))
+        return mine == theirs and same_content(self.content, other.content)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def same_content(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two contents are alike, tensors entry by entry."""
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, Tensor) or isinstance(b, Tensor):
+            return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return a == b
+
+    return mine.keys() == theirs.keys() and all(same(a, theirs[name]) for name, a in mine.items())
 
 
 def shaped(logits: Float[Tensor, "target vocab"], scale: float, cap: float | None) -> Float[Tensor, "target vocab"]:

@@ -1,10 +1,12 @@
 """Contracts of data steps: the same rows from the same seed, named by content, wherever the files are and without a network."""
 
 import copy
+import gzip
 import json
 import socket
+import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +16,14 @@ from unittest import mock
 import torch
 
 from limbeck.check.contract import NotClaimed, contract
-from limbeck.check.models import WORDS, family_of
+from limbeck.check.models import SIDE, WORDS, classifier, family_of, pictures
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
 from limbeck.endpoint import Ask, Reply
 from limbeck.errors import LimbeckError
-from limbeck.model.base import Models
+from limbeck.export._png import png
+from limbeck.model.base import Models, Role
 from limbeck.numerics import Streams
 from limbeck.signals import Row
 from limbeck.text.bytes_tokenizer import ByteTokenizer
@@ -65,15 +68,18 @@ def records() -> list[dict[str, Any]]:
 
 
 @contextmanager
-def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", nested: str = "") -> Iterator[Place]:
-    """A folder with files of every format that sources read, one of the records perhaps without content, and models; no network."""
+def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", nested: str = "", inputs: Sequence[str] = ()) -> Iterator[Place]:
+    """A folder with files of every format that sources read, one of the records perhaps without content, and models; no network. `inputs`:
+    what windows must hold."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(socket.socket, "connect", refuse):
         base = Path(folder) / nested
         base.mkdir(parents=True, exist_ok=True)
         if files != "none":
             write(base, records() + [dict.fromkeys(records()[0])] * (files == "broken"))
-        student = family_of("llama", 0, context=CONTEXT)
-        student.tokenizer = Chatting()
+        student: Role = classifier()
+        if "pixels" not in inputs:
+            student = family_of("llama", 0, context=CONTEXT)
+            student.tokenizer = Chatting()
         extra = {"send": oracle, "responses": base / ".responses"}
         yield Place(Models({"student": student, "teacher": student}), Streams(seed), base=str(base), extra=extra, live=True)
 
@@ -94,6 +100,7 @@ def write(base: Path, found: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    write_pictures(base, broken=len(found) > NUM)
     for name, some in (("a", found[: NUM // 2]), ("b", found[NUM // 2 :])):
         (base / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in some), encoding="utf-8")
         (base / f"{name}.json").write_text(json.dumps(some), encoding="utf-8")
@@ -101,6 +108,27 @@ def write(base: Path, found: list[dict[str, Any]]) -> None:
     for i, record in enumerate(found[:NUM]):
         (base / f"{i:02d}.txt").write_text(record["text"], encoding="utf-8")
     (base / "all.csv").write_text("text,label\n" + "".join(f'"{record["text"]}",{record["label"]}\n' for record in found[:NUM]), encoding="utf-8")
+
+
+def write_pictures(base: Path, broken: bool) -> None:
+    """Images in folders of their classes, and as a pair of IDX files; a broken one among them, perhaps."""
+    rows = pictures()
+    for i, row in enumerate(rows):
+        folder = base / "pictures" / row.tag
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i:02d}.png").write_bytes(png(row.content["pixels"]) if i or not broken else b"no picture")
+    labels = bytes(row.content["label"] for row in rows)
+    pixels = b"".join(row.content["pixels"].numpy().tobytes() for row in rows)
+    cut = pixels[:-1] if broken else pixels
+    (base / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(struct.pack(">4I", 0x0803, len(rows), SIDE, SIDE) + cut))
+    (base / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(struct.pack(">2I", 0x0801, len(rows)) + labels))
+
+
+def examples(step: Step) -> tuple[Row, ...]:
+    """Rows whose windows the step can change."""
+    if "pixels" in step.inputs:
+        return pictures()
+    return tuple(Row(f"text-{i}", {"text": record["text"]}) for i, record in enumerate(records()))
 
 
 def given(step: Step) -> Rows:
@@ -138,10 +166,10 @@ def made(step: Step, seed: int = 0) -> Rows:
 
 def exercise(step: Step) -> None:
     """One ordinary use, and one with a record that cannot be read."""
-    with place() as where:
+    with place(inputs=step.inputs) as where:
         rows = step.rows(given(step), where)
         if type(step).window is not Step.window:
-            step.window(where.models.batch((rows.train or given(step).train)[:6]), where, step.build(None))
+            step.window(where.models.batch((rows.train or examples(step))[:6]), where, step.build(None))
     if isinstance(step, Source):
         with place(files="broken") as where, suppress(LimbeckError):
             step.rows(Rows(), where)
@@ -214,10 +242,10 @@ def adds(step: Step, seed: int = 0) -> None:
 def empty(step: Step, seed: int = 0) -> None:
     """No rows stay no rows, and a source without files says so: never a traceback."""
     try:
-        with place(seed, "none") as where:
+        with place(seed, "none", inputs=step.inputs) as where:
             rows = step.rows(Rows(), where)
             if type(step).window is not Step.window:
-                none = where.models.batch([Row("one", {"text": "a text"})]).at(torch.arange(0))
+                none = where.models.batch(examples(step)[:1]).at(torch.arange(0))
                 assert len(step.window(none, where, step.build(None)).keys) == 0, "rows come out of an empty window"
     except LimbeckError:
         return
@@ -227,12 +255,16 @@ def empty(step: Step, seed: int = 0) -> None:
 @contract
 @over_choices
 def readable(step: Step, seed: int = 0) -> None:
-    """A text role can read every row that comes out."""
+    """A role can read every row that comes out: a text role, or one that looks at images."""
     changes_rows(step)
     try:
         rows = made(step, seed)
     except LimbeckError as error:
         raise NotClaimed(str(error)) from None
+    if (pixels := (*rows.train, *rows.held_out)[0].content.get("pixels")) is not None:
+        view = classifier(channels=pixels.shape[0], side=pixels.shape[1]).view([*rows.train, *rows.held_out])
+        assert view.num_rows == len(view.inputs["label"]), "a row has no class"
+        return
     role = family_of("llama", 0, context=CONTEXT)
     role.tokenizer = Chatting()
     view = role.view([*rows.train, *rows.held_out])
@@ -255,8 +287,8 @@ def windows_resume(step: Step, seed: int = 0) -> None:
     """What it does to windows depends on seed, window and saved memory alone: loaded into a fresh copy it goes on the same."""
     if type(step).window is Step.window:
         raise NotClaimed("it changes no window")
-    with place(seed) as where:
-        rows = step.rows(given(step), where).train or tuple(Row(f"text-{i}", {"text": record["text"]}) for i, record in enumerate(records()))
+    with place(seed, inputs=step.inputs) as where:
+        rows = step.rows(given(step), where).train or examples(step)
 
         def run(memory: Any, numbers: range) -> list[Any]:
             out = [step.window(where.models.batch(rows[4 * n : 4 * n + 4]), replace(where, window=n), memory) for n in numbers]

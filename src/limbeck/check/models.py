@@ -15,6 +15,8 @@ from limbeck.data.base import Part, Place, Rows
 from limbeck.errors import Refused
 from limbeck.model.anatomy import anatomy, family_files, read_family
 from limbeck.model.base import Models, Role
+from limbeck.model.image import Image
+from limbeck.model.pixels import Preprocessing
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.signals import Loss, Row
@@ -55,6 +57,42 @@ def family_of(name: str, seed: int = 0, dtype: torch.dtype = torch.float64, **si
     role = Text(module.to(dtype).eval(), TOKENIZER, anatomy(module))
     role.requires_grad_(False)
     return role
+
+
+SIDE, CLASSES = 8, 10
+"""Height and width of example images, and their classes."""
+
+
+def classifier(
+    seed: int = 0, dtype: torch.dtype = torch.float64, channels: int = 1, side: int = SIDE, classes: int = CLASSES, width: int = 16
+) -> Image:
+    """A small untrained vision transformer of two blocks."""
+    import transformers
+
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * width}
+    sizes |= {"image_size": side, "patch_size": max(side // 4, 1), "num_channels": channels, "num_labels": classes}
+    config: Any = transformers.AutoConfig.for_model("vit", **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: Any = transformers.ViTForImageClassification(config)
+        for parameter in module.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    role = Image(module.to(dtype).eval(), Preprocessing((0.5,) * channels, (0.25,) * channels, (side, side)))
+    role.requires_grad_(False)
+    return role
+
+
+@cache
+def pictures(seed: int = 0, num: int = 40, split: str = "train") -> tuple[Row, ...]:
+    """Images of noise with a class, in some of which the class shows as a bright line."""
+    draw = torch.Generator().manual_seed(seed)
+    out = []
+    for i in range(num):
+        pixels = torch.randint(0, 128, (1, SIDE, SIDE), generator=draw, dtype=torch.uint8)
+        pixels[0, i % SIDE] += 100
+        label = i % SIDE if i % 4 else (i + 3) % CLASSES
+        out.append(Row(f"picture-{seed}-{i}", {"pixels": pixels, "label": label}, str(label), split=split, source=f"picture-{i}"))
+    return tuple(out)
 
 
 @cache

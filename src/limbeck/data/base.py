@@ -125,6 +125,8 @@ class Step(Component):
     """Makes or changes rows once, before the run; or each window, before it is counted and cut."""
 
     room: ClassVar[str] = "data"
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """Inputs of rows without which it cannot change a window; none: it reads whatever there is."""
 
     @property
     def needs(self) -> Needs:

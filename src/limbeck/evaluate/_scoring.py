@@ -26,14 +26,14 @@ Aligner = Callable[[str, Signals, Batch], Signals]
 """Lays what a role says beside what the other says: an alignment of `limbeck.align`."""
 
 
-def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, rows_at_once: int = 8, align: Aligner | None = None) -> Table:
+def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, rows_at_once: int | None = None, align: Aligner | None = None) -> Table:
     """One pass over held-out rows, in eval mode and without gradients; afterwards the role is as it was.
 
     Args:
         role: the subject; it must say logits.
         rows: a target of `rows[i]` has the number i in the table.
         teacher_logits: what the teacher says; without it the table has no KL.
-        rows_at_once: rows in one forward pass; the table does not depend on it.
+        rows_at_once: rows in one forward pass, none: 8, or 128 that have no positions; the table does not depend on it.
         align: laid over what subject and teacher say, by the names `student` and `teacher`.
 
     Raises:
@@ -45,8 +45,9 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     sizes = token_bytes(role.tokenizer)
     parts: list[dict[str, Tensor]] = []
     with listening(role), torch.no_grad():
-        for first in range(0, len(rows), rows_at_once):
-            some = rows[first : first + rows_at_once]
+        at_once = rows_at_once or (8 if role.ragged else 128)
+        for first in range(0, len(rows), at_once):
+            some = rows[first : first + at_once]
             view = role.view(some).to(device)
             part = compare(role, some, view, teacher_logits, align) | {"row": view.rows("target") + first}
             if view.lengths is not None:
@@ -91,16 +92,18 @@ def compare(role: Role, rows: Sequence[Row], view: View, teacher_logits: Answers
             "compare models of one tokenizer, or leave out agreement",
         )
     slices = [slice(i, i + CHUNK) for i in range(0, max(len(ours), 1), CHUNK)]
-    parts = [columns(ours[i], None if theirs is None else theirs[i], said["label"][i] if labelled else None) for i in slices]
+    ranked = view.lengths is None
+    parts = [columns(ours[i], None if theirs is None else theirs[i], said["label"][i] if labelled else None, ranked) for i in slices]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def columns(ours: Any, theirs: Any, label: Int[Tensor, " target"] | None) -> dict[str, Tensor]:
+def columns(ours: Any, theirs: Any, label: Int[Tensor, " target"] | None, ranked: bool) -> dict[str, Tensor]:
     """The columns of one slice; its logits are gone when this returns."""
     log_q = log_probs(dense(ours))
     out = {"best": log_q.argmax(-1), "best_prob": log_q.max(-1).values.exp()}
     if label is not None:
         out |= {"label": label, "label_logprob": log_q.gather(-1, label[:, None])[:, 0]}
+        out |= {"label_rank": (log_q > out["label_logprob"][:, None]).sum(-1)} if ranked else {}
     if theirs is None:
         return out
     if isinstance(theirs, TopK):  # both on the teacher's k entries, and one bucket for all the others

@@ -31,6 +31,8 @@ class Table:
     teacher_best_prob: Float[Tensor, " target"] | None = None
     kl: Float[Tensor, " target"] | None = None
     """KL(teacher || subject), in nats."""
+    label_rank: Int[Tensor, " target"] | None = None
+    """How many entries the subject puts before the label; only where rows have no positions, and a target is the class of its row."""
     pos: Int[Tensor, " target"] | None = None
     """Place of the target in its row; None where rows have no positions."""
     num_bytes: Int[Tensor, " target"] | None = None
@@ -63,6 +65,8 @@ class Evaluator(Component):
     """Claim: values that the teacher gets against itself."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Claim: bounds of each metric."""
+    of_classes: ClassVar[bool] = False
+    """Claim: it measures rows that are of one class each, and of text nothing."""
 
     def ready(self) -> None:
         """Refuses what would stop it after hours of training: a package that is not there. Called by every plan."""

@@ -87,6 +87,8 @@ class Speed(Evaluator):
             if folder is None or not Path(folder).is_dir():
                 continue
             out[name]["disk_bytes"] = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+            if roles[name].tokenizer is None:  # the memory that is measured is that of writing text
+                continue
             if (memory := measured(Path(folder), context, self.new_tokens)) is not None:
                 out[name], out["memory_context"] = out[name] | memory, context
         return out

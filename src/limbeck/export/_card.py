@@ -23,12 +23,13 @@ LOADS_CODE = (
 )
 
 
-def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any]], own_code: bool = False) -> str:
-    """README.md with the front matter that hubs read: licence, base model, data sets. `own_code`: modules of its own lie beside the weights."""
+def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any]], own_code: bool = False, loads: str | None = None) -> str:
+    """README.md with the front matter that hubs read: licence, base model, data sets. `own_code`: modules of its own lie beside the weights;
+    `loads`: how it is opened, if not so."""
     models = [p for p in provenance if p.get("role") != "data"]
     data = [p for p in provenance if p.get("role") == "data"]
     head = {
-        "library_name": "transformers",
+        "library_name": "timm" if loads and "timm" in loads else "transformers",
         "license": licence(models),
         "base_model": names(models),
         "datasets": names(data),
@@ -38,7 +39,7 @@ def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any
     verdict = summary.get("verdict")
     lines += [for_report(str(verdict)), ""] if verdict else []
     lines += [
-        f"{LOADS_CODE if own_code else LOADS} How it was made and measured: the run's `recipe.yaml` and `report.html`.",
+        f"{loads or (LOADS_CODE if own_code else LOADS)} How it was made and measured: the run's `recipe.yaml` and `report.html`.",
         "",
         "## Made of",
         "",

@@ -7,7 +7,7 @@ from limbeck.export import _findings as findings
 from limbeck.export._report_data import Curves, thin
 from limbeck.export._svg import WIDTH, Canvas, Figure, Label, Scale, Series, fit, from_to, spread, width_of
 from limbeck.export._table import header
-from limbeck.export._verdict import arm, entries, text_only, word
+from limbeck.export._verdict import alone, arm, entries, word
 from limbeck.text.show import finite, fixed, number, percent
 
 MOST_KINDS, MOST_ROWS = 12, 60
@@ -73,8 +73,8 @@ def learning(summary: Mapping[str, Any], found: Curves) -> Figure | None:
     canvas.series(series, x, y)
     if lines["student"][0][0] == 0:
         canvas.text(canvas.left + 8, 15, f"before training {number(lines['student'][0][1])}", "n")
-    alone = "text alone" if text_only(summary) else "training without the teacher"
-    title = findings.while_training(lines["student"], lines.get("baseline", []), alone)
+    without = f"{what} alone" if (what := alone(summary)) else "training without the teacher"
+    title = findings.while_training(lines["student"], lines.get("baseline", []), without)
     tables = {name: dict(points) for name, points in lines.items()}
     steps_shown = thin(sorted({step for points in lines.values() for step, _ in points}), 40)
     rows = [[number(int(step)), *(number(tables[n][step]) if step in tables[n] else "" for n in reversed(lines))] for step in steps_shown]

@@ -1,11 +1,15 @@
 """What the report reads: foreign data made fit to be shown, metrics as curves, samples cut at their marks."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from limbeck.text.show import finite, for_report, number, visible
 
 MOST_POINTS, MOST_ENTRIES, MOST_MARKS = 120, 300, 200
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
+"""The only address that an image of the page may have: itself."""
+MOST_PICTURE = 40_000
 Curves = dict[tuple[str, str], list[tuple[float, float]]]
 
 
@@ -96,6 +100,15 @@ def marked(text: Any, marks: Any, limit: int) -> list[tuple[bool, str]]:
             out.append((is_marked, for_report(piece, limit + 1)))
             limit -= len(out[-1][1])
     return out
+
+
+def picture(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A held-out picture with its class and both answers, ready for the template; None for what is no small picture in place."""
+    image = entry.get("image")
+    if not isinstance(image, str) or len(image) > MOST_PICTURE or not PICTURE.fullmatch(image):
+        return None
+    said = {name: for_report(value, 40) if isinstance(value := entry.get(name), str) else "" for name in ("label", "teacher", "student")}
+    return {"image": image, **said}
 
 
 def sample(entry: Mapping[str, Any], limit: int) -> dict[str, Any]:

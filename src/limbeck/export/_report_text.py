@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from limbeck.export import _findings as findings
 from limbeck.export._report_data import Curves
-from limbeck.export._verdict import arm, closeness, entries, measure, text_only, word
+from limbeck.export._verdict import alone, arm, closeness, entries, measure, other_baseline, word
 from limbeck.text.show import duration, finite, number, percent, times
 
 MONTHS = "January February March April May June July August September October November December".split()
@@ -78,7 +78,7 @@ def close(summary: Mapping[str, Any], found: Curves) -> list[str]:
 
 def has_error(summary: Mapping[str, Any]) -> bool:
     """Whether any figure of the student carries an error."""
-    return any(finite(arm(summary, "student", f"{key}_error")) for key in ("top1", "kl", "bits_per_byte", "perplexity"))
+    return any(finite(arm(summary, "student", f"{key}_error")) for key in ("accuracy", "top1", "kl", "bits_per_byte", "perplexity"))
 
 
 def where(summary: Mapping[str, Any]) -> list[str]:
@@ -93,8 +93,8 @@ def where(summary: Mapping[str, Any]) -> list[str]:
     if not bins and not entries(summary, "slices"):
         lines += [] if closeness(summary) != "agreement" else [f"Not measured by certainty or kind of text. {measure_it(summary)}"]
     elif finite(arm(summary, "student", "top1")) is not None and "baseline" not in getattr(measure(summary), "values", {}):
-        against = "text alone" if text_only(summary) else "the same student without the teacher"
-        lines.append(f"Not compared with {against}. `limbeck run {word(summary, 'run', 'RUN')} baseline=[text_only]`")
+        against = f"{what} alone" if (what := alone(summary)) else "the same student without the teacher"
+        lines.append(f"Not compared with {against}. `limbeck run {word(summary, 'run', 'RUN')} baseline=[{other_baseline(summary)}]`")
     return lines
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from limbeck.export._verdict import ARMS, arm, closeness, text_only, word
+from limbeck.export._verdict import ARMS, alone, arm, closeness, word
 from limbeck.text.show import NOT_MEASURED, finite, number, percent, plus_minus, times, visible
 
 MAX_ROWS = 20
@@ -30,13 +30,16 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
     """The rows that somebody has measured, closeness first, then speed and size; `header` names the columns."""
     unit = word(summary, "unit", "token")
     rows = [
+        figure_row(summary, "Right, %", ("accuracy",), ("accuracy_error",), share=True),
+        figure_row(summary, "Right among the five best, %", ("top5_accuracy",), ("top5_accuracy_error",), share=True),
         figure_row(summary, "Top-1 agreement, %", ("top1",), ("top1_error",), share=True),
         figure_row(summary, f"KL to teacher, nats/{unit}", ("kl",), ("kl_error",)),
         figure_row(summary, f"KL to teacher in its own text, nats/{unit}", ("on_policy_kl",), ("on_policy_kl_error",)),
         figure_row(summary, "Gap to the teacher's log-probability, nats/stretch", ("chunk_gap",), ("chunk_gap_error",)),
         figure_row(summary, "Bits per byte, held-out", ("bits_per_byte",), ("bits_per_byte_error",)),
     ]
-    if rows[-1] is None:
+    unit_word = "row" if unit == "token" else unit
+    if rows[-1] is None and unit == "token":
         rows.append(figure_row(summary, "Perplexity, held-out", ("perplexity",), ("perplexity_error",)))
     compared = summary.get("similarity")
     whose = word(compared, "reference", "teacher") if isinstance(compared, Mapping) else "teacher"
@@ -59,6 +62,7 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
     rows += [
         size_row(summary, "Decoding, tokens/s", "decode_tokens_per_second", 1.0),
         size_row(summary, "Prefill, tokens/s", "prefill_tokens_per_second", 1.0),
+        size_row(summary, f"Forward pass, {unit_word}s/s", "forward_rows_per_second", 1.0),
         size_row(summary, f"Memory{at}, GB", "memory_bytes", 1e9),
         size_row(summary, f"Parameters, {word_of}", "parameters", scale),
         size_row(summary, "On disk, GB", "disk_bytes", 1e9),
@@ -68,7 +72,7 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
 
 def header(summary: Mapping[str, Any]) -> dict[str, str]:
     """The arms of this run in the terminal's order, each with the title of its column."""
-    titles = {"teacher": "teacher", "start": "before", "baseline": "text only" if text_only(summary) else "no teacher", "student": "student"}
+    titles = {"teacher": "teacher", "start": "before", "baseline": f"{what} only" if (what := alone(summary)) else "no teacher", "student": "student"}
     always = ("student",) if closeness(summary) is None else ("teacher", "student")
     return {x: title for x, title in titles.items() if x in always or isinstance(summary.get(x), Mapping) and summary[x]}
 

@@ -8,6 +8,8 @@ from limbeck.text.show import duration, finite, number, percent, plus_minus, tim
 
 ARMS = ("teacher", "start", "baseline", "student")
 TEXT_UNITS = ("token", "byte", "character", "word", "chunk")
+SHARES = ("top1", "right")
+"""Figures that are shown in percent."""
 STANDARD_ERRORS = 2.0
 """Two figures are told apart if they lie further apart than this many standard errors of their difference."""
 
@@ -64,6 +66,17 @@ def text_only(summary: Mapping[str, Any]) -> bool:
     return word(summary, "unit", "token") in TEXT_UNITS and (not isinstance(name, str) or "text" in name)
 
 
+def alone(summary: Mapping[str, Any]) -> str:
+    """What the baseline learns from, in place of the teacher: text, or labels; nothing where that is not known."""
+    name = arm(summary, "baseline", "name")
+    return "text" if text_only(summary) else "labels" if isinstance(name, str) and "label" in name else ""
+
+
+def other_baseline(summary: Mapping[str, Any]) -> str:
+    """The baseline that this run could have had."""
+    return "text_only" if word(summary, "unit", "token") in TEXT_UNITS else "labels_only"
+
+
 def closeness(summary: Mapping[str, Any]) -> str | None:
     """The evaluator that tells how close this student is to its teacher; None where there is no teacher."""
     return None if "closeness" in summary and summary["closeness"] is None else word(summary, "closeness", "agreement")
@@ -75,14 +88,15 @@ def measure(summary: Mapping[str, Any]) -> Measure | None:
     first = next(iter(arm(summary, "student", "metrics") or {}), "") if isinstance(arm(summary, "student", "metrics"), Mapping) else ""
     less = arm(summary, "student", "metrics", first, "lower_is_better") is True
     unit = arm(summary, "student", "metrics", first, "unit")
-    figures = [("top1", ("top1",), 1, ""), ("kl", ("kl",), -1, ""), ("chunk_gap", ("chunk_gap",), -1, "")]
+    figures = [("right", ("accuracy",), 1, ""), ("top1", ("top1",), 1, ""), ("kl", ("kl",), -1, ""), ("chunk_gap", ("chunk_gap",), -1, "")]
     figures += [(first, ("metrics", first, "value"), -1 if less else 1, unit)]
     figures += [("bits_per_byte", ("bits_per_byte",), -1, "")] if closeness(summary) is None else []
     for name, path, sign, of in figures:
         errors = (*path[:-1], "error") if len(path) > 1 else (f"{path[0]}_error",)
         values = {x: value for x in ARMS if (value := finite(arm(summary, x, *path))) is not None}
         if "student" in values:
-            gaps = {x: error for x in ARMS if (error := finite(arm(summary, "gaps", x, f"{name}_error"))) is not None}
+            paired = ("accuracy_gaps", "accuracy_error") if name == "right" else ("gaps", f"{name}_error")
+            gaps = {x: error for x in ARMS if (error := finite(arm(summary, paired[0], x, paired[1]))) is not None}
             return Measure(name, values, {x: finite(arm(summary, x, *errors)) or 0.0 for x in ARMS}, of if isinstance(of, str) else "", sign, gaps)
     return None
 
@@ -101,14 +115,14 @@ def outcome(found: Measure | None) -> str:
 def shown(found: Measure, arms: Sequence[str], with_error: bool) -> dict[str, str]:
     """The figures of some arms, with as many digits as it takes to tell them apart."""
     there = {x: found.values[x] for x in arms if x in found.values}
-    if found.name == "top1" and with_error and found.errors["student"]:
+    if found.name in SHARES and with_error and found.errors["student"]:
         return {x: f"{plus_minus(100 * value, 100 * found.errors[x])} %" for x, value in there.items()}
     out: dict[str, str] = {}
     for digits in range(3):
-        out = {x: percent(value, digits) if found.name == "top1" else number(value, 3 + digits) for x, value in there.items()}
+        out = {x: percent(value, digits) if found.name in SHARES else number(value, 3 + digits) for x, value in there.items()}
         if len(set(out.values())) == len(set(there.values())):
             break
-    if found.name == "top1":
+    if found.name in SHARES:
         return out
     unit = {"%": " %", "": ""}.get(found.unit, f" {visible(found.unit, 20)}")
     return {x: (plus_minus(found.values[x], found.errors[x]) if with_error and found.errors[x] else text) + unit for x, text in out.items()}
@@ -117,7 +131,10 @@ def shown(found: Measure, arms: Sequence[str], with_error: bool) -> dict[str, st
 def phrase(summary: Mapping[str, Any], found: Measure) -> tuple[str, list[tuple[str, str]]]:
     """The verb before the student's figure, and what stands behind it."""
     verb, of, whose = "reaches", f" in {visible(found.name, 40)}", "the teacher's"
-    if found.name == "top1":
+    if found.name == "right":
+        teacher = f" (the teacher {shown(found, ('teacher',), False)['teacher']})" if "teacher" in found.values else ""
+        verb, of = "gets", f" of the held-out {word(summary, 'unit', 'token')}s right{teacher}"
+    elif found.name == "top1":
         verb, of, whose = "keeps", " of the teacher's top-1 choices", "its"
     elif found.name == "kl":
         of, whose = f" nats per {word(summary, 'unit', 'token')} in KL to the teacher", "its"
@@ -127,10 +144,11 @@ def phrase(summary: Mapping[str, Any], found: Measure) -> tuple[str, list[tuple[
         of = " bits per byte of held-out text"
     elif "teacher" in found.values:
         of += f" (the teacher {shown(found, ('teacher',), False)['teacher']})"
-    student, teacher = (finite(arm(summary, x, "decode_tokens_per_second")) for x in ("student", "teacher"))
-    if not student or not teacher:
-        return verb, [("", of)]
-    return verb, [("", f"{of} at "), ("student", times(student / teacher)), ("", f" {whose} decoding speed")]
+    for pace, what in (("decode_tokens_per_second", "decoding speed"), ("forward_rows_per_second", "speed")):
+        student, teacher = (finite(arm(summary, x, pace)) for x in ("student", "teacher"))
+        if student and teacher:
+            return verb, [("", f"{of} at "), ("student", times(student / teacher)), ("", f" {whose} {what}")]
+    return verb, [("", of)]
 
 
 def parts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -146,7 +164,7 @@ def parts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     out = [("", f"{LEADS.get(result, 'The')} student {verb} "), ("student", figure["student"]), *of]
     if result in ("worse", "unmoved") or by is None and "start" in figure:
         out += [("", ", "), ("start", figure["start"]), ("", " before training")]
-    without = "on text alone" if text_only(summary) else "without the teacher"
+    without = f"on {what} alone" if (what := alone(summary)) else "without the teacher"
     same = f"the same student trained {without} for as many steps"
     if "baseline" in figure:
         join = {"no_help": f", and {same} {verb} ", "behind": f", and {same} is ahead with "}.get(result, f"; {same} {verb} ")
@@ -156,7 +174,7 @@ def parts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     against = "text alone" if text_only(summary) else "the same student without the teacher"
     seconds = finite(summary.get("baseline_seconds"))
     cost = f"{duration(seconds)}: " if seconds else ""
-    return [*out, ("", f"; not compared with {against} ({cost}`limbeck run {run} baseline=[text_only]`).")]
+    return [*out, ("", f"; not compared with {against} ({cost}`limbeck run {run} baseline=[{other_baseline(summary)}]`).")]
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
@@ -165,8 +183,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 
 def weakest(summary: Mapping[str, Any]) -> str:
-    """`Weakest on code: 84 % (3 % of the held-out tokens).`; empty where fewer than two kinds of text were measured."""
-    slices = [x for x in entries(summary, "slices") if finite(x.get("student")) is not None and word(x, "name")]
+    """`Weakest on code: 84 % (3 % of the held-out tokens).`; empty where fewer than two kinds of text, or classes, were measured."""
+    slices = [x for x in entries(summary, "classes") or entries(summary, "slices") if finite(x.get("student")) is not None and word(x, "name")]
     if len(slices) < 2:
         return ""
     worst = min(slices, key=lambda x: float(x["student"]))

@@ -9,14 +9,17 @@ schema, run, about, date (2026-11-24), wall_seconds, steps, num_stages, tokens, 
 unit             what one prediction is called: token, image, ...
 held_out         {documents, targets, overlap_dropped}
 closeness        the evaluator that tells how close this student is to its teacher (agreement, or aligned_bytes across tokenizers); null: no teacher
-<arm>            {name, kl, kl_error, top1, top1_error, perplexity, perplexity_error, bits_per_byte, bits_per_byte_error,
+<arm>            {name, accuracy, accuracy_error, top5_accuracy, top5_accuracy_error, kl, kl_error, top1, top1_error,
+                 perplexity, perplexity_error, bits_per_byte, bits_per_byte_error,
                  aligned_bytes, rows_without_chunks, chunk_gap, chunk_gap_error,
                  calibration_error, parameters, decode_tokens_per_second, decode_low, decode_high (10 and 90 % of the repeats),
-                 prefill_tokens_per_second, memory_bytes, memory {weights, cache, ...: bytes}, disk_bytes,
+                 prefill_tokens_per_second, forward_rows_per_second, memory_bytes, memory {weights, cache, ...: bytes}, disk_bytes,
                  tasks {name: {value, error, unit}}, metrics {name: {value, error, unit, lower_is_better}}}
 baseline_seconds what measuring the missing baseline would take, as planned
 memory_context   tokens of context at which memory_bytes was measured
 by_certainty     [{low, high, share, student, baseline}]      agreement where the teacher's first choice has that probability
+classes          [{name, share, student, error, baseline}]    accuracy by class, the weakest first
+accuracy_gaps    {<arm>: {accuracy, accuracy_error}}          the student minus that arm, errors paired over rows
 slices           [{name, share, student, error, baseline}]    agreement by kind of text
 calibration      [{stated, teacher, student, baseline}]       how often right minus stated, by stated probability
 decode_by_context [{context, teacher_ms [median, 10 %, 90 %], student_ms}]
@@ -37,7 +40,8 @@ provenance       [{name, revision, licence, role}]
 
 A metric is a record of `metrics.jsonl`: {step, stage, arm, name, sum, count}, or with `value` in place of sum and count;
 `held_out_kl` of both arms draws the curve of KL. A sample is {prompt, teacher, student, teacher_seconds, student_seconds,
-agreement, marks [[start, end], ...]}; marks are characters of the student's answer that the teacher would not have written.
+agreement, marks [[start, end], ...]}; marks are characters of the student's answer that the teacher would not have written. Of pictures
+it is {image (a PNG as data URI), label, teacher, student}.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +53,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from limbeck.export import _figures_close, _figures_cost, _figures_say
 from limbeck.export import _report_text as text
-from limbeck.export._report_data import by_arm, clean, curves, flatten, sample
+from limbeck.export._report_data import by_arm, clean, curves, flatten, picture, sample
 from limbeck.export._table import Row, header, table
 from limbeck.export._verdict import ARMS, entries, outcome, parts, unmeasured, verdict, weakest, word
 from limbeck.text.show import finite, for_report, number
@@ -96,7 +100,7 @@ def render(
     found = curves(metrics)
     shown = None
     if samples is not None:
-        drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping)]
+        drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping) and "image" not in x]
         shown = [sample(x, SAMPLE_LIMIT if i < FIRST_SAMPLES else MORE_LIMIT) for i, x in enumerate(drawn)]
     names = {x: name for x in ("teacher", "student", "baseline", "start") if (name := header(told).get(x))}
     rows, pieces = table(told), parts(told)
@@ -124,6 +128,7 @@ def render(
         worst=[] if shown is None else worst_tokens(told),
         elsewhere=grid(told, "elsewhere", ("where", "teacher", "student", "unit")),
         samples=shown,
+        pictures=[found for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (found := picture(x))],
         num_first=FIRST_SAMPLES,
         checks=[(x.get("open") is True, scalar(x.get("name"), 100), scalar(x.get("result"), 300)) for x in entries(told, "checks")[:MOST_LINES]],
         about=scalar(told.get("about"), 500),

@@ -34,6 +34,8 @@ class Role(nn.Module):
     num_layers: int = 0
     shift: int = 1
     """Of its views: how many positions before it stands a target is predicted."""
+    ragged: bool = True
+    """Its rows have positions, which a tokenizer cuts out; else each row is one thing."""
     vocab: int | None = None
     """Entries of its logits, where it knows them."""
     state: Literal["frozen", "through", "trained"] = "frozen"
@@ -74,6 +76,14 @@ class Role(nn.Module):
     def view(self, rows: Sequence[Row]) -> View:
         """What this role sees of some rows: text roles use their own tokenizer."""
         raise NotImplementedError
+
+    def refuse(self, rows: Sequence[Row]) -> None:
+        """Refuses rows that it cannot read: asked of all rows before a run."""
+
+    def row_cost(self, rows: Sequence[Row]) -> tuple[float, float] | None:
+        """Multiplications and additions of one row like these, and bytes that training keeps of it; None where a row has positions, which cost
+        what its matrices say."""
+        return None
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         """Signal name -> value; `inject` overwrites the inputs of parts with flat values."""

@@ -173,6 +173,8 @@ def check_code(path: Path, where: str, config: dict[str, Any], trust_code: str |
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     auto_map, model_type = config.get("auto_map") or {}, config.get("model_type")
+    if model_type is None and isinstance(config.get("architecture"), str) and not auto_map and trust_code is None:
+        return {}  # an architecture of timm, which brings no code along
     if is_hybrid(config) and trust_code is None:  # limbeck has the code that lies beside these weights
         known_hybrid(str(model_type))
     if not auto_map or not isinstance(auto_map, dict):

@@ -77,9 +77,12 @@ def model_class(config: Any, where: str) -> Any:
         named = getattr(transformers, str(name), None)
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel) and isinstance(config, named.config_class or ()):
             return named
-    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSIFIERS
+
+    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, CLASSIFIERS, transformers.MODEL_MAPPING):
         if type(config) in mapping:
-            return mapping[type(config)]
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
     raise Refused(
         "family",
         where,

@@ -27,6 +27,7 @@ class Mixture(Role):
         self.weights = tuple(weight / sum(weights) for weight in weights)
         self.mean: Literal["arithmetic", "geometric"] = mean
         self.offers = frozenset.intersection(type(self).offers, *(m.offers for m in members))
+        self.ragged = first.ragged
         self.tokenizer, self.shift, self.context = first.tokenizer, first.shift, min(contexts) if contexts else None
         sizes = {m.vocab for m in members if m.vocab is not None}
         known: list[int] = [*sizes, *([] if first.tokenizer is None else [len(first.tokenizer)])]
@@ -43,6 +44,10 @@ class Mixture(Role):
 
     def view(self, rows: Sequence[Row]) -> View:
         return self.members[0].view(rows)
+
+    def refuse(self, rows: Sequence[Row]) -> None:
+        for member in self.members:
+            member.refuse(rows)
 
     def says(self, view, names, inject):
         first, *others = self.members

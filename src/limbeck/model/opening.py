@@ -12,9 +12,11 @@ from torch import nn
 
 from limbeck.component import nearest
 from limbeck.errors import Failed, Refused
+from limbeck.model import from_timm
 from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_gguf, weights_file
 from limbeck.model.folder import check_folder, check_sizes
 from limbeck.model.headers import check_gguf, quoted
+from limbeck.model.image import image_families, is_image, processed
 from limbeck.model.loading import BYTES_KEY, build_config, build_meta, fit_length, foreign, model_class, named_tokenizer, open_folder, tokenizer_names
 from limbeck.model.reference import Reference, existing, known, provenance, snapshot
 from limbeck.text.document import load
@@ -59,8 +61,14 @@ def open_pretrained(
         raise Refused("value", f"{reference}  dtype", "one of " + ", ".join(DTYPES), quoted(dtype), "write float32")
     if trust_code is not None and reference.scheme not in ("hf", "path", "run"):
         raise Refused("code", reference.text, "a folder, which can hold code", reference.scheme, "leave out --trust-code")
+    folder: Path | None = None
     if reference.scheme == "cache":
         raise Refused("reference", reference.text, "a model with weights", "what a teacher has said: only a teacher can be that", "name a model")
+    if (plain := from_timm.described(reference)) is not None:
+        with own_file(reference):
+            packed = reference.scheme == "package"
+            module = from_timm.open_packaged(reference, plain) if packed else from_timm.build(plain, reference.text)
+            return opened_timm(module, reference, dtype)
     if reference.scheme == "config":
         with own_file(reference):
             module, tokenizer = random_model(reference, dtype)
@@ -69,9 +77,19 @@ def open_pretrained(
     else:
         folder = fetch(reference, ["*.bin"] * allow_pickle) if reference.scheme == "hf" else existing(reference)
         checked = check_folder(folder, reference.text, allow_pickle=allow_pickle, trust_code=trust_code)
+        if from_timm.is_timm(checked.config):
+            return opened_timm(from_timm.open_weights(checked, reference.text), reference, dtype)
         module, tokenizer = open_folder(checked, reference.text, dtype)
     module.config._name_or_path = reference.text
+    if is_image(module):
+        module.preprocessing = processed(module, folder)  # type: ignore[assignment]
     return Opened(module.eval(), fit_length(tokenizer, module.config), module.config, reference, provenance(reference))
+
+
+def opened_timm(module: nn.Module, reference: Reference, dtype: str) -> Opened:
+    """A model of timm, in a dtype."""
+    module = module if dtype in ("auto", "float32") else module.to(getattr(torch, dtype))
+    return Opened(module, None, module.config, reference, provenance(reference))
 
 
 def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tuple[nn.Module, Any]:
@@ -83,8 +101,25 @@ def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tupl
     """
     reference = Reference.parse(reference) if isinstance(reference, str) else reference
     with own_file(reference):
+        if (plain := from_timm.described(reference) or timm_folder(reference)) is not None:
+            return from_timm.build(plain, reference.text, "meta"), plain
         config = read_config(reference, cache)
-        return build_meta(config, reference.text), config
+        module = build_meta(config, reference.text)
+        if is_image(module):
+            folder = existing(reference) if reference.scheme in ("path", "run") else None
+            module.preprocessing = processed(module, folder)  # type: ignore[assignment]
+        return module, config
+
+
+def timm_folder(reference: Reference) -> dict[str, Any] | None:
+    """The config of a folder that holds a model of timm."""
+    if reference.scheme not in ("path", "run"):
+        return None
+    path = existing(reference)
+    if not (path / "config.json").is_file():
+        return None
+    config = check_folder(path, reference.text, weights=False).config
+    return config if from_timm.is_timm(config) else None
 
 
 def shapes(reference: str | Reference, *, cache: Cache | None = None) -> dict[str, tuple[int, ...]]:
@@ -98,9 +133,10 @@ def own_file(reference: Reference) -> Iterator[None]:
     try:
         yield
     except Failed as error:
-        if reference.scheme != "config" or error.slug != "corrupt":
+        if reference.scheme not in ("config", "timm") or error.slug != "corrupt":
             raise
-        raise Refused("value", reference.text, error.expected, error.got, "correct the sizes in this file") from error
+        do = "correct the sizes in this file" if reference.scheme == "config" else "correct what stands behind the question mark"
+        raise Refused("value", reference.text, error.expected, error.got, do) from error
 
 
 def read_config(reference: Reference, cache: Cache | None = None) -> Any:
@@ -196,13 +232,13 @@ def config_file(reference: Reference) -> tuple[Any, int, Any]:
         got = quoted(values.get("model_type", "nothing")) if isinstance(values, dict) else type(values).__name__
         raise Refused("key", f"{path}  model_type", "a model type of transformers, like llama", got, "write model_type: llama")
     check_sizes(path, values)
-    seed, kind = values.pop("seed", 0), values.pop("tokenizer", "bytes")
+    seed, kind = values.pop("seed", 0), values.pop("tokenizer", None if values["model_type"] in image_families() else "bytes")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise Refused("value", f"{path}  seed", "a whole number from 0", quoted(seed), "write seed: 0")
     if kind not in (*tokenizer_names(), None):
         raise Refused("value", f"{path}  tokenizer", f"{', '.join(tokenizer_names())}, or null for none", quoted(kind), "write tokenizer: bytes")
     mapped = CONFIG_MAPPING[values["model_type"]]
-    fields = {*mapped().to_dict(), *getattr(mapped, "attribute_map", {}), "architectures", "rope_theta", "rope_scaling", "model_type"}
+    fields = {*mapped().to_dict(), *getattr(mapped, "attribute_map", {}), "architectures", "rope_theta", "rope_scaling", "model_type", "num_labels"}
     for name in values:
         if name not in fields:
             near = nearest(name, fields)

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ SCHEMES = {
     "package": "package:NAME",
     "run": "run:NAME[/stage]",
     "config": "config:FILE",
+    "timm": "timm:NAME[?num_classes=10&in_chans=1]",
     "cache": "cache:FOLDER",
     "endpoint": "endpoint:URL#model",
 }
 """How each scheme is written."""
-LATER = {"timm": "an image model of timm", "import": "a function that builds a model"}
+LATER = {"import": "a function that builds a model"}
 """Schemes that the design knows and this module does not open."""
 NAMES = {
     "hf": re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}(@[A-Za-z0-9][\w./-]{0,254})?", re.ASCII),
     "package": re.compile(r"[A-Za-z_][\w-]{0,99}", re.ASCII),
+    "timm": re.compile(r"[a-z][a-z0-9_]{0,99}(\?[\w.,=&\[\]-]{1,500})?", re.ASCII),
     "run": re.compile(r"[A-Za-z0-9_][\w.-]{0,99}(/[A-Za-z0-9_][\w.-]{0,99})?", re.ASCII),
 }
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -143,6 +146,8 @@ def identity(reference: Reference) -> dict[str, str]:
         return {"url": reference.name, "model": str(reference.revision)}
     if reference.scheme == "package":
         return {"sha256": package_digest(reference)}
+    if reference.scheme == "timm":
+        return {"timm": installed("timm"), "architecture": reference.name}
     path = existing(reference)
     if reference.scheme == "cache":
         return {"answers": sha256_json(Answers(path).about["identity"])}
@@ -153,6 +158,14 @@ def identity(reference: Reference) -> dict[str, str]:
             "reference", reference.text, "a model folder, with config.json in it", describe(path), "name the folder that save_pretrained wrote"
         )
     return {"sha256": folder_digest(path)}
+
+
+def installed(package: str) -> str:
+    """The version of a package, or that it is not there: whoever opens the model says what to install."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def provenance(reference: Reference) -> dict[str, Any]:
@@ -168,7 +181,7 @@ def provenance(reference: Reference) -> dict[str, Any]:
     elif reference.scheme == "gguf":
         facts["licence"] = check_gguf(existing(reference)).metadata.get("general.license")
     else:
-        facts["licence"] = None if reference.scheme == "config" else folder_licence(existing(reference))
+        facts["licence"] = None if reference.scheme in ("config", "timm") else folder_licence(existing(reference))
     return facts | {"restrictions": known("restrictions").get(str(facts["licence"]).lower())}
 
 

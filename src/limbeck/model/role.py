@@ -1,5 +1,6 @@
 """From an opened model to a role."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -8,6 +9,7 @@ from limbeck.errors import Refused
 from limbeck.model.adapters import learning
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
+from limbeck.model.image import Image, is_image
 from limbeck.model.opening import Opened
 from limbeck.model.plain import Plain
 from limbeck.model.text import Text
@@ -15,16 +17,25 @@ from limbeck.text.spans import fingerprint
 
 
 def as_role(opened: Opened) -> Role:
-    """A frozen role that speaks for a model of transformers with a tokenizer.
+    """A frozen role that speaks for a model of transformers with a tokenizer, or for an image classifier.
 
     Raises:
         Refused: for a model without a tokenizer, or of a family whose anatomy nobody has written down.
     """
+    if is_image(opened.module):
+        image = Image(opened.module)
+        image.provenance = opened.provenance
+        return image.eval()
     if opened.tokenizer is None:
         raise Refused("tokenizer", str(opened.reference.text), "a tokenizer beside the weights", "none", "save the tokenizer into the folder")
     role = Text(opened.module, opened.tokenizer, anatomy(opened.module))
     role.provenance = opened.provenance
     return role.eval()
+
+
+def without_weights(module: Any, tokenizer: Callable[[], Any]) -> Role:
+    """The role of a module on the meta device, which has only shapes; its tokenizer is asked for where it reads with one."""
+    return Image(module) if is_image(module) else Text(module, tokenizer(), anatomy(module))
 
 
 def given(module: Any, **fields: Any) -> Role:

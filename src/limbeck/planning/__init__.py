@@ -7,14 +7,13 @@ from typing import Any
 
 from limbeck.data.base import Place, Rows
 from limbeck.errors import Refused
-from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Models, Role
 from limbeck.model.conversion import conversion_key
 from limbeck.model.opening import config_file, open_meta
 from limbeck.model.recorded import Recorded, open_recorded, refuse_missing
 from limbeck.model.reference import Reference, located
+from limbeck.model.role import without_weights
 from limbeck.model.served import open_served
-from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.planning.cost import Cost, cost
 from limbeck.planning.keeping import choose
@@ -118,13 +117,15 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     blind = [
         f"{role}: no tokenizer is at hand yet; rows are counted when the model is opened"
         for role, reader in cast.readers().items()
-        if reader.tokenizer is None
+        if reader.tokenizer is None and reader.ragged
     ]
     known = rows is not None or not blind
     rows = rows if rows is not None else Rows() if blind else read(recipe, cast, base)
     needs = asked(recipe, models)
-    length = next((dict(s)["length"] for s in recipe.data if "length" in type(s).model_fields), LENGTH)
-    costs = {role: cost(models[role], length) for role in models}
+    one = rows.train[:1]
+    usual = LENGTH if any(models[role].ragged for role in models) else 1
+    length = next((dict(s)["length"] for s in recipe.data if "length" in type(s).model_fields), usual)
+    costs = {role: cost(models[role], length, one) for role in models}
     searched = [] if bill is None else [str(bill)]
     pricing = Pricing(recipe, rows, costs, length, here.flops, bill)
     auto = [f"steps: auto is {pricing.auto} at this speed; it is settled by what the run measures"] if pricing.auto else []
@@ -149,8 +150,7 @@ def on_meta(text: str, cache: Cache, base: str, reads: str = "") -> Role:
         return open_recorded(reference.path, weights=False)
     if reference.scheme == "endpoint":
         return open_served(reference, located(reads, base), cache, plan=True)
-    module, config = open_meta(reference, cache=cache)
-    return Text(module, tokenizer_of(reference, cache), anatomy(module))
+    return without_weights(open_meta(reference, cache=cache)[0], lambda: tokenizer_of(reference, cache))
 
 
 def tokenizer_of(reference: Reference, cache: Cache) -> Any:

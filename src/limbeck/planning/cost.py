@@ -1,6 +1,6 @@
 """Parameters, multiplications and memory of a role, from its shapes alone."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from limbeck.model.base import Role, matches
 from limbeck.model.text import Text
+from limbeck.signals import Head, Row
 
 TRAINED_COPIES = 3
 """Gradients and the two means of AdamW, beside the weights."""
@@ -38,14 +39,14 @@ class Cost:
         return self.weight_bytes + TRAINED_COPIES * self.trained_bytes + positions * self.activation_bytes + LOGIT_COPIES * chunk * self.vocab * 4
 
 
-def cost(role: Role, length: int = 128) -> Cost:
-    """The cost of a role on rows of some length; the module may be on the meta device. Members of a mixture are added up."""
+def cost(role: Role, length: int = 128, rows: Sequence[Row] = ()) -> Cost:
+    """The cost of a role on rows of some length, or like those; the module may be on the meta device. Members of a mixture are added up."""
     own = {id(p) for p in role.parameters()}
-    first, *others = [single(speaker, length, own) for speaker in role.speakers]
+    first, *others = [single(speaker, length, own, rows) for speaker in role.speakers]
     return replace(first, **{name: value + sum(vars(c)[name] for c in others) for name, value in vars(first).items() if name != "vocab"})
 
 
-def single(role: Role, length: int, own: Set[int]) -> Cost:
+def single(role: Role, length: int, own: Set[int], rows: Sequence[Row]) -> Cost:
     """The cost of one model; `own`: ids of the parameters that count as memory."""
     unique = {id(p): p for p in role.module.parameters()}.values()
     parameters, weight_bytes = sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique if id(p) in own)
@@ -58,6 +59,10 @@ def single(role: Role, length: int, own: Set[int]) -> Cost:
         if weight.ndim == 2:
             flops += 2 * weight.numel()
         kept += 4 * weight.shape[-1] if weight.ndim <= 2 else 0  # each part keeps what it heard
+    if (counted := role.row_cost(rows)) is not None:
+        head = getattr(role, "head", None)
+        width = head.weight.shape[-1] if isinstance(head, Head) else 0
+        return Cost(parameters, weight_bytes, trained_bytes, *counted, role.vocab or 0, role.num_layers, width)
     layers, vocab, width = role.num_layers, 0, 0
     if isinstance(role, Text):
         config: Any = role.module.config

@@ -89,6 +89,7 @@ def refuse_tags(stage: Stage, data: Sequence[Step], rows: Rows, where: str) -> N
 def refuse_long(rows: Rows, roles: Models) -> None:
     """Refuses rows that are longer than a role can hear."""
     for name, role in ((name, roles[name]) for name in roles):
+        role.refuse((*rows.train, *rows.held_out))
         context = getattr(role, "context", None)
         if context is None or role.tokenizer is None:
             continue

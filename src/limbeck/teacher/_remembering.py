@@ -47,6 +47,9 @@ class AbstractRemembering(Teacher):
 
     def attach(self, batch: Batch, models: Models, kept: Mapping[str, Mapping[str, Tensor]]) -> Batch:
         view, role, device = batch.view("teacher"), models["teacher"], batch.group.device
+        if changed := [key for key in batch.keys if key not in kept]:
+            do = "run the teacher live, or leave out the data steps that change rows in each window"
+            raise Refused("cache", f"row {changed[0]}", "rows that the teacher was asked about", "one that it has never seen", do)
         each = [kept[key] for key in batch.keys]
         tensors = {name: torch.cat([one[name].to(device) for one in each]) for name in each[0]} if each else {}
         said: dict[str, Any] = {name: x for name, x in tensors.items() if name.split(".")[0] != name}
@@ -57,7 +60,8 @@ class AbstractRemembering(Teacher):
             said["sampled_logits"] = TopK(tensors["ids"], weights, torch.full_like(weights[:, 0], RULED_OUT))
         elif tensors:
             said["top_logits"] = TopK(tensors["ids"], tensors["log_probs"], tensors["tail"])
-        said["label"] = view.inputs["ids"][view.targets]
+        if view.lengths is not None or "label" in view.inputs:
+            said["label"] = view.inputs["ids"][view.targets] if view.lengths is not None else view.inputs["label"]
         if tensors:
             fits(batch, said, tensors, role)
         return replace(batch, said={**batch.said, "teacher": batch.signals("teacher", said)})

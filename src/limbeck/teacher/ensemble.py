@@ -72,6 +72,9 @@ class Ensemble(Teacher):
             where = f"teacher.teachers.{i}"
             if member.tokenizer is not None and members[0].tokenizer is not None:  # else not known yet: a plan opens no tokenizer that is not at hand
                 share_tokenizer(member, members[0], where, "all teachers")
+            if not member.ragged and member.vocab != members[0].vocab:
+                do = "mix models of the same classes, in the same order"
+                raise Refused("vocab", where, f"{members[0].vocab} classes, as the first teacher has", f"{member.vocab}", do)
             if member.shift != members[0].shift:
                 kinds = ["causal" if m.shift else "masked" for m in (members[0], member)]
                 raise Refused("shift", where, f"a {kinds[0]} model, as the first teacher is", f"a {kinds[1]} one", "mix models of one kind")

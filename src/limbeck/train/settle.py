@@ -115,6 +115,8 @@ def same_text(turn: Turn, models: Models, where: str) -> None:
 def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...], notes: list[str], where: str) -> tuple[Align, ...]:
     """The alignments, before them one that cuts heads of one tokenizer to the ids they share, where an objective compares heads of other sizes."""
     heads: dict[str, Role] = {}
+    compared: list[list[str]] = []
+    """Roles without a tokenizer whose heads an objective compares."""
     for i, objective in enumerate(turn.objective):
         seats = [seat for seat, names in objective.needs.items() if any("logits" in name and unit_of(name) == "target" for name in names)]
         said = {objective.role(seat): settled[objective.role(seat)] for seat in seats}
@@ -126,8 +128,15 @@ def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...
                 f"temperature: {dict(objective)['temperature']}",
                 "leave temperature out, or take a teacher that says everything: live, or cached with keep: hidden",
             )  # type: ignore[attr-defined]
+        known = [role for role in said if models[role].tokenizer is None and models[role].vocab is not None]
+        compared += [known] if len(known) > 1 else []
         if len(said) > 1:
             heads |= {role: models[role] for role in said if models[role].tokenizer is not None and models[role].vocab is not None}
+    other = next((pair for pair in compared if len({models[role].vocab for role in pair}) > 1), None)
+    if other is not None:
+        sizes = " and ".join(f"{models[role].vocab:,} of {role}" for role in other)
+        do = "give the student as many classes as the teacher has, in the same order"
+        raise Refused("vocab", where, "heads of the same classes", sizes, do)
     if len({role.vocab for role in heads.values()}) < 2 or any(isinstance(a, SharedVocab) for a in align):
         return align
     short = next((name for name in heads if PARTIAL & set(settled[name])), None)
