@@ -48,7 +48,7 @@ def main() -> None:
         if wanted and name not in wanted:
             continue
         done = run(name, *words, *SHORT, name=f"demonstration-{name}", runs=Path("runs")).summary
-        shown = {arm: {m: done[arm][m] for m in METRICS if m in done[arm]} for arm in ("teacher", "start", "student") if arm in done}
+        shown = {arm: {m: done[arm][m] for m in METRICS if m in done[arm]} for arm in ("teacher", "start", "student") if done.get(arm)}
         found.append({"recipe": name, "paper": load(name).paper.title, "changes": words, "wall_seconds": done["wall_seconds"], **shown})  # type: ignore[union-attr]
         print(json.dumps({"recipe": name, **shown}), file=sys.stderr, flush=True)
     record("demonstrations", {"seeds": 1, "methods": found})
