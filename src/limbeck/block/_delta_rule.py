@@ -9,7 +9,7 @@ Shapes: q and k [B, T, H, K], v [B, T, H, V], beta [B, T, H], and the log of alp
 at least float32, under autocast too; float64 stays; outputs have the dtype of v. A decay may be so strong that nothing is left, even -inf. Keys of
 length 1 and beta within [0, 2] never make the state longer; with others it is computed as it is written, and may grow.
 
-This file is carried along beside exported weights: it imports torch, and its neighbour.
+This file is carried along beside exported weights: it imports torch, and its neighbours.
 
 References:
     Yang et al., Parallelizing Linear Transformers with the Delta Rule over Sequence Length, 2024, arXiv:2406.06484 (chunks).
@@ -18,6 +18,7 @@ References:
 
 import torch
 
+from limbeck.block._fused import fused
 from limbeck.block._linear_recurrence import at_full_precision, in_chunks, segment_sums, upcast
 
 
@@ -47,6 +48,10 @@ def gated_delta_rule(q, k, v, beta, log_decay, state=None, chunk=64):
     """
     if q.shape[1] <= 1:
         return gated_delta_rule_steps(q, k, v, beta, log_decay, state)
+    decay = torch.zeros_like(beta) if log_decay is None else log_decay
+    found = fused("gated_delta_rule", "chunk_gated_delta_rule", q, k, v, state, g=decay.float(), beta=beta.float())
+    if found is not None:
+        return found
     dtype, (length, values) = v.dtype, (q.shape[1], v.shape[-1])
     q, k, v, beta, log_decay, state = upcast(q, k, v, beta, log_decay, state)
     size = min(chunk, length)

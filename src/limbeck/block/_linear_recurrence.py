@@ -7,7 +7,7 @@ Shapes, here and below: q and k [B, T, H, K], v [B, T, H, V], state S [B, H, K, 
 stays; outputs have the dtype of v. A decay may be so strong that nothing is left, even -inf: a sum of logs is never taken as a difference of two
 longer ones, and nothing above 1 is computed on the way to something below it.
 
-This file is carried along beside exported weights: it imports torch alone.
+This file is carried along beside exported weights: it imports torch, and its neighbour.
 
 References:
     Yang et al., Gated Linear Attention Transformers with Hardware-Efficient Training, 2023, arXiv:2312.06635 (chunks; decay by channel).
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from limbeck.block._fused import fused
 
 
 def at_full_precision(function):
@@ -66,6 +68,11 @@ def linear_recurrence(q, k, v, log_decay, state=None, chunk=64):
     """
     if q.shape[1] <= 1:
         return linear_recurrence_steps(q, k, v, log_decay, state)
+    by_channel = log_decay is not None and log_decay.ndim == 4
+    place, name = ("gla", "chunk_gla") if by_channel else ("simple_gla", "chunk_simple_gla")
+    found = fused(place, name, q, k, v, state, g=None if log_decay is None else log_decay.float())
+    if found is not None:
+        return found
     dtype, length = v.dtype, q.shape[1]
     q, k, v, log_decay, state = upcast(q, k, v, log_decay, state)
     size = chunk_length(log_decay, min(chunk, length))
