@@ -113,6 +113,14 @@ def segment_mean(x: Float[Tensor, " unit"], segment: Int[Tensor, " unit"], num: 
     return segment_sum(x, segment, num) / segment_sum(torch.ones_like(x), segment, num).clamp(min=1)
 
 
+def segment_log_softmax(scores: Float[Tensor, " unit"], segment: Int[Tensor, " unit"], num: int) -> Float[Tensor, " unit"]:
+    """Log-softmax over the units of each segment, in float32."""
+    scores = upcast(scores)
+    top = scores.new_full((num,), RULED_OUT).scatter_reduce(0, segment, scores.detach(), "amax")
+    moved = scores - top[segment]
+    return moved - segment_sum(moved.exp(), segment, num).log()[segment]
+
+
 def masked_log_softmax(scores: Float[Tensor, "*unit k"], allowed: Bool[Tensor, "*unit k"]) -> Float[Tensor, "*unit k"]:
     """Log-softmax over the allowed entries; the others get the finite floor."""
     return torch.log_softmax(upcast(scores).masked_fill(~allowed, -math.inf), -1).clamp(min=RULED_OUT)

@@ -34,6 +34,8 @@ class Role(nn.Module):
     num_layers: int = 0
     shift: int = 1
     """Of its views: how many positions before it stands a target is predicted."""
+    reads_as: tuple[Any, ...] = ()
+    """How it lays out a row, where that is a way of its own: roles of one tokenizer share a view only if they read alike."""
     vocab: int | None = None
     """Entries of its logits, where it knows them."""
     state: Literal["frozen", "through", "trained"] = "frozen"
@@ -157,7 +159,7 @@ class Models(nn.ModuleDict):
         readers: list[Role] = []
         for name in sorted(self, key=lambda name: name != "student"):
             role = self[name]
-            if not views or role.tokenizer is not None and not any(role.tokenizer is r.tokenizer and role.shift == r.shift for r in readers):
+            if not views or role.tokenizer is not None and not any(alike(role, reader) for reader in readers):
                 views[name if views else "student"] = role.view(rows)
                 readers.append(role)
         groups = {name: i for i, name in enumerate(dict.fromkeys(row.group or row.key for row in rows))}
@@ -190,6 +192,11 @@ class Models(nn.ModuleDict):
         """Names and parameters that a turn trains: of those that the role lets learn, what fits `only` and not `freeze`."""
         named, learns = (self[trains].module.named_parameters(), self[trains].learns) if trains else (iter(()), ())
         return [(name, p) for name, p in named if all(matches(name, some) for some in (learns, only) if some) and not matches(name, freeze)]
+
+
+def alike(role: Role, other: Role) -> bool:
+    """Whether two roles see the same of every row."""
+    return role.tokenizer is other.tokenizer and (role.shift, role.reads_as) == (other.shift, other.reads_as)
 
 
 def clone(role: Role, shared: Iterable[Tensor] = ()) -> Role:

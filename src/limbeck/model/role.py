@@ -10,6 +10,8 @@ from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
 from limbeck.model.opening import Opened
 from limbeck.model.plain import Plain
+from limbeck.model.ranker import BiEncoder, CrossEncoder
+from limbeck.model.reference import Reference, sentence_encoder
 from limbeck.model.text import Text
 from limbeck.text.spans import fingerprint
 
@@ -22,9 +24,18 @@ def as_role(opened: Opened) -> Role:
     """
     if opened.tokenizer is None:
         raise Refused("tokenizer", str(opened.reference.text), "a tokenizer beside the weights", "none", "save the tokenizer into the folder")
-    role = Text(opened.module, opened.tokenizer, anatomy(opened.module))
+    role = speaking(opened.module, opened.tokenizer, opened.reference)
     role.provenance = opened.provenance
     return role.eval()
+
+
+def speaking(module: Any, tokenizer: Any, reference: Reference) -> Text:
+    """The role of a model, by its class, and for a bare encoder by what lies beside its weights; the module may be on the meta device."""
+    found = anatomy(module)
+    if type(module).__name__.endswith("ForSequenceClassification") and module.config.num_labels == 1:
+        return CrossEncoder(module, tokenizer, found)
+    sentences = None if found.causal or found.has("head") else sentence_encoder(reference)
+    return Text(module, tokenizer, found) if sentences is None else BiEncoder(module, tokenizer, found, sentences.get("max_seq_length"))
 
 
 def given(module: Any, **fields: Any) -> Role:

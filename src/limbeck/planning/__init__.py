@@ -7,14 +7,13 @@ from typing import Any
 
 from limbeck.data.base import Place, Rows
 from limbeck.errors import Refused
-from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Models, Role
 from limbeck.model.conversion import conversion_key
 from limbeck.model.opening import config_file, open_meta
 from limbeck.model.recorded import Recorded, open_recorded, refuse_missing
-from limbeck.model.reference import Reference, located
+from limbeck.model.reference import Reference, existing, in_folder, located
+from limbeck.model.role import speaking
 from limbeck.model.served import open_served
-from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.planning.cost import Cost, cost
 from limbeck.planning.keeping import choose
@@ -149,7 +148,7 @@ def on_meta(text: str, cache: Cache, base: str, reads: str = "") -> Role:
     if reference.scheme == "endpoint":
         return open_served(reference, located(reads, base), cache, plan=True)
     module, config = open_meta(reference, cache=cache)
-    return Text(module, tokenizer_of(reference, cache), anatomy(module))
+    return speaking(module, tokenizer_of(reference, cache), reference)
 
 
 def tokenizer_of(reference: Reference, cache: Cache) -> Any:
@@ -157,8 +156,8 @@ def tokenizer_of(reference: Reference, cache: Cache) -> Any:
     if reference.scheme == "config":
         return config_file(reference)[2]
     folder = (
-        Path(reference.name)
-        if reference.scheme == "path"
+        existing(reference)
+        if reference.scheme == "path" or in_folder(reference)
         else cache.get(conversion_key(cache, reference))
         if reference.scheme in ("gguf", "package")
         else None

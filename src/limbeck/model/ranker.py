@@ -1,0 +1,151 @@
+"""Models that score a document for a query: cross-encoders, which read both as one text, and bi-encoders, which read each by itself."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.errors import Refused
+from limbeck.model.anatomy import Anatomy
+from limbeck.model.base import taps
+from limbeck.model.text import LAYERED, Text
+from limbeck.numerics import upcast
+from limbeck.signals import Row, View
+from limbeck.text.bytes_tokenizer import ByteTokenizer
+from limbeck.text.tokens import encoded, specials, tokens
+
+GIVEN = {"relevance": ("relevance", torch.long), "rank": ("rank", torch.long), "given_score": ("score", torch.float32)}
+"""Signal -> the field of a row's content that holds it, and its dtype: what the data says of a candidate, and no model."""
+
+
+class AbstractRanker(Text):
+    """Reads rows of a query and a text, and scores them; of a text that is too long, the end is left out.
+
+    Beside what its model says it repeats what the data says of every row of a window: relevance, rank, given_score.
+    """
+
+    offers = frozenset({"score", *GIVEN})
+
+    def __init__(self, module: Any, tokenizer: Any, anatomy: Anatomy, longest: int | None = None):
+        super().__init__(module, tokenizer, anatomy)
+        if anatomy.causal:
+            raise Refused("family", type(module).__name__, "an encoder, which sees a pair of texts from both sides", "a causal model", "use BERT")
+        self.longest: int = min(x for x in (longest, self.context, 1 << 20) if x is not None)
+        """Positions of the longest text, or pair of texts, that it reads."""
+        self.context, self.shift = None, 0  # no row is too long: it is cut here
+
+    @property
+    def reads_as(self) -> tuple[Any, ...]:
+        return (type(self).__name__, self.longest)
+
+    def texts(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
+        """Query and text of each row."""
+        for row in rows:
+            if not all(isinstance(row.content.get(name), str) for name in ("query", "text")):
+                raise Refused("row", f"row {row.key}", "a query and a text", ", ".join(row.content) or "nothing", "use a source of rankings")
+        return [(row.content["query"], row.content["text"]) for row in rows]
+
+    def pair(self, query: str, text: str) -> tuple[list[int], list[int]]:
+        """Ids of both texts, and of which of them each is."""
+        raise NotImplementedError
+
+    def view(self, rows: Sequence[Row]) -> View:
+        pairs = [self.pair(query, text) for query, text in self.texts(rows)]
+        inputs = {name: torch.tensor([i for pair in pairs for i in pair[n]], dtype=torch.long) for n, name in enumerate(("ids", "segment"))}
+        for name, (field, dtype) in GIVEN.items():
+            if all(row.content.get(field) is not None for row in rows):
+                inputs[name] = torch.tensor([row.content[field] for row in rows], dtype=dtype)
+        lengths = torch.tensor([len(ids) for ids, _ in pairs], dtype=torch.long)
+        return View(inputs, lengths, torch.zeros(len(inputs["ids"]), dtype=torch.bool), shift=0)
+
+    def given(self, view: View, names: Sequence[str]) -> dict[str, Tensor]:
+        """Those of the signals that the data says."""
+        for name in (name for name in names if name in GIVEN and name not in view.inputs):
+            field = GIVEN[name][0]
+            do = f"read a run that holds it, or use an objective that needs no {name}"
+            raise Refused("row", f"{field} of rows", f"rows that all have a {field}", "some that have none", do)
+        return {name: view.inputs[name] for name in names if name in GIVEN}
+
+
+class CrossEncoder(AbstractRanker):
+    """Speaks for a classifier of pairs with one label, whose logit is the score of the text for the query."""
+
+    offers = AbstractRanker.offers | LAYERED
+
+    def pair(self, query: str, text: str) -> tuple[list[int], list[int]]:
+        around = 3 if isinstance(self.tokenizer, ByteTokenizer) else len(self.tokenizer("a", "a")["input_ids"]) - 2 * len(encoded("a", self.tokenizer))
+        query = shortened(query, self.tokenizer, (self.longest - around) // 2)
+        if not isinstance(self.tokenizer, ByteTokenizer):
+            found = self.tokenizer(query, text, truncation="only_second", max_length=self.longest, return_token_type_ids=True)
+            return list(found["input_ids"]), list(found["token_type_ids"])
+        end = [self.tokenizer.eos_token_id]
+        first = encoded(query, self.tokenizer, special=True) + end
+        then = encoded(text, self.tokenizer)[: self.longest - len(first) - 1] + end
+        return first + then, [0] * len(first) + [1] * len(then)
+
+    def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
+        flat, unflat, inputs = self.lay_out(view)
+        if self.anatomy.has("token_type"):
+            inputs["token_type_ids"] = unflat(view.inputs["segment"])
+        reads = {name: self.tap(name) for name in names if name.split(".")[0] in LAYERED}
+        out: dict[str, Any] = self.given(view, names)
+        if reads or "score" in names:
+            with taps(self.module, reads, {name: (self.tap(name), unflat(x)) for name, x in inject.items()}) as heard:
+                score = self.module(**inputs).logits[: view.num_rows, 0]
+            out |= {"score": score, **{name: flat(x) for name, x in heard.items()}}
+        return {name: out[name] for name in names}
+
+
+class BiEncoder(AbstractRanker):
+    """Speaks for an encoder of single texts: the score is the cosine of the mean final states of query and text, times a factor."""
+
+    offers = AbstractRanker.offers | {"embedding"}
+    factor: ClassVar[float] = 20.0
+    """Cosines lie between -1 and 1: times this they tell candidates apart in a softmax, as sentence-transformers has it."""
+
+    def pair(self, query: str, text: str) -> tuple[list[int], list[int]]:
+        (before, after), out = specials(self.tokenizer), ([], [])
+        for n, words in enumerate((query, text)):
+            ids = [*before, *encoded(words, self.tokenizer)[: self.longest - len(before) - len(after)], *after]
+            out[0].extend(ids)
+            out[1].extend([n] * len(ids))
+        return out
+
+    def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
+        out: dict[str, Any] = self.given(view, names)
+        if "score" in names or "embedding" in names:
+            parts = view.inputs["ids"].split(view.ragged.tolist())
+            cuts = [int(part) for part in (view.ragged - self.of_text(view)).tolist()]
+            texts = [tuple(x.tolist()) for part, cut in zip(parts, cuts, strict=True) for x in (part[:cut], part[cut:])]
+            number = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # rows of one list share their query: it is read once
+            vectors = self.embed(list(number), view.device)
+            place = torch.tensor([number[text] for text in texts], dtype=torch.long, device=view.device).view(-1, 2)
+            query, out["embedding"] = vectors[place[:, 0]], vectors[place[:, 1]]
+            out["score"] = self.factor * (query * out["embedding"]).sum(-1)
+        return {name: out[name] for name in names}
+
+    @staticmethod
+    def of_text(view: View) -> Tensor:
+        """Positions of the text of each row, behind its query."""
+        return torch.zeros_like(view.ragged).index_add(0, view.rows("pos"), view.inputs["segment"])
+
+    def embed(self, texts: Sequence[tuple[int, ...]], device: torch.device) -> Float[Tensor, "text dim"]:
+        """Mean final states of texts, of length 1."""
+        ids, lengths = (torch.tensor(x, dtype=torch.long, device=device) for x in ([i for text in texts for i in text], [len(t) for t in texts]))
+        view = View({"ids": ids}, lengths)
+        flat, _, inputs = self.lay_out(view)
+        states = upcast(flat(self.body(**inputs).last_hidden_state))
+        sums = states.new_zeros(len(texts), states.shape[-1]).index_add(0, view.rows("pos"), states)
+        return torch.nn.functional.normalize(sums / lengths[:, None], dim=-1)
+
+
+def shortened(text: str, tokenizer: Any, most: int) -> str:
+    """The beginning of a text, of at most so many tokens."""
+    if len(text.encode("utf-8", "surrogatepass")) <= most:  # a token is a byte at least
+        return text
+    found = tokens(text, tokenizer)
+    if len(found.ids) <= most:
+        return text
+    return text[: found.starts[most]] if isinstance(tokenizer, ByteTokenizer) else text[: found.ends[most - 1]]
