@@ -20,6 +20,10 @@ GIVEN = {"relevance": ("relevance", torch.long), "rank": ("rank", torch.long), "
 """Signal -> the field of a row's content that holds it, and its dtype: what the data says of a candidate, and no model."""
 
 
+AROUND = 5
+"""More marks than any tokenizer puts around a pair."""
+
+
 class AbstractRanker(Text):
     """Reads rows of a query and a text, and scores them; of a text that is too long, the end is left out.
 
@@ -75,8 +79,7 @@ class CrossEncoder(AbstractRanker):
     offers = AbstractRanker.offers | LAYERED
 
     def pair(self, query: str, text: str) -> tuple[list[int], list[int]]:
-        around = 3 if isinstance(self.tokenizer, ByteTokenizer) else len(self.tokenizer("a", "a")["input_ids"]) - 2 * len(encoded("a", self.tokenizer))
-        query = shortened(query, self.tokenizer, (self.longest - around) // 2)
+        query = shortened(query, self.tokenizer, (self.longest - AROUND) // 2)
         if not isinstance(self.tokenizer, ByteTokenizer):
             found = self.tokenizer(query, text, truncation="only_second", max_length=self.longest, return_token_type_ids=True)
             return list(found["input_ids"]), list(found["token_type_ids"])

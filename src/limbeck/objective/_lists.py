@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -79,13 +79,7 @@ class Lists:
 class AbstractLists(Objective):
     """Compares the scores of the candidates of each list: one value a list, and larger scores are better everywhere."""
 
-    vanishes: ClassVar[bool] = False
-    """Claim: value and gradient are zero where the student says what it is held against."""
     against: Against = "teacher"
-
-    @property
-    def zero_at_match(self) -> tuple[str, str] | None:  # type: ignore[override]
-        return ("student", "teacher") if self.vanishes and self.against == "teacher" else None
 
     @property
     def unit(self) -> str:

@@ -10,7 +10,8 @@ from limbeck.objective._lists import AbstractLists
 class AdrMSE(AbstractLists):
     r"""Squared distance of the student's smooth ranks from the teacher's ranks, discounted so that the top of a list counts most.
 
-    $$ \frac{1}{n} \sum_i w_i (\pi_i - r_i)^2, \qquad r_i = 1 + \sum_{j \ne i} \sigma\!\left(\frac{s_j - s_i}{w}\right), \quad w_i = \frac{1}{\log_2(\pi_i + 1)} $$
+    $$ \frac{1}{n} \sum_i d_i (\pi_i - r_i)^2, \qquad r_i = 1 + \sum_{j \ne i} \sigma\!\left(\frac{s_j - s_i}{w}\right),
+       \quad d_i = \frac{1}{\log_2(\pi_i + 1)} $$
 
     Ranks $\pi$ count from 1; candidates that the teacher does not tell apart share the mean of their ranks, so that the order of rows does not
     matter. One value a list. Its size grows with the length of lists: compare runs of one depth. Choose it where the top of long lists is

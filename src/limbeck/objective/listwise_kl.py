@@ -26,7 +26,7 @@ class ListwiseKL(AbstractLists):
     """
 
     kind: Literal["listwise_kl"] = "listwise_kl"
-    vanishes: ClassVar[bool] = True
+    zero_at_match: ClassVar[tuple[str, str] | None] = ("student", "teacher")
     against: Literal["teacher", "given_score"] = "teacher"
     """Whose scores: those of the teacher, or those that the data came with."""
     temperature: Annotated[float, Field(gt=0)] = 1.0

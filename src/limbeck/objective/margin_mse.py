@@ -24,7 +24,7 @@ class MarginMSE(AbstractLists):
     """
 
     kind: Literal["margin_mse"] = "margin_mse"
-    vanishes: ClassVar[bool] = True
+    zero_at_match: ClassVar[tuple[str, str] | None] = ("student", "teacher")
     against: Literal["teacher", "given_score"] = "teacher"
     """Whose margins: of the teacher's scores, or of those that the data came with."""
     pairs: Literal["ordered", "labelled"] = "ordered"

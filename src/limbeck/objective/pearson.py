@@ -25,7 +25,7 @@ class Pearson(AbstractLists):
     """
 
     kind: Literal["pearson"] = "pearson"
-    vanishes: ClassVar[bool] = True
+    zero_at_match: ClassVar[tuple[str, str] | None] = ("student", "teacher")
     against: Literal["teacher", "given_score", "rank", "relevance"] = "teacher"
     """Whose scores: of the teacher; or of the data, scores, ranks (1 is best), or labels."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-6
