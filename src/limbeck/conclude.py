@@ -61,7 +61,7 @@ def conclude(
         **{name: value for name, value in told.items() if name not in ARMS},
         "checks": list(checks),
         "provenance": [dict(p) for p in provenance],
-        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None),
+        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None, facts.get("unit", "token") == "token"),
         "references": [],
         "parts": dict(parts),
     }
@@ -99,11 +99,12 @@ def renamed_in(value: Any, baseline: str | None) -> Any:
     return value
 
 
-def unmeasured(recipe: Recipe, run: str, taught: bool) -> list[dict[str, str]]:
-    """What nobody has looked at, with the command that does; without a teacher nothing is to be compared with text alone."""
+def unmeasured(recipe: Recipe, run: str, taught: bool, writes: bool) -> list[dict[str, str]]:
+    """What nobody has looked at, with the command that does; without a teacher nothing is to be compared with text alone, and tasks are for
+    models that write."""
     kinds = {evaluator.kind for evaluator in recipe.evaluate}  # type: ignore[attr-defined]
     out = [{"what": "spread over seeds; this is one seed", "command": f"limbeck run {run} seed={recipe.seed + 1}"}]
-    if "tasks" not in kinds:
+    if "tasks" not in kinds and writes:
         out.append({"what": "any task", "command": f"limbeck evaluate {run} tasks"})
     if not recipe.baseline and taught:
         out.append({"what": "the same student without the teacher", "command": f"limbeck run {run} 'baseline=[text_only]'"})

@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.align.shared_vocab import SharedVocab, same
 from limbeck.data.base import Rows
 from limbeck.errors import Refused
-from limbeck.evaluate._scoring import score
+from limbeck.evaluate._scoring import predicts, score
 from limbeck.evaluate.base import Exam, Table
 from limbeck.model.base import Models, Role
 from limbeck.numerics import Streams
@@ -78,12 +78,14 @@ class Examiner:
 
     def beside(self, role: Role) -> dict[str, Any]:
         """The teacher's answers and how they are laid beside a subject's; none where their tokenizers differ: targets are then other text."""
-        told = self.teacher is not None and one_tokenizer(role, self.teacher)
+        told = self.teacher is not None and predicts(self.teacher) and one_tokenizer(role, self.teacher)
         return {"teacher_logits": self.answers if told else None, "align": shared_ids(role, self.teacher) if told else None}
 
     def closeness(self, student: Role) -> str | None:
         """The evaluator that tells how close a student, of which only the tokenizer matters, is to the teacher; None without one."""
-        return None if self.teacher is None else "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes"
+        if self.teacher is None or not predicts(self.teacher):
+            return None if self.teacher is None else "ranking"
+        return "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes"
 
     def table(self, subject: str) -> Table:
         """One entry a held-out target; made once, then read from the run's folder."""
@@ -102,6 +104,11 @@ class Examiner:
             self.tables[subject] = table
         return self.tables[subject]
 
+    @property
+    def unit(self) -> str:
+        """What one entry of a table is called."""
+        return "candidate" if self.table("start").score is not None else "token"
+
     def seconds_a_target(self, subject: str) -> float:
         """What a forward pass of a subject cost, measured when its table was made."""
         self.table(subject)
@@ -114,24 +121,26 @@ class Examiner:
         return Exam(self.rows.held_out, tuple(self.openers), self.open, self.table, self.recipe.seed, context)
 
     def metrics(self, subject: str) -> dict[str, float]:
-        """The few numbers that are told while a run goes: kl, top1, perplexity."""
-        return self.few(self.table(subject))
+        """The few numbers that are told while a run goes: kl, top1, perplexity, and what evaluators see at a glance."""
+        return self.few(self.table(subject), self.rows.held_out)
 
     def look(self, role: Role, rows: Sequence[Row] | None = None) -> dict[str, float]:
         """The same numbers of a role that is being trained, on some held-out rows or all: made anew, and not kept; leaves the role as it was."""
         training = role.training
         try:
-            return self.few(score(role.eval(), rows or self.rows.held_out, **self.beside(role)))
+            some = rows or self.rows.held_out
+            return self.few(score(role.eval(), some, **self.beside(role)), some)
         finally:
             role.train(training)
 
-    @staticmethod
-    def few(table: Table) -> dict[str, float]:
+    def few(self, table: Table, rows: Sequence[Row]) -> dict[str, float]:
         """Means over all targets."""
         found: dict[str, float] = {}
         if table.label_logprob is not None:
             found["perplexity"] = float(table.label_logprob.double().mean().neg().exp())
-        if table.kl is not None and table.teacher_best is not None:
+        for evaluator in self.recipe.evaluate:
+            found |= evaluator.glance(table, rows)
+        if table.kl is not None and table.teacher_best is not None and table.best is not None:
             found |= {"kl": float(table.kl.double().mean()), "top1": float((table.best == table.teacher_best).double().mean())}
         return found
 
@@ -143,8 +152,8 @@ class Calibration:
         self.teacher, self.rows, self.said = teacher, rows, []
 
     def __call__(self, role: Role) -> float:
-        if self.teacher is None or not self.teacher.at_hand or not self.rows:
-            do = "choose without measuring, or give data and teacher"
+        if self.teacher is None or not self.teacher.at_hand or not self.rows or not predicts(self.teacher):
+            do = "choose without measuring, or give data and a teacher of probabilities"
             raise Refused("score", "student.surgery", "training rows and a teacher to measure with", "none", do)
         if not self.said:                                   # asked once, and only if something measures
             device = next(self.teacher.parameters()).device
@@ -163,6 +172,9 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
         out.append({"name": "Teacher by itself", "open": True, "result": result})
     if "teacher" in examiner.openers and examiner.rows.held_out:
         itself = examiner.metrics("teacher")
+    else:
+        itself = {}
+    if "kl" in itself:
         good = itself["kl"] < 1e-4 and itself["top1"] == 1
         out.append(
             {
@@ -192,7 +204,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
         if subject not in examiner.openers:
             continue
         with examiner.open(subject) as role:
-            if role.tokenizer is None or "text" not in role.offers and subject == "student":
+            if role.tokenizer is None or not predicts(role) or "text" not in role.offers and subject == "student":
                 return []
             for sample, i in zip(out, pick, strict=True):
                 ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens].to(next(role.parameters()).device)

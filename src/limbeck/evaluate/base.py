@@ -16,13 +16,16 @@ from limbeck.signals import Row
 
 @dataclass(frozen=True)
 class Table:
-    """One pass over held-out rows, one entry a target: all that agreement, perplexity and calibration are computed from."""
+    """One pass over held-out rows, one entry a target: all that agreement, perplexity and calibration are computed from.
+
+    Of a subject that says no probabilities, but one score a row, it has one entry a row.
+    """
 
     row: Int[Tensor, " target"]
     """Number of the held-out row."""
-    best: Int[Tensor, " target"]
-    """The subject's first choice."""
-    best_prob: Float[Tensor, " target"]
+    best: Int[Tensor, " target"] | None = None
+    """The subject's first choice; None where it says no probabilities."""
+    best_prob: Float[Tensor, " target"] | None = None
     label: Int[Tensor, " target"] | None = None
     """What is right; None where rows have no labels."""
     label_logprob: Float[Tensor, " target"] | None = None
@@ -35,6 +38,8 @@ class Table:
     """Place of the target in its row; None where rows have no positions."""
     num_bytes: Int[Tensor, " target"] | None = None
     """Bytes of text (UTF-8) that the target stands for, 0 for marks such as an end of text; None where the tokenizer does not say."""
+    score: Float[Tensor, " row"] | None = None
+    """What the subject says of each row, where that is one number."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,10 @@ class Evaluator(Component):
 
     def ready(self) -> None:
         """Refuses what would stop it after hours of training: a package that is not there. Called by every plan."""
+
+    def glance(self, table: Table, rows: Sequence[Row]) -> Mapping[str, float]:
+        """A few figures of a table that are told while a run goes; none where others tell enough."""
+        return {}
 
     @abstractmethod
     def __call__(self, exam: Exam) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from limbeck.model.text import LAYERED, Text
 from limbeck.numerics import upcast
 from limbeck.signals import Row, View
 from limbeck.text.bytes_tokenizer import ByteTokenizer
-from limbeck.text.tokens import encoded, specials, tokens
+from limbeck.text.tokens import encoded, shortened, specials
 
 GIVEN = {"relevance": ("relevance", torch.long), "rank": ("rank", torch.long), "given_score": ("score", torch.float32)}
 """Signal -> the field of a row's content that holds it, and its dtype: what the data says of a candidate, and no model."""
@@ -142,13 +142,3 @@ class BiEncoder(AbstractRanker):
         states = upcast(flat(self.body(**inputs).last_hidden_state))
         sums = states.new_zeros(len(texts), states.shape[-1]).index_add(0, view.rows("pos"), states)
         return torch.nn.functional.normalize(sums / lengths[:, None], dim=-1)
-
-
-def shortened(text: str, tokenizer: Any, most: int) -> str:
-    """The beginning of a text, of at most so many tokens."""
-    if len(text.encode("utf-8", "surrogatepass")) <= most:  # a token is a byte at least
-        return text
-    found = tokens(text, tokenizer)
-    if len(found.ids) <= most:
-        return text
-    return text[: found.starts[most]] if isinstance(tokenizer, ByteTokenizer) else text[: found.ends[most - 1]]

@@ -20,7 +20,7 @@ from limbeck.planning.keeping import choose
 from limbeck.planning.pricing import Line, Pricing
 from limbeck.planning.probe import Machine, machine
 from limbeck.planning.refusals import refuse_hopeless, refuse_rows
-from limbeck.recipe import Recipe, find, graph, load
+from limbeck.recipe import Recipe, find, graph, load, text_only
 from limbeck.roles import Cast
 from limbeck.store import Cache
 from limbeck.text.show import duration, size
@@ -122,6 +122,8 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     known = rows is not None or not blind
     rows = rows if rows is not None else Rows() if blind else read(recipe, cast, base)
     needs = asked(recipe, models)
+    if recipe.baseline:  # refused now, and not after the student has been trained
+        asked(text_only(recipe), models)
     length = next((dict(s)["length"] for s in recipe.data if "length" in type(s).model_fields), LENGTH)
     costs = {role: cost(models[role], length) for role in models}
     pricing = Pricing(recipe, rows, costs, length, here.flops)
