@@ -265,7 +265,8 @@ def without_teacher(turn: Turn, objectives: Sequence[Any]) -> Turn:
 
     seats = {} if turn.trains == "student" else {"student": turn.trains}
     through = tuple(role for role in turn.through if role != "teacher")
-    return changed(turn, objective=tuple(changed(o, seats={**o.seats, **seats}) for o in objectives), align=(), forward=Paired(), through=through, balance="none")
+    seated = tuple(changed(objective, seats={**objective.seats, **seats}) for objective in objectives)
+    return changed(turn, objective=seated, align=(), forward=Paired(), through=through, balance="none")
 
 
 def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = (), toy: bool = False) -> Recipe:

@@ -82,11 +82,12 @@ def summary_lines(summary: dict[str, Any], path: Path) -> list[str]:
     missing = unmeasured(summary)
     weak = weakest(summary)
     notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, "± is the standard error over documents."]
+    talk = f" · talk to it: limbeck chat {path.name}" if summary.get("unit", "token") == "token" else ""
     return [
         "",
         *(f"  {line}" for line in columns(rows, set(range(1, 9)))),
         "",
         *textwrap.wrap(verdict(summary), 96, initial_indent="  ", subsequent_indent="  "),
         *textwrap.wrap(" ".join(n for n in notes if n), 96, initial_indent="  ", subsequent_indent="  "),
-        f"  report {os.path.relpath(path / 'report.html')} · talk to it: limbeck chat {path.name}",
+        f"  report {os.path.relpath(path / 'report.html')}{talk}",
     ]

@@ -51,7 +51,8 @@ def batch(objective: Objective) -> Batch:
 
 
 def value(name: str, num: int, dim: int, random: torch.Generator, dtype: torch.dtype) -> Any:
-    """A signal of that name, standard normal where it may be; every second row is relevant, labels are below the vocabulary, log-probabilities below 0."""
+    """A signal of that name, standard normal where it may be; labels are below the vocabulary, log-probabilities below 0, every second row is
+    relevant."""
     word = name.split(".")[0]
     axes = VOCABULARY[word][1].split()
     if word in ("top_logits", "sampled_logits"):

@@ -116,7 +116,7 @@ class Listing(Step):
             content: dict[str, Any] = {"query": words, "text": texts[hit.document], "relevance": judged.get(hit.document, 0), "rank": hit.rank}
             content |= {} if hit.score is None else {"score": hit.score}
             content |= {"query_id": query, "document_id": hit.document, "judged": ideal}
-            out.append(Row(key_of(json.dumps(content, sort_keys=True), split), content, group=f"query {query}", source=f"query {query}"))
+            out.append(Row(key_of(json.dumps(content, sort_keys=True), split), content, group=f"query {query}", split=split, source=f"query {query}"))
         return out
 
 
