@@ -40,10 +40,15 @@ class InverseCloze(Listing):
     query_words: Annotated[int, Field(ge=1)] = 5
     """Words that a query has at least."""
 
+    @classmethod
+    def example(cls) -> "InverseCloze":
+        return cls(shortest=2, query_words=1, depth=6)
+
     def rows(self, rows: Rows, place: Place) -> Rows:
         found = Collection({}, {}, {}, {})
         held: set[str] = set()
-        for row in (*rows.train, *rows.held_out):
+        every = (*rows.train, *rows.held_out)
+        for row in every:
             for name, passage in passages(row):
                 self.take(name, passage, place, found)
                 if row.split == "held_out":
@@ -53,8 +58,10 @@ class InverseCloze(Listing):
         run = search(found.documents, found.queries, self.depth)
         made, notes = self.lists(replace(found, run=run), place, held.__contains__, self.kind)
         train = tuple(row for row in made if row.split == "train")
-        notes = [f"inverse_cloze: {len(found.queries):,} queries of {len(found.documents):,} passages", *notes] if found.queries else []
-        return Rows((Part(train),) if train else (), tuple(row for row in made if row.split == "held_out"), rows.provenance, (*rows.notes, *notes))
+        told = [f"inverse_cloze: {len(found.queries):,} queries of {len(found.documents):,} passages"] if found.queries else []
+        other = sum(not isinstance(row.content.get("text"), str) for row in every)
+        told += [f"inverse_cloze: {other:,} rows without a text left out"] if other else []
+        return Rows((Part(train),) if train else (), tuple(row for row in made if row.split == "held_out"), rows.provenance, (*rows.notes, *told, *notes))
 
     def take(self, name: str, passage: str, place: Place, found: Any) -> None:
         """One passage into the collection, and a sentence of it as its query, where it is long enough."""
@@ -71,8 +78,6 @@ class InverseCloze(Listing):
 def passages(row: Row) -> Iterator[tuple[str, str]]:
     """Id and text of the passages of a row."""
     text = row.content.get("text")
-    if not isinstance(text, str):
-        raise Refused("row", f"row {row.key}", "a text, of which passages are cut", ", ".join(row.content), "put a source of texts before inverse_cloze")
-    for i, passage in enumerate(BREAK.split(text)):
+    for i, passage in enumerate(BREAK.split(text) if isinstance(text, str) else ()):
         if passage.strip():
             yield f"{row.key}.{i}", " ".join(passage.split())
