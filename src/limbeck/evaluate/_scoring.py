@@ -15,8 +15,6 @@ from limbeck.model.base import Role, listening
 from limbeck.numerics import coarsen, kl, log_probs
 from limbeck.signals import Batch, Row, Signals, TopK, View, dense
 
-SCORED_AT_ONCE = 32
-"""Rows in one forward pass of a role that says one number a row."""
 CHUNK = 256
 """Targets whose logits exist at the same time."""
 BINS = 10
@@ -48,7 +46,7 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     parts: list[dict[str, Tensor]] = []
     if not predicts(role):
         with listening(role), torch.no_grad():
-            every = [role.says(role.view(rows[i : i + SCORED_AT_ONCE]).to(device), ("score",), {}) for i in range(0, len(rows), SCORED_AT_ONCE)]
+            every = [role.says(role.view(rows[i : i + rows_at_once]).to(device), ("score",), {}) for i in range(0, len(rows), rows_at_once)]
         return Table(torch.arange(len(rows), device="cpu"), score=torch.cat([said["score"].float().cpu() for said in every]))
     sizes = token_bytes(role.tokenizer)
     with listening(role), torch.no_grad():

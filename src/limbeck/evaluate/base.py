@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -64,6 +64,8 @@ class Evaluator(Component):
     """Measures all subjects of an exam."""
 
     room: ClassVar[str] = "evaluate"
+    measures: ClassVar[Literal["logits", "score"]] = "logits"
+    """What subjects must say for it to find anything: probabilities of what comes next, or a score of each row."""
     perfect: ClassVar[Mapping[str, float]] = {}
     """Claim: values that the teacher gets against itself."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
