@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from limbeck.errors import Refused
+from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
 from limbeck.model.ranker import CrossEncoder
 from limbeck.model.text import Text
@@ -32,8 +33,7 @@ class ScoreHead(Surgery):
     """
 
     kind: Literal["score_head"] = "score_head"
-    begins: ClassVar[str] = "bert"
-    says: ClassVar[str] = "score"
+    family: ClassVar[str] = "bert"
     seed: int = 0
     """Of the new weights."""
 
@@ -47,25 +47,30 @@ class ScoreHead(Surgery):
 
         before: Any = role.module
         config = type(before.config).from_dict({**before.config.to_dict(), "id2label": {0: "relevance"}, "label2id": {"relevance": 0}})
-        planned = next(before.parameters()).is_meta
         first = next(before.parameters())
-        with torch.random.fork_rng(devices=[]), torch.device("meta" if planned else first.device):
+        with torch.random.fork_rng(devices=[]), torch.device("meta" if first.is_meta else "cpu"):
             torch.default_generator.manual_seed(Streams(self.seed).number("score_head"))
-            module: Any = transformers.AutoModelForSequenceClassification.from_config(config, dtype=first.dtype)
-        body = before.get_submodule(role.anatomy.path("body"))
-        prefix = module.base_model_prefix
+            how = {"dtype": first.dtype, "attn_implementation": before.config._attn_implementation}
+            module: Any = transformers.AutoModelForSequenceClassification.from_config(config, **how)
+        body = role.anatomy.path("body")
+        kept = self.copied(before.get_submodule(body), module)
+        module.config.architectures = [type(module).__name__]
+        made = CrossEncoder(module.to(first.device), role.tokenizer, anatomy(module), getattr(role, "longest", None))
+        made.requires_grad_(first.requires_grad)
+        told = {name.removeprefix(f"{body}."): how for name, how in role.origins.items()}
+        new = [name for name, _ in module.named_parameters() if name not in kept]
+        made.provenance, made.origins = role.provenance, {**{f"{module.base_model_prefix}.{k}": v for k, v in told.items()}, **dict.fromkeys(new, "new")}
+        log.info("score_head: %d tensors kept; new: %s", len(kept), ", ".join(new))
+        return made.eval()
+
+    @staticmethod
+    def copied(body: Any, module: Any) -> set[str]:
+        """Puts all weights of an encoder into a classifier; their names there."""
+        own, prefix = module.state_dict(), module.base_model_prefix
         known = {f"{prefix}.{name}": weight for name, weight in body.state_dict().items()}
-        own = module.state_dict()
         unlike = [name for name in known if name not in own or own[name].shape != known[name].shape]
         if unlike:
             raise Refused("part", WHERE, f"an encoder whose weights {type(module).__name__} has", unlike[0], "use a plain encoder", 3)
-        if not planned:
+        if not next(module.parameters()).is_meta:
             module.load_state_dict(known, strict=False)
-        module.config.architectures = [type(module).__name__]
-        new = [name for name in own if name not in known]
-        log.info("score_head: %d tensors kept, %s new", len(known), ", ".join(new))
-        from limbeck.model.anatomy import anatomy
-
-        made = CrossEncoder(module, role.tokenizer, anatomy(module), getattr(role, "longest", None))
-        made.provenance, made.origins = role.provenance, {**{f"{prefix}.{k}": v for k, v in role.origins.items()}, **dict.fromkeys(new, "new")}
-        return made.eval()
+        return set(known)
