@@ -274,4 +274,4 @@ def test_the_toy_of_every_shipped_recipe_runs_to_its_end(name, cli, monkeypatch)
     monkeypatch.setattr(limbeck.evaluate.speed, "measured", lambda *_: None)
     code, out, err = cli("run", name, "--toy")
     assert code == 0, err
-    assert f"limbeck chat {name}-toy-1" in out
+    assert f"{name}-toy-1/report.html" in out

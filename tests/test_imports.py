@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model", "block"),
     ROOMS,
     ("train", "search"),
-    ("recipe", "roles", "reading", "planning", "examine", "conclude", "workspace", "tell", "searching", "job", "start", "claims", "given",
+    ("recipe", "roles", "reading", "planning", "examine", "conclude", "workspace", "tell", "searching", "job", "start", "significance", "claims", "given",
      "check", "terminal"),
     ("cli",),
 )

@@ -71,6 +71,8 @@ class Claim(Document):
     """Whether more is better."""
     told: tuple[str, ...] = Field(default=(), json_schema_extra={"since": False})
     """Further figures, by their path: they stand in the record of each arm at its best, and decide nothing."""
+    ranks: bool = Field(default=False, json_schema_extra={"since": False})
+    """Whether the record also ranks all arms on each seed: mean ranks, Friedman's test, Nemenyi's critical difference; they decide nothing."""
     seeds: Annotated[tuple[int, ...], Field(min_length=3)] = (0, 1, 2)
     """Seeds; arms are compared seed by seed."""
 

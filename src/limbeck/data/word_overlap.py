@@ -68,7 +68,7 @@ class WordOverlap(Listing, Source):
             self.draw(f"{n:06d}", place.streams("word_overlap", n), found)
         rows, notes = self.lists(found, place, self.held, self.kind)
         facts = {"name": "word_overlap", "sha256": sha256_json([row.key for row in rows]), "rows": len(rows), "licence": self.licence}
-        return rows, facts, notes
+        return rows, {**facts, "candidates": self.candidates, "depth": self.depth, "negatives": self.negatives}, notes
 
     def held(self, query: str) -> bool:
         return held_out(f"query {query}", self.split)
