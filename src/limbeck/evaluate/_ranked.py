@@ -53,8 +53,12 @@ def ndcg(hits: Sequence[Ranked], ideal: Sequence[int], depth: int) -> float:
 
 
 def reciprocal_rank(hits: Sequence[Ranked], depth: int) -> float:
-    """One over the place of the first relevant candidate, if that is among the first places; else 0."""
-    return next((1 / place for place, hit in enumerate(hits[:depth], 1) if hit.grade > 0), 0.0)
+    """One over the place of the first relevant candidate, if that is among the first places; else 0.
+
+    Of equal scores the earlier document id comes first here: so the script of MS MARCO has it, by which RR@k is measured everywhere.
+    """
+    order = sorted(hits, key=lambda hit: (-hit.score, hit.document))
+    return next((1 / place for place, hit in enumerate(order[:depth], 1) if hit.grade > 0), 0.0)
 
 
 def run_lines(lists: Mapping[str, Sequence[Ranked]], tag: str) -> str:

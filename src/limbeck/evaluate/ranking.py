@@ -24,7 +24,8 @@ class Ranking(Evaluator):
        \mathrm{RR}@k = \frac{1}{\min \{ i \le k : g_i > 0 \}} \text{ or } 0 $$
 
     g are the grades in the subject's order (0 where nobody judged), g* all judged grades of the query in the best order, whether a candidate
-    or not. Equal scores are ordered by document id, the later first, as trec_eval does. Means over queries, with standard errors over queries;
+    or not. Both equal ir-measures: equal scores are ordered by document id, for nDCG the later first (trec_eval), for RR the earlier (MS MARCO).
+    Means over queries, with standard errors over queries;
     the student's gaps to other subjects are paired. Runs are written in the format of TREC beside the other evidence.
 
     Example:
