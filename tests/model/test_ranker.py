@@ -9,6 +9,8 @@ import torch
 
 from limbeck.check.models import lists, ranker_of
 from limbeck.errors import Refused
+from limbeck.export.base import Parcel
+from limbeck.export.safetensors import Safetensors
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Models
 from limbeck.model.opening import open_pretrained
@@ -157,6 +159,16 @@ def test_a_folder_is_a_cross_encoder_by_its_class_a_bi_encoder_by_what_lies_besi
     (sentences / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
     with pytest.raises(Refused, match="pooling_mode_cls_token"):
         as_role(open_pretrained(f"path:{sentences}"))
+
+
+def test_an_exported_bi_encoder_opens_as_one_again_and_says_the_same(words, tmp_path):
+    module = bert("BertModel")
+    role = BiEncoder(module, words, anatomy(module), 9)
+    (tmp_path / "out").mkdir()
+    Safetensors()(Parcel(role, tmp_path / "out", {}, ()))
+    again = as_role(open_pretrained(f"path:{tmp_path / 'out'}"))
+    assert isinstance(again, BiEncoder) and again.longest == 9
+    torch.testing.assert_close(says(again, PAIRS, "score")["score"], says(role, PAIRS, "score")["score"])
 
 
 def test_a_causal_classifier_is_refused():

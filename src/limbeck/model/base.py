@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -80,6 +81,9 @@ class Role(nn.Module):
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         """Signal name -> value; `inject` overwrites the inputs of parts with flat values."""
         raise NotImplementedError
+
+    def accompany(self, folder: Path) -> None:
+        """Writes what must lie beside its weights, so that they are opened as what it is."""
 
     def tap(self, name: str) -> Tap:
         """Where a signal like `hidden.3` is heard."""

@@ -1,6 +1,7 @@
 """Models that score a document for a query: cross-encoders, which read both as one text, and bi-encoders, which read each by itself."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from limbeck.model.base import taps
 from limbeck.model.text import LAYERED, Text
 from limbeck.numerics import upcast
 from limbeck.signals import Row, View
+from limbeck.store import write_json
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 from limbeck.text.tokens import encoded, shortened, specials
 
@@ -128,6 +130,17 @@ class BiEncoder(AbstractRanker):
             query, out["embedding"] = vectors[place[:, 0]], vectors[place[:, 1]]
             out["score"] = self.factor * (query * out["embedding"]).sum(-1)
         return {name: out[name] for name in names}
+
+    def accompany(self, folder: Path) -> None:
+        """The few files that make it an encoder of sentences, for sentence-transformers too."""
+        modules = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+        told = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(modules)]
+        pooling = {"word_embedding_dimension": self.anatomy.size(self.module.config, "width"), "pooling_mode_mean_tokens": True}
+        write_json(folder / "modules.json", told)
+        write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.longest, "do_lower_case": False})
+        for place in ("1_Pooling", "2_Normalize"):
+            (folder / place).mkdir(exist_ok=True)
+        write_json(folder / "1_Pooling" / "config.json", pooling)
 
     @staticmethod
     def of_text(view: View) -> Tensor:
