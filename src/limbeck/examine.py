@@ -104,10 +104,10 @@ class Examiner:
             self.tables[subject] = table
         return self.tables[subject]
 
-    @property
-    def unit(self) -> str:
-        """What one entry of a table is called."""
-        return "candidate" if self.table("start").score is not None else "token"
+    def about(self, student: Role) -> dict[str, Any]:
+        """What tells how close a student is, and what one entry of its table is called."""
+        scored = bool(self.rows.held_out) and self.table("start").score is not None
+        return {"closeness": self.closeness(student), "unit": "candidate" if scored else "token"}
 
     def seconds_a_target(self, subject: str) -> float:
         """What a forward pass of a subject cost, measured when its table was made."""

@@ -59,12 +59,12 @@ class AbstractRanker(Text):
 
     def view(self, rows: Sequence[Row]) -> View:
         pairs = [self.pair(query, text) for query, text in self.texts(rows)]
-        inputs = {name: torch.tensor([i for pair in pairs for i in pair[n]], dtype=torch.long) for n, name in enumerate(("ids", "segment"))}
+        on: dict[str, Any] = {"dtype": torch.long, "device": "cpu"}  # moved with the window
+        inputs = {name: torch.tensor([i for pair in pairs for i in pair[n]], **on) for n, name in enumerate(("ids", "segment"))}
         for name, (field, dtype) in GIVEN.items():
             if all(row.content.get(field) is not None for row in rows):
-                inputs[name] = torch.tensor([row.content[field] for row in rows], dtype=dtype)
-        lengths = torch.tensor([len(ids) for ids, _ in pairs], dtype=torch.long)
-        return View(inputs, lengths, torch.zeros(len(inputs["ids"]), dtype=torch.bool), shift=0)
+                inputs[name] = torch.tensor([row.content[field] for row in rows], dtype=dtype, device="cpu")
+        return View(inputs, torch.tensor([len(ids) for ids, _ in pairs], **on), torch.zeros_like(inputs["ids"], dtype=torch.bool), shift=0)
 
     def given(self, view: View, names: Sequence[str]) -> dict[str, Tensor]:
         """Those of the signals that the data says."""
