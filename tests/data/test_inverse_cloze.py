@@ -6,7 +6,9 @@ from limbeck.model.base import Models
 from limbeck.numerics import Streams
 from limbeck.signals import Row
 
-TEXT = "Rivers carry water to the sea. Water of rivers comes from rain in the hills.\n\nBread is made of flour. Flour is made of wheat and of other corn."
+TEXT = """Rivers carry water to the sea. Water of rivers comes from rain in the hills.
+
+Bread is made of flour. Flour is made of wheat and of other corn."""
 
 
 def made(*rows: Row, seed: int = 0, **fields) -> Rows:

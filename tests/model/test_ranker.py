@@ -120,7 +120,8 @@ def test_no_rows_give_no_scores_that_are_still_connected(words, make):
 def test_what_the_data_says_is_repeated_and_what_it_does_not_say_of_all_rows_is_refused():
     role, rows = ranker_of(0, torch.float32), list(lists(0).train)
     found = says(role, rows, "relevance", "rank", "given_score")
-    assert found["rank"].tolist() == [r.content["rank"] for r in rows] and found["given_score"].tolist() == pytest.approx([r.content["score"] for r in rows])
+    assert found["rank"].tolist() == [r.content["rank"] for r in rows]
+    assert found["given_score"].tolist() == pytest.approx([r.content["score"] for r in rows])
     with pytest.raises(Refused) as caught:
         says(role, [row("a", "b", rank=1), row("a", "c")], "rank")
     assert (caught.value.slug, caught.value.expected, caught.value.got) == ("row", "rows that all have a rank", "some that have none")
@@ -146,7 +147,8 @@ def folder(path: Path, module: Any, words: Any, **files: str) -> Path:
 
 
 def test_a_folder_is_a_cross_encoder_by_its_class_a_bi_encoder_by_what_lies_beside_it_and_else_a_text_model(words, tmp_path):
-    one, plain = folder(tmp_path / "one", bert("BertForSequenceClassification", num_labels=1), words), folder(tmp_path / "plain", bert("BertModel"), words)
+    one = folder(tmp_path / "one", bert("BertForSequenceClassification", num_labels=1), words)
+    plain = folder(tmp_path / "plain", bert("BertModel"), words)
     three = folder(tmp_path / "three", bert("BertForSequenceClassification", num_labels=3), words)
     sentences = folder(tmp_path / "sentences", bert("BertModel"), words, modules="[]", sentence_bert_config='{"max_seq_length": 7}')
     kinds = [type(as_role(open_pretrained(f"path:{path}"))) for path in (one, three, plain, sentences)]

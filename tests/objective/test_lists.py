@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from ranked_lists import lists
 from torch import Tensor
 
 from limbeck.objective._lists import Lists
@@ -18,6 +17,7 @@ from limbeck.objective.pearson import Pearson
 from limbeck.objective.pointwise_bce import PointwiseBCE
 from limbeck.objective.pointwise_hinge import PointwiseHinge
 from limbeck.objective.rank_net import RankNet
+from ranked_lists import lists
 
 GROUP = [0, 1, 0, 1, 1, 2, 0]
 """Two lists of three, not side by side, and a list of one."""

@@ -47,13 +47,13 @@ def test_after_blocks_were_dropped_the_rest_scores():
     assert after.num_layers == 2
     with torch.no_grad():
         scores = after.says(after.view(ROWS), ("score",), {})["score"]
-        plain = [after.module(**{n: x[None] for n, x in zip(("input_ids", "token_type_ids"), inputs(after, row), strict=True)}).logits[0, 0] for row in ROWS]
+        plain = [after.module(**inputs(after, row)).logits[0, 0] for row in ROWS]
     torch.testing.assert_close(scores, torch.stack(plain))
 
 
-def inputs(role: Any, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(role: Any, row: Row) -> dict[str, torch.Tensor]:
     view = role.view([row])
-    return view.inputs["ids"], view.inputs["segment"]
+    return {"input_ids": view.inputs["ids"][None], "token_type_ids": view.inputs["segment"][None]}
 
 
 def test_the_seed_draws_the_head_wherever_the_stream_of_the_process_stands():

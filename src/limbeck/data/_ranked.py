@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 
-from limbeck.data.base import Place, Step, key_of
+from limbeck.data.base import Place, Step, held_out, key_of
 from limbeck.errors import Refused
 from limbeck.signals import Row
 from limbeck.text.tokens import shortened
@@ -116,8 +116,18 @@ class Listing(Step):
             content: dict[str, Any] = {"query": words, "text": texts[hit.document], "relevance": judged.get(hit.document, 0), "rank": hit.rank}
             content |= {} if hit.score is None else {"score": hit.score}
             content |= {"query_id": query, "document_id": hit.document, "judged": ideal}
-            out.append(Row(key_of(json.dumps(content, sort_keys=True), split), content, group=f"query {query}", split=split, source=f"query {query}"))
+            out.append(Row(key_of(json.dumps(content, sort_keys=True), split), content, group=named(query), split=split, source=named(query)))
         return out
+
+
+def named(query: str) -> str:
+    """The document that the rows of a query are of."""
+    return f"query {query}"
+
+
+def held(query: str, share: float) -> bool:
+    """Whether a query is held out, by the hash of its name."""
+    return held_out(named(query), share)
 
 
 def cut(text: str, tokenizer: Any, length: int | None) -> str:

@@ -61,7 +61,8 @@ class InverseCloze(Listing):
         told = [f"inverse_cloze: {len(found.queries):,} queries of {len(found.documents):,} passages"] if found.queries else []
         other = sum(not isinstance(row.content.get("text"), str) for row in every)
         told += [f"inverse_cloze: {other:,} rows without a text left out"] if other else []
-        return Rows((Part(train),) if train else (), tuple(row for row in made if row.split == "held_out"), rows.provenance, (*rows.notes, *told, *notes))
+        held_out = tuple(row for row in made if row.split == "held_out")
+        return Rows((Part(train),) if train else (), held_out, rows.provenance, (*rows.notes, *told, *notes))
 
     def take(self, name: str, passage: str, place: Place, found: Any) -> None:
         """One passage into the collection, and a sentence of it as its query, where it is long enough."""

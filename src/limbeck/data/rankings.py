@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from limbeck.data._bm25 import search
 from limbeck.data._files import find, finish
-from limbeck.data._ranked import Collection, Listing
+from limbeck.data._ranked import Collection, Listing, held
 from limbeck.data._trec import judgements, run, texts
-from limbeck.data.base import Place, Source, held_out
+from limbeck.data.base import Place, Source
 from limbeck.signals import Row
 
 
@@ -67,4 +67,4 @@ class Rankings(Listing, Source):
 
     def looked_at(self, query: str, path: str | None) -> bool:
         """Whether a query is held out."""
-        return path is not None or self.held_out is None and held_out(f"query {query}", self.split)
+        return path is not None or self.held_out is None and held(query, self.split)

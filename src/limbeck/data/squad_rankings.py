@@ -9,10 +9,10 @@ from typing import Any, Literal
 from limbeck.component import short
 from limbeck.data._bm25 import search
 from limbeck.data._files import find, finish, reading
-from limbeck.data._ranked import Collection, Listing
+from limbeck.data._ranked import Collection, Listing, held
 from limbeck.data._records import Bad, words
 from limbeck.data._trec import bad
-from limbeck.data.base import Place, Source, held_out
+from limbeck.data.base import Place, Source
 from limbeck.signals import Row
 
 MOST_BYTES = 1 << 30
@@ -51,7 +51,7 @@ class SquadRankings(Listing, Source):
         for file in files:
             self.take(file, documents, queries, judged)
         found = Collection(documents, queries, judged, search(documents, queries, self.depth))
-        rows, notes = self.lists(found, place, lambda query: path is not None or self.held_out is None and held_out(f"query {query}", self.split), self.kind)
+        rows, notes = self.lists(found, place, lambda query: path is not None or self.held_out is None and held(query, self.split), self.kind)
         rows, facts, more = finish(self, rows, notes, path or self.path, files, split=path is None)
         return rows, {**facts, "run": "BM25", "depth": self.depth, "negatives": self.negatives}, more
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from limbeck.data._ranked import Collection, Hit, Listing
-from limbeck.data.base import Place, Source, held_out
+from limbeck.data._ranked import Collection, Hit, Listing, held
+from limbeck.data.base import Place, Source
 from limbeck.errors import Refused
 from limbeck.signals import Row
 from limbeck.store import sha256_json
@@ -66,12 +66,9 @@ class WordOverlap(Listing, Source):
         found = Collection({}, {}, {}, {})
         for n in range(self.num):
             self.draw(f"{n:06d}", place.streams("word_overlap", n), found)
-        rows, notes = self.lists(found, place, self.held, self.kind)
+        rows, notes = self.lists(found, place, lambda query: held(query, self.split), self.kind)
         facts = {"name": "word_overlap", "sha256": sha256_json([row.key for row in rows]), "rows": len(rows), "licence": self.licence}
         return rows, {**facts, "candidates": self.candidates, "depth": self.depth, "negatives": self.negatives}, notes
-
-    def held(self, query: str) -> bool:
-        return held_out(f"query {query}", self.split)
 
     def draw(self, query: str, stream: torch.Generator, found: Any) -> None:
         """One query with its documents, into the collection."""
@@ -90,7 +87,7 @@ class WordOverlap(Listing, Source):
         best = [name for name, grade in zip(names, grades, strict=True) if grade == max(grades) > 0]
         clicked = {best[some(1, len(best))[0]]: 1} if best else {}
         found.queries[query] = " ".join(word(i) for i in asked)
-        found.judged[query] = clicked if self.labels == "sparse" and not self.held(query) else dict(zip(names, grades, strict=True))
+        found.judged[query] = clicked if self.labels == "sparse" and not held(query, self.split) else dict(zip(names, grades, strict=True))
         order = sorted(range(self.candidates), key=lambda i: -scores[i])
         found.run[query] = [Hit(names[i], rank, scores[i]) for rank, i in enumerate(order, 1)]
 

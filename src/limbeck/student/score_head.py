@@ -59,7 +59,8 @@ class ScoreHead(Surgery):
         made.requires_grad_(first.requires_grad)
         told = {name.removeprefix(f"{body}."): how for name, how in role.origins.items()}
         new = [name for name, _ in module.named_parameters() if name not in kept]
-        made.provenance, made.origins = role.provenance, {**{f"{module.base_model_prefix}.{k}": v for k, v in told.items()}, **dict.fromkeys(new, "new")}
+        made.provenance = role.provenance
+        made.origins = {**{f"{module.base_model_prefix}.{name}": how for name, how in told.items()}, **dict.fromkeys(new, "new")}
         log.info("score_head: %d tensors kept; new: %s", len(kept), ", ".join(new))
         return made.eval()
 
