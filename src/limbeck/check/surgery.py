@@ -185,7 +185,7 @@ def reloads(surgery: Surgery, seed: int = 0) -> None:
         again, info = type(module).from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
     wrong = {what: sorted(names)[:3] for what, names in info.items() if names and what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     assert not wrong, f"the config does not fit the weights: {wrong}"
-    close(logits(type(after)(again.eval(), after.tokenizer, after.anatomy), seed), logits(stock, seed), (0.0, 0.0), "loaded against in memory, logits")
+    close(logits(type(after)(again.eval(), after.tokenizer, after.anatomy), seed), logits(stock, seed), (0.0, 0.0), "loaded against in memory")
 
 
 @contract

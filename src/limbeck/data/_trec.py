@@ -95,7 +95,9 @@ def judgements(files: Sequence[Path], kind: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def run(files: Sequence[Path], kind: str, documents: Mapping[str, str], queries: Mapping[str, str], unknown: Unknown) -> tuple[dict[str, list[Hit]], int]:
+def run(
+    files: Sequence[Path], kind: str, documents: Mapping[str, str], queries: Mapping[str, str], unknown: Unknown
+) -> tuple[dict[str, list[Hit]], int]:
     """Query -> hits by rank, from a run: `query Q0 document rank score tag`; and how many lines of unknown ids were left out.
 
     Raises:

@@ -34,6 +34,10 @@ class Pricing:
         self.recipe, self.rows, self.costs, self.length = recipe, rows, costs, length
         self.student, self.teacher = costs["student"], costs.get("teacher")
         self.seconds = {name: c.forward_flops / flops for name, c in costs.items()}
+        whole = any("length" in type(step).model_fields for step in recipe.data)  # then a draw is a bin of that length
+        groups = sum(len(part.groups) for part in rows.parts)
+        self.drawn = 1.0 if whole or not groups else len(rows.train) / groups
+        """Rows of a draw, on average."""
         self.held, self.arms = len(rows.held_out) * length, 1 + len(recipe.baseline)
         self.auto = self.affordable() if any(stage.steps == "auto" for stage in recipe.train) else 0
 
@@ -43,7 +47,7 @@ class Pricing:
             return FEWEST
         fixed = EVALUATION_SECONDS + self.held * (self.seconds.get("teacher", 0) + (1 + self.arms) * self.seconds["student"])
         a_step = self.seconds.get("teacher", 0.0) + self.arms * BACKWARD * self.seconds["student"]
-        return affordable(self.recipe.minutes * 60 - fixed, a_step * self.recipe.train[0].turn[-1].batch * self.length)
+        return affordable(self.recipe.minutes * 60 - fixed, a_step * self.recipe.train[0].turn[-1].batch * self.drawn * self.length)
 
     def steps(self, stage: Stage) -> int:
         """Optimiser steps of a stage, all its repeats together."""
@@ -55,7 +59,7 @@ class Pricing:
         beside = self.teacher.weight_bytes if self.teacher else 0
         for stage in self.recipe.train:
             for turn in stage.turn:
-                window, times = turn.batch * self.length, -(-self.steps(stage) // turn.every)
+                window, times = round(turn.batch * self.drawn) * self.length, -(-self.steps(stage) // turn.every)
                 chunk = max((dict(o).get("chunk", 0) for o in turn.objective), default=0)
                 positions += times * window
                 seconds += times * window * BACKWARD * self.seconds["student"]
