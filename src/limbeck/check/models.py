@@ -69,12 +69,13 @@ def ranker_of(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2
     import transformers
 
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(TOKENIZER)}
-    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = transformers.BertConfig(**sizes, **still, max_position_embeddings=64, pad_token_id=None, id2label={0: "relevance"})
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # else every pass differs
+    more: dict[str, Any] = {**sizes, **still, "max_position_embeddings": 64, "pad_token_id": None, "id2label": {0: "relevance"}}
+    config = transformers.BertConfig(**more)
     config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = transformers.BertForSequenceClassification(config)
+        module: Any = transformers.BertForSequenceClassification(config)
         for parameter in module.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     role = CrossEncoder(module.to(dtype).eval(), TOKENIZER, anatomy(module))
