@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from limbeck.claims import RECORDS, changes, claim_of, compared, identity, main, measure, record_of, value_of
+from limbeck.claims import RECORDS, changes, claim_of, compared, identity, main, measure, ranked, record_of, value_of
 from limbeck.errors import Refused
 from limbeck.recipe import SHIPPED, Claim, load
 from limbeck.store import read_json
@@ -120,3 +120,9 @@ def test_every_arm_of_a_claim_is_a_recipe(name: str) -> None:
 def test_a_record_speaks_of_the_recipe_as_it_is(name: str) -> None:
     record = record_of(name)
     assert record is not None and record["identity"] == identity(name), f"{name} has changed since it was measured: make claims NAME={name}"
+
+
+def test_arms_that_a_claim_ranks_are_told_by_their_mean_ranks_with_the_tests_of_both() -> None:
+    found = ranked({"a": [0.9, 0.8, 0.9], "b": [0.5, 0.6, 0.4], "c": [0.7, 0.7, 0.6]}, True)
+    assert found["mean"] == {"a": 1.0, "b": 3.0, "c": 2.0} and found["statistic"] == pytest.approx(6.0)  # k = 3, N = 3, one order: N (k - 1)
+    assert found["p_value"] == pytest.approx(0.049787, abs=1e-6) and found["apart"] == [["a", "b"]] and json.dumps(found)

@@ -23,8 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model", "block"),
     ROOMS,
     ("train", "search"),
-    ("recipe", "roles", "reading", "planning", "examine", "conclude", "workspace", "tell", "searching", "job", "start", "claims", "given",
-     "check", "terminal"),
+    ("recipe", "roles", "reading", "planning", "examine", "conclude", "workspace", "tell", "searching", "job", "start", "significance", "claims",
+     "given", "check", "terminal"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -70,3 +70,18 @@ def test_uld_pairs_by_position_with_the_weights_of_its_authors_and_gold_by_bytes
     assert [a.kind for a in uld.align] == ["by_position"] and [a.kind for a in gold.align] == ["byte_chunks"]
     assert [(o.kind, o.weight) for o in uld.objective] == [("cross_entropy", 1.0), ("sorted_l1", 1.5)]
     assert [o.kind for o in gold.objective] == ["cross_entropy", "hybrid_l1"] and gold.objective[1].matched is None
+
+
+def test_rank_distillm_contrasts_labels_first_and_then_learns_the_order_of_whole_lists() -> None:
+    recipe = load("rank_distillm")
+    (first, then) = recipe.train
+    assert [o.kind for stage in (first, then) for o in stage.turn[0].objective] == ["info_nce", "rank_net"]
+    lists, whole = recipe.data[-1], (then.data or ())[-1]
+    assert (lists.negatives, lists.group, whole.negatives) == ("sampled", 8, "all") and lists.depth == whole.depth
+    assert (recipe.data[0], lists.kind) == ((then.data or ())[0], whole.kind), "both stages hold out the same queries"
+
+
+def test_rank_objectives_compares_arms_that_differ_in_their_objective_alone() -> None:
+    claim = claim_of("rank_objectives")
+    assert claim.ranks and all(set(arm) <= {"train.0.objective"} for arm in claim.arms.values()) and len(claim.arms) == 7
+    assert {pair for pair in claim.pairs} == {("info_nce", "pointwise_bce"), ("margin_mse", "pointwise_hinge")}

@@ -19,6 +19,7 @@ import torch
 from limbeck.component import canonical
 from limbeck.errors import Failed, Refused
 from limbeck.recipe import SHIPPED, Claim, Recipe, find, load
+from limbeck.significance import compare
 from limbeck.start import run
 from limbeck.store import sha256_json, write_json
 from limbeck.workspace import computed, runs_folder
@@ -90,6 +91,12 @@ def compared(claim: Claim, found: Mapping[str, Sequence[float]]) -> tuple[str, d
     return "holds" if verdicts == {"holds"} else "reversed" if verdicts == {"reversed"} else "not shown", differences
 
 
+def ranked(found: Mapping[str, Sequence[float]], greater: bool) -> dict[str, Any]:
+    """All arms by their ranks on each seed, as plain data."""
+    by_rank = compare(found, greater)
+    return {**by_rank._asdict(), "apart": [list(pair) for pair in by_rank.apart()]}
+
+
 def value_of(summary: Mapping[str, Any], metric: str) -> float:
     """A number of a summary by its path."""
     place: Any = summary
@@ -143,6 +150,7 @@ def measure(name: str) -> dict[str, Any]:
         "best": best,
         "arms": tables,
         "differences": differences,
+        **({"ranks": ranked({arm: tables[arm][best[arm]] for arm in tables}, claim.greater)} if claim.ranks else {}),
         **({"told": {arm: told[arm, best[arm]] for arm in tables}} if claim.told else {}),
     }
 

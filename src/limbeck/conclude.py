@@ -15,8 +15,6 @@ from limbeck.store import Log, is_sound, new_folder, read_json, write_json, writ
 from limbeck.workspace import environment, machine
 
 BUILD = ("parameters", "decode_tokens_per_second", "prefill_tokens_per_second")
-UNITS = {"pixels": "image"}
-"""What one prediction is called, by what a row holds; of text a token."""
 ARMS = ("teacher", "start", "student", "baseline")
 
 
@@ -49,7 +47,7 @@ def conclude(
             told[arm] = {**{name: told["student"][name] for name in BUILD if name in told["student"]}, **told[arm], "same_build_as": "student"}
     if baseline and baseline != "text_only" and told.get("baseline"):
         told["baseline"] = {"name": baseline.replace("_", " "), **told["baseline"]}
-    unit = next((word for name, word in UNITS.items() for row in rows.held_out[:1] if name in row.content), "token")
+    unit = facts.get("unit", "token")
     documents = len({row.source or row.key for row in rows.held_out})
     summary = {
         "schema": "limbeck.summary/1",
@@ -66,7 +64,7 @@ def conclude(
         **{name: value for name, value in told.items() if name not in ARMS},
         "checks": list(checks),
         "provenance": [dict(p) for p in provenance],
-        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None, unit != "token"),
+        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None, unit == "token"),
         "references": [],
         "parts": dict(parts),
     }
@@ -104,14 +102,15 @@ def renamed_in(value: Any, baseline: str | None) -> Any:
     return value
 
 
-def unmeasured(recipe: Recipe, run: str, taught: bool, labelled: bool) -> list[dict[str, str]]:
-    """What nobody has looked at, with the command that does; without a teacher nothing is to be compared with text or labels alone."""
+def unmeasured(recipe: Recipe, run: str, taught: bool, writes: bool) -> list[dict[str, str]]:
+    """What nobody has looked at, with the command that does; without a teacher nothing is to be compared with text or labels alone, and tasks
+    are for models that write."""
     kinds = {evaluator.kind for evaluator in recipe.evaluate}  # type: ignore[attr-defined]
     out = [{"what": "spread over seeds; this is one seed", "command": f"limbeck run {run} seed={recipe.seed + 1}"}]
-    if "tasks" not in kinds and not labelled:
+    if "tasks" not in kinds and writes:
         out.append({"what": "any task", "command": f"limbeck evaluate {run} tasks"})
     if not recipe.baseline and taught:
-        other = "labels_only" if labelled else "text_only"
+        other = "text_only" if writes else "labels_only"
         out.append({"what": "the same student without the teacher", "command": f"limbeck run {run} 'baseline=[{other}]'"})
     return out
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.align.shared_vocab import SharedVocab, same
 from limbeck.data.base import Rows
 from limbeck.errors import Refused
-from limbeck.evaluate._scoring import score
+from limbeck.evaluate._scoring import predicts, score
 from limbeck.evaluate.base import Exam, Table
 from limbeck.export._png import data_uri
 from limbeck.model.base import Models, Role
@@ -82,12 +82,14 @@ class Examiner:
 
     def beside(self, role: Role) -> dict[str, Any]:
         """The teacher's answers and how they are laid beside a subject's; none where their tokenizers differ: targets are then other text."""
-        told = self.teacher is not None and one_tokenizer(role, self.teacher)
+        told = self.teacher is not None and predicts(self.teacher) and one_tokenizer(role, self.teacher)
         return {"teacher_logits": self.answers if told else None, "align": shared_ids(role, self.teacher) if told else None}
 
     def closeness(self, student: Role) -> str | None:
         """The evaluator that tells how close a student, of which only the tokenizer matters, is to the teacher; None without one."""
-        return None if self.teacher is None else "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes"
+        if self.teacher is None or not predicts(self.teacher):
+            return None if self.teacher is None else "ranking"
+        return "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes"
 
     def table(self, subject: str) -> Table:
         """One entry a held-out target; made once, then read from the run's folder."""
@@ -106,6 +108,12 @@ class Examiner:
             self.tables[subject] = table
         return self.tables[subject]
 
+    def about(self, student: Role) -> dict[str, Any]:
+        """What tells how close a student is, and what one entry of its table is called."""
+        table = self.table("start") if self.rows.held_out else None
+        unit = "token" if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else "token"
+        return {"closeness": self.closeness(student), "unit": unit}
+
     def seconds_a_target(self, subject: str) -> float:
         """What a forward pass of a subject cost, measured when its table was made."""
         self.table(subject)
@@ -118,26 +126,28 @@ class Examiner:
         return Exam(self.rows.held_out, tuple(self.openers), self.open, self.table, self.recipe.seed, context)
 
     def metrics(self, subject: str) -> dict[str, float]:
-        """The few numbers that are told while a run goes: kl, top1, perplexity."""
-        return self.few(self.table(subject))
+        """The few numbers that are told while a run goes: kl, top1, perplexity, and what evaluators see at a glance."""
+        return self.few(self.table(subject), self.rows.held_out)
 
     def look(self, role: Role, rows: Sequence[Row] | None = None) -> dict[str, float]:
         """The same numbers of a role that is being trained, on some held-out rows or all: made anew, and not kept; leaves the role as it was."""
         training = role.training
         try:
-            return self.few(score(role.eval(), rows or self.rows.held_out, **self.beside(role)))
+            some = rows or self.rows.held_out
+            return self.few(score(role.eval(), some, **self.beside(role)), some)
         finally:
             role.train(training)
 
-    @staticmethod
-    def few(table: Table) -> dict[str, float]:
+    def few(self, table: Table, rows: Sequence[Row]) -> dict[str, float]:
         """Means over all targets."""
         found: dict[str, float] = {}
         if table.label_rank is not None:
             found["accuracy"] = float((table.best == table.label).double().mean())
         elif table.label_logprob is not None:
             found["perplexity"] = float(table.label_logprob.double().mean().neg().exp())
-        if table.kl is not None and table.teacher_best is not None:
+        for evaluator in self.recipe.evaluate:
+            found |= evaluator.glance(table, rows)
+        if table.kl is not None and table.teacher_best is not None and table.best is not None:
             found |= {"kl": float(table.kl.double().mean()), "top1": float((table.best == table.teacher_best).double().mean())}
         return found
 
@@ -149,8 +159,8 @@ class Calibration:
         self.teacher, self.rows, self.said = teacher, rows, []
 
     def __call__(self, role: Role) -> float:
-        if self.teacher is None or not self.teacher.at_hand or not self.rows:
-            do = "choose without measuring, or give data and teacher"
+        if self.teacher is None or not self.teacher.at_hand or not self.rows or not predicts(self.teacher):
+            do = "choose without measuring, or give data and a teacher of probabilities"
             raise Refused("score", "student.surgery", "training rows and a teacher to measure with", "none", do)
         if not self.said:                                   # asked once, and only if something measures
             device = next(self.teacher.parameters()).device
@@ -169,6 +179,9 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
         out.append({"name": "Teacher by itself", "open": True, "result": result})
     if "teacher" in examiner.openers and examiner.rows.held_out:
         itself = examiner.metrics("teacher")
+    else:
+        itself = {}
+    if "kl" in itself:
         good = itself["kl"] < 1e-4 and itself["top1"] == 1
         out.append(
             {
@@ -199,7 +212,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
         if subject not in examiner.openers:
             continue
         with examiner.open(subject) as role:
-            if role.tokenizer is None or "text" not in role.offers and subject == "student":
+            if role.tokenizer is None or not predicts(role) or "text" not in role.offers and subject == "student":
                 return []
             for sample, i in zip(out, pick, strict=True):
                 ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens].to(next(role.parameters()).device)
@@ -222,7 +235,8 @@ def answered(examiner: Examiner, seed: int, num: int = 24) -> list[dict[str, Any
     names = {row.content.get("label"): row.tag for row in rows}
     out = []
     for i in pick:
-        said = {subject: int(examiner.table(subject).best[i]) for subject in ("teacher", "student") if subject in examiner.openers}
+        tables = {subject: examiner.table(subject).best for subject in ("teacher", "student") if subject in examiner.openers}
+        said = {subject: int(best[i]) for subject, best in tables.items() if best is not None}
         shown = {subject: names.get(label) or str(label) for subject, label in said.items()}
         out.append({"image": data_uri(rows[i].content["pixels"]), "label": rows[i].tag or str(rows[i].content.get("label", "")), **shown})
     return out

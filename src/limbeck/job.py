@@ -263,7 +263,7 @@ class Job:
             "wall_seconds": sum(read_json(self.folder / "steps" / "clock.json").values()),
             "steps": sum(self.steps_in(s) * s.repeat for s in self.recipe.train),
             "held_out_targets": len(self.examiner.table("student").row) if self.rows.held_out else 0,
-            "closeness": self.examiner.closeness(self.cast.readers()["student"]),
+            **self.examiner.about(self.cast.readers()["student"]),
         }
         samples = draw_samples(self.examiner, self.recipe.seed)
         checks = [*checks, *trust(self.examiner, int(read_json(self.folder / "steps" / "sessions.json")))]

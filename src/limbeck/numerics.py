@@ -113,6 +113,19 @@ def segment_mean(x: Float[Tensor, " unit"], segment: Int[Tensor, " unit"], num: 
     return segment_sum(x, segment, num) / segment_sum(torch.ones_like(x), segment, num).clamp(min=1)
 
 
+def segment_logsumexp(scores: Float[Tensor, " unit"], segment: Int[Tensor, " unit"], num: int) -> Float[Tensor, " segment"]:
+    """Log of the sum of exponentials in each segment, in float32; of an empty one the finite floor."""
+    scores = upcast(scores)
+    top = scores.new_full((num,), RULED_OUT).scatter_reduce(0, segment, scores.detach(), "amax")
+    sums = segment_sum((scores - top[segment]).exp(), segment, num)
+    return top + torch.where(sums > 0, sums, 1.0).log()  # where nothing is, the log of 1 has a gradient that is finite
+
+
+def segment_log_softmax(scores: Float[Tensor, " unit"], segment: Int[Tensor, " unit"], num: int) -> Float[Tensor, " unit"]:
+    """Log-softmax over the units of each segment, in float32."""
+    return upcast(scores) - segment_logsumexp(scores, segment, num)[segment]
+
+
 def masked_log_softmax(scores: Float[Tensor, "*unit k"], allowed: Bool[Tensor, "*unit k"]) -> Float[Tensor, "*unit k"]:
     """Log-softmax over the allowed entries; the others get the finite floor."""
     return torch.log_softmax(upcast(scores).masked_fill(~allowed, -math.inf), -1).clamp(min=RULED_OUT)

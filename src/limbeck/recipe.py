@@ -14,6 +14,7 @@ from limbeck.errors import Refused
 from limbeck.evaluate.base import AnyEvaluator
 from limbeck.export.base import AnyExporter
 from limbeck.merge.base import AnyMerge, Merge
+from limbeck.objective.base import AnyObjective
 from limbeck.objective.cross_entropy import CrossEntropy
 from limbeck.search.document import Search
 from limbeck.student.base import AnySurgery
@@ -70,6 +71,8 @@ class Claim(Document):
     """Whether more is better."""
     told: tuple[str, ...] = Field(default=(), json_schema_extra={"since": False})
     """Further figures, by their path: they stand in the record of each arm at its best, and decide nothing."""
+    ranks: bool = Field(default=False, json_schema_extra={"since": False})
+    """Whether the record also ranks all arms on each seed: mean ranks, Friedman's test, Nemenyi's critical difference; they decide nothing."""
     seeds: Annotated[tuple[int, ...], Field(min_length=3)] = (0, 1, 2)
     """Seeds; arms are compared seed by seed."""
 
@@ -127,6 +130,8 @@ class Recipe(Document):
     """The stage or merge that is evaluated and exported; none: the last one."""
     baseline: tuple[Literal["text_only", "labels_only"], ...] = ()
     """The same student by other means: trained as long without the teacher, on the text alone or on the labels alone of its rows."""
+    baseline_objective: tuple[AnyObjective, ...] = Field(default=(), json_schema_extra={"since": 2})
+    """What it learns from then in each stage; none: cross_entropy on labels."""
     evaluate: tuple[AnyEvaluator, ...] = ()
     """What is measured before and after."""
     export: tuple[AnyExporter, ...] = ()
@@ -153,7 +158,7 @@ class Recipe(Document):
     def a_reference_is_live(cls, value: Any) -> Any:
         return spelled(value)
 
-    @field_validator("export", "evaluate", "baseline", "merge", "data", mode="before")
+    @field_validator("export", "evaluate", "baseline", "baseline_objective", "merge", "data", mode="before")
     @classmethod
     def one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, (str, dict)) else value
@@ -177,6 +182,8 @@ class Recipe(Document):
                 raise ValueError(f"train.{i}.surgery: none that changes the tokenizer: write it under student, since rows are cut by it")
             if stage.steps == "auto" and any(step.needs for step in stage.data or ()):
                 raise ValueError(f"train.{i}.steps: a number, since its rows are written when it begins")
+        if any("teacher" in map(objective.role, objective.needs) for objective in self.baseline_objective):
+            raise ValueError("baseline_objective: one that does without the teacher")
         graph(self)
         return self
 
@@ -247,20 +254,21 @@ def text_only(recipe: Recipe) -> Recipe:
         changed(
             stage,
             teacher=None,
-            turn=tuple(without_teacher(turn) for turn in stage.turn),
+            turn=tuple(without_teacher(turn, recipe.baseline_objective or (CrossEntropy(),)) for turn in stage.turn),
             data=None if stage.data is not None and any(step.needs for step in stage.data) else stage.data,  # what models write is not text
         )
         for stage in recipe.train
     ]
-    return changed(recipe, train=tuple(stages), teacher=None, baseline=())
+    return changed(recipe, train=tuple(stages), teacher=None, baseline=(), baseline_objective=())
 
 
-def without_teacher(turn: Turn) -> Turn:
+def without_teacher(turn: Turn, objectives: Sequence[Any]) -> Turn:
     from limbeck.forward.paired import Paired
 
     seats = {} if turn.trains == "student" else {"student": turn.trains}
     through = tuple(role for role in turn.through if role != "teacher")
-    return changed(turn, objective=(CrossEntropy(seats=seats),), align=(), forward=Paired(), through=through, balance="none")
+    seated = tuple(changed(objective, seats={**objective.seats, **seats}) for objective in objectives)
+    return changed(turn, objective=seated, align=(), forward=Paired(), through=through, balance="none")
 
 
 def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = (), toy: bool = False) -> Recipe:

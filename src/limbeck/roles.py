@@ -17,11 +17,12 @@ from limbeck.model.conversion import conversion_key
 from limbeck.model.image import Image
 from limbeck.model.opening import open_pretrained
 from limbeck.model.recorded import Recorded, facts_of, open_recorded
-from limbeck.model.reference import Reference, identity, located
+from limbeck.model.reference import Reference, existing, identity, in_folder, located
 from limbeck.model.role import as_role, share_tokenizer
 from limbeck.model.served import open_served
 from limbeck.model.text import Text
 from limbeck.recipe import Recipe, Student
+from limbeck.signals import unit_of
 from limbeck.store import ANSWERS, Answers, Cache
 from limbeck.student.base import Score, Surgery
 from limbeck.teacher._packing import unpack
@@ -130,8 +131,8 @@ class Cast:
         if len(texts) != 1:
             return None
         reference = Reference.parse(located(texts[0], self.base))
-        if reference.scheme == "path":
-            return Path(reference.name)
+        if reference.scheme == "path" or in_folder(reference):
+            return existing(reference)
         return self.cache.get(conversion_key(self.cache, reference)) if reference.scheme in ("gguf", "package") else None
 
     def one_tokenizer(self) -> None:
@@ -151,10 +152,11 @@ class Cast:
         return role
 
     def heard(self) -> bool:
-        """Whether an objective listens to the teacher, or a data step has it write."""
+        """Whether an objective listens to the teacher by pieces of a row, or a data step has it write: then ids must mean the same."""
         stages = self.recipe.train
         turns = [turn for stage in stages for turn in stage.turn]
-        said = (objective.role(seat) for turn in turns for objective in turn.objective for seat in objective.needs)
+        every = (objective for turn in turns for objective in turn.objective)
+        said = (o.role(seat) for o in every for seat, names in o.needs.items() if any(unit_of(name) != "row" for name in names))
         steps = (*self.recipe.data, *(step for one in (*stages, *turns) for step in one.data or ()))
         return "teacher" in said or any("teacher" in step.needs for step in steps)
 

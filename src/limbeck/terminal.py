@@ -89,5 +89,5 @@ def summary_lines(summary: dict[str, Any], path: Path) -> list[str]:
         "",
         *textwrap.wrap(verdict(summary), 96, initial_indent="  ", subsequent_indent="  "),
         *textwrap.wrap(" ".join(n for n in notes if n), 96, initial_indent="  ", subsequent_indent="  "),
-        f"  report {os.path.relpath(path / 'report.html')}" + talk,
+        f"  report {os.path.relpath(path / 'report.html')}{talk}",
     ]

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from limbeck.check.evaluate import verdict
+from limbeck.check.models import lists, ranker_of
 from limbeck.component import find, members, validate
 from limbeck.evaluate.base import Evaluator
 from limbeck.signals import Row
@@ -54,6 +56,8 @@ def numbers(found: Any) -> list[tuple[str, float]]:
 def test_its_values_are_within_the_ranges_that_it_claims(evaluator, examine, speaker):
     rows = [Row(f"row{i}", {"text": f"{word} " * 12}, source=word) for i, word in enumerate(("mat", "cat", "dog", "sun", "sea"))]
     roles = {name: speaker(seed, layers=2 - (seed > 0)) for seed, name in enumerate(SUBJECTS)}
+    if evaluator.measures == "score":
+        rows, roles = list(lists(0).train), {name: ranker_of(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     made = evaluator(**SHORT.get(evaluator.model_fields["kind"].default, {}))
     found = made(examine(rows, roles))
     for subject in SUBJECTS:

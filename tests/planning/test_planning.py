@@ -135,3 +135,13 @@ def test_the_plan_is_one_json_document():
 def test_consecutive_layers_are_told_together() -> None:
     assert ranges(["hidden.1", "hidden.2", "hidden.3", "logits", "mixer.5"]) == ["hidden.1 to 3", "logits", "mixer.5"]
     assert ranges(["hidden.1", "hidden.3", "input.4", "hidden.-1"]) == ["hidden.1", "hidden.3", "input.4", "hidden.-1"]
+
+
+def test_a_draw_that_is_a_list_of_rows_is_priced_as_all_of_them():
+    one = plan("rank_objectives", "data.0.candidates=4", "data.0.labels=graded", "data.0.without_relevant=keep", toy=True, probe=False)
+    four = plan("rank_objectives", "data.0.candidates=16", "data.0.labels=graded", "data.0.without_relevant=keep", toy=True, probe=False)
+
+    def positions(found):
+        return next(int(line.what.split(", ")[1].split()[0].replace(",", "")) for line in found.steps if line.step == "train")
+
+    assert positions(one) == 3 * 4 * 4 * 128 and positions(four) == 4 * positions(one)  # 3 steps of 4 lists, rows of 128 by default

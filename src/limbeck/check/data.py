@@ -107,6 +107,7 @@ def write(base: Path, found: list[dict[str, Any]]) -> None:
         pq.write_table(pa.Table.from_pylist(some), base / f"{name}.parquet")
     for i, record in enumerate(found[:NUM]):
         (base / f"{i:02d}.txt").write_text(record["text"], encoding="utf-8")
+    write_collection(base / "search", found[:NUM])
     (base / "all.csv").write_text("text,label\n" + "".join(f'"{record["text"]}",{record["label"]}\n' for record in found[:NUM]), encoding="utf-8")
 
 
@@ -122,6 +123,18 @@ def write_pictures(base: Path, broken: bool) -> None:
     cut = pixels[:-1] if broken else pixels
     (base / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(struct.pack(">4I", 0x0803, len(rows), SIDE, SIDE) + cut))
     (base / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(struct.pack(">2I", 0x0801, len(rows)) + labels))
+
+
+def write_collection(folder: Path, found: list[dict[str, Any]]) -> None:
+    """A collection with its judgements and a run: each query finds six documents, the first of them relevant; and the same as questions."""
+    folder.mkdir()
+    (folder / "docs.jsonl").write_text("".join(json.dumps({"id": f"d{r['id']}", "text": r["text"]}) + "\n" for r in found), encoding="utf-8")
+    (folder / "queries.tsv").write_text("".join(f"q{r['id']}\t{r['prompt']}\n" for r in found), encoding="utf-8")
+    (folder / "qrels.txt").write_text("".join(f"q{r['id']} 0 d{r['id']} 1\n" for r in found), encoding="utf-8")
+    hits = [(r["id"], (r["id"] + 3 * place) % len(found), place + 1) for r in found for place in range(6)]
+    (folder / "run.txt").write_text("".join(f"q{q} Q0 d{d} {rank} {1 / rank:.3f} first\n" for q, d, rank in hits), encoding="utf-8")
+    asked = [{"context": r["text"], "qas": [{"id": f"q{r['id']}", "question": r["prompt"]}]} for r in found]
+    (folder / "squad.json").write_text(json.dumps({"data": [{"paragraphs": asked}]}), encoding="utf-8")
 
 
 def examples(step: Step) -> tuple[Row, ...]:

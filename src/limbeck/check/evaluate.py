@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.models import WORDS, classifier, family_of, pictures
+from limbeck.check.models import WORDS, classifier, family_of, lists, pictures, ranker_of
 from limbeck.component import canonical_json
 from limbeck.endpoint import Ask, Reply
 from limbeck.evaluate._scoring import score
@@ -28,10 +29,12 @@ LAST: dict[tuple[type, str, int], dict[str, Any]] = {}
 """What was found last."""
 
 
-def held_out(seed: int, classes: bool = False) -> list[Row]:
-    """Texts of some documents, long enough for questions about their second half; or images with their classes."""
-    if classes:
+def held_out(seed: int, says: str = "logits") -> list[Row]:
+    """Texts of some documents, long enough for questions about their second half; images with their classes; or lists of candidates."""
+    if says == "label":
         return list(pictures(seed, split="held_out"))
+    if says == "score":
+        return [replace(row, split="held_out") for row in lists(seed).train]
     texts = [" ".join(WORDS[(i * i + (1 + i % 3) * j + seed) % len(WORDS)] for j in range(80))[:BYTES] for i in range(NUM)]
     return [
         Row(f"{seed}-{i}", {"text": text}, ("docs", "chat")[i % 2], split="held_out", source=f"document-{i // 2}") for i, text in enumerate(texts)
@@ -39,10 +42,12 @@ def held_out(seed: int, classes: bool = False) -> list[Row]:
 
 
 @cache
-def roles(seed: int, classes: bool = False) -> dict[str, Role]:
+def roles(seed: int, says: str = "logits") -> dict[str, Role]:
     """A small teacher and a smaller student, untrained."""
-    if classes:
+    if says == "label":
         return {"teacher": classifier(seed, torch.float32, width=24), "student": classifier(seed + 1, torch.float32)}
+    if says == "score":
+        return {"teacher": ranker_of(seed, torch.float32, layers=3), "student": ranker_of(seed + 1, torch.float32)}
     return {
         "teacher": family_of("llama", seed, torch.float32, layers=3, context=CONTEXT),
         "student": family_of("llama", seed + 1, torch.float32, context=CONTEXT),
@@ -50,28 +55,26 @@ def roles(seed: int, classes: bool = False) -> dict[str, Role]:
 
 
 @cache
-def table_of(seed: int, subject: str, rows_at_once: int, teacher: bool, classes: bool) -> Table:
-    every = roles(seed, classes)
+def table_of(seed: int, subject: str, rows_at_once: int, teacher: bool, says: str) -> Table:
+    every = roles(seed, says)
 
     def answers(some: Sequence[Row], view: View) -> Any:
         with torch.no_grad():
             return every["teacher"].says(view, ("logits",), {})["logits"]
 
-    return score(every[subject], held_out(seed, classes), answers if teacher else None, rows_at_once=rows_at_once)
+    return score(every[subject], held_out(seed, says), answers if teacher else None, rows_at_once=rows_at_once)
 
 
-def exam(
-    seed: int = 0, subjects: Sequence[str] = ("teacher", "student"), rows_at_once: int = 8, teacher: bool = True, classes: bool = False
-) -> Exam:
-    """An exam of both."""
-    every, rows = roles(seed, classes), held_out(seed, classes)
+def exam(seed: int = 0, subjects: Sequence[str] = ("teacher", "student"), rows_at_once: int = 8, teacher: bool = True, says: str = "logits") -> Exam:
+    """An exam of both: of models of text, of classifiers, or of rankers."""
+    every, rows = roles(seed, says), held_out(seed, says)
 
     @contextmanager
     def open_(subject: str) -> Iterator[Role]:
         yield every[subject]
 
     def table(subject: str) -> Table:
-        return table_of(seed, subject, rows_at_once, teacher, classes)
+        return table_of(seed, subject, rows_at_once, teacher, says)
 
     return Exam(rows, subjects, open_, table, seed, {"send": verdict, "responses": Path(answers_kept().name)})
 
@@ -95,7 +98,7 @@ def verdict(ask: Ask) -> Reply:
 
 def exercise(evaluator: Evaluator) -> None:
     """One ordinary use."""
-    evaluator(exam(classes=evaluator.of_classes))
+    evaluator(exam(says=evaluator.measures))
 
 
 def found_by(evaluator: Evaluator, seed: int) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def found_by(evaluator: Evaluator, seed: int) -> dict[str, Any]:
     key = type(evaluator), canonical_json(evaluator), seed
     if key not in LAST:
         LAST.clear()
-        LAST[key] = evaluator(exam(seed, classes=evaluator.of_classes))
+        LAST[key] = evaluator(exam(seed, says=evaluator.measures))
     return LAST[key]
 
 
@@ -142,7 +145,7 @@ def in_range(evaluator: Evaluator, seed: int = 0) -> None:
 @contract
 def batch_size(evaluator: Evaluator, seed: int = 0) -> None:
     """How many rows are scored at once does not change a figure, except for those that measure time."""
-    found = [found_by(evaluator, seed), *(evaluator(exam(seed, rows_at_once=num, classes=evaluator.of_classes)) for num in (8, 3))]
+    found = [found_by(evaluator, seed), *(evaluator(exam(seed, rows_at_once=num, says=evaluator.measures)) for num in (8, 3))]
     compared = 0
     for subject in ("teacher", "student"):
         one, again, other = (figures(each, subject) for each in found)
@@ -157,7 +160,7 @@ def batch_size(evaluator: Evaluator, seed: int = 0) -> None:
 @contract
 def reads_only(evaluator: Evaluator, seed: int = 0) -> None:
     """It changes no weight, leaves every model in the mode in which it was, and gives plain data for the summary."""
-    given = exam(seed, classes=evaluator.of_classes)
+    given = exam(seed, says=evaluator.measures)
     models: dict[str, Role] = {}
     for subject in given.subjects:
         with given.open(subject) as role:
@@ -174,5 +177,5 @@ def reads_only(evaluator: Evaluator, seed: int = 0) -> None:
 @contract
 def without_teacher(evaluator: Evaluator, seed: int = 0) -> None:
     """Where there is no teacher it measures what it can, or nothing: it does not fail."""
-    found = evaluator(exam(seed, ("student",), teacher=False, classes=evaluator.of_classes))
+    found = evaluator(exam(seed, ("student",), teacher=False, says=evaluator.measures))
     assert "teacher" not in found, "it measures a teacher that is not there"

@@ -14,6 +14,8 @@ from limbeck.objective.base import Objective
 from limbeck.signals import VOCABULARY, Batch, Head, Logits, Loss, Signals, TopK, View, unit_of
 
 ROWS = 6
+GROUP = (0, 0, 1, 1, 1, 1)
+"""The group of each row: a pair, and a longer list."""
 LENGTHS, PROMPTS = (4, 5, 3, 4, 6, 3), (1, 2, 1, 1, 3, 0)
 """Positions of each row, and how many of them are not asked for."""
 SHARED = {"vocab": 11, "channel": 2, "height": 4, "width": 4, "past": max(LENGTHS)}
@@ -35,7 +37,7 @@ def names(objective: Objective, seat: str, choose: int = 0) -> tuple[str, ...]:
 
 
 def batch(objective: Objective) -> Batch:
-    """Six rows of ragged text in three pairs; where chunks are asked for, each is two targets of one row."""
+    """Six rows of ragged text in two groups; where chunks are asked for, each is two targets of one row."""
     lengths, prompts = torch.tensor(LENGTHS), torch.tensor(PROMPTS)
     view = View({"ids": torch.arange(sum(LENGTHS)) % SHARED["vocab"]}, lengths)
     view = replace(view, asked=view.offsets >= prompts.repeat_interleave(lengths))
@@ -45,11 +47,12 @@ def batch(objective: Objective) -> Batch:
         starts = place % 2 == 0
         view = replace(view, chunk_of=starts.cumsum(0) - 1, chunk_row=row[starts])
     seats = {objective.role(seat): view for seat in objective.needs}
-    return Batch({"student": view, **seats}, ("chosen", "rejected") * (ROWS // 2), torch.arange(ROWS) // 2, tuple("abcdef"), torch.ones(ROWS))
+    return Batch({"student": view, **seats}, ("chosen", "rejected") * (ROWS // 2), torch.tensor(GROUP), tuple("abcdef"), torch.ones(ROWS))
 
 
 def value(name: str, num: int, dim: int, random: torch.Generator, dtype: torch.dtype) -> Any:
-    """A signal of that name, standard normal where it may be; labels are below the vocabulary, log-probabilities below 0."""
+    """A signal of that name, standard normal where it may be; labels are below the vocabulary, log-probabilities below 0, every second row is
+    relevant."""
     word = name.split(".")[0]
     axes = VOCABULARY[word][1].split()
     if word in ("top_logits", "sampled_logits"):
@@ -57,6 +60,8 @@ def value(name: str, num: int, dim: int, random: torch.Generator, dtype: torch.d
     shape = [num, *(dim if axis == "dim" else SHARED.get(axis, OTHER) for axis in axes)]
     if word in ("label", "ids"):
         return torch.randint(SHARED["vocab"], shape, generator=random)
+    if word in ("relevance", "rank"):  # some of every group are relevant and some are not; no two have a rank
+        return torch.arange(num) % 2 if word == "relevance" else 1 + torch.randperm(num, generator=random)
     x = torch.randn(shape, generator=random, dtype=torch.float64)
     return (-x.abs() - 0.1 if "logprob" in word else x).to(dtype)
 

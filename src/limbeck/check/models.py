@@ -17,6 +17,7 @@ from limbeck.model.anatomy import anatomy, family_files, read_family
 from limbeck.model.base import Models, Role
 from limbeck.model.image import Image
 from limbeck.model.pixels import Preprocessing
+from limbeck.model.ranker import CrossEncoder
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.signals import Loss, Row
@@ -101,6 +102,50 @@ def pair(seed: int = 0, width: int = WIDE) -> Models:
     return Models({"student": family_of("llama", seed), "teacher": family_of("llama", seed + 1, layers=3, width=width)})
 
 
+def ranker_of(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2, width: int = 16) -> CrossEncoder:
+    """A small untrained cross-encoder, from its config, with a tokenizer of bytes."""
+    import transformers
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(TOKENIZER)}
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # else every pass differs
+    more: dict[str, Any] = {**sizes, **still, "max_position_embeddings": 64, "pad_token_id": None, "id2label": {0: "relevance"}}
+    config = transformers.BertConfig(**more)
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: Any = transformers.BertForSequenceClassification(config)
+        for parameter in module.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    role = CrossEncoder(module.to(dtype).eval(), TOKENIZER, anatomy(module))
+    role.requires_grad_(False)
+    return role
+
+
+@cache
+def rankers(seed: int = 0) -> Models:
+    """A student and a teacher that score, in double precision."""
+    return Models({"student": ranker_of(seed), "teacher": ranker_of(seed + 1, layers=3, width=WIDE)})
+
+
+@cache
+def lists(seed: int = 0) -> Rows:
+    """Lists of 2 to 5 candidates, each with a relevant one, and all that a run says of them."""
+    found = []
+    for i in range(GROUPS):
+        for j in range(2 + (i + seed) % 4):
+            text = f"{WORDS[(3 * i + 5 * j + seed) % len(WORDS)]} {WORDS[(7 * i + j + seed) % len(WORDS)]}"
+            content = {"query": WORDS[(i + 1) % len(WORDS)], "text": text, "relevance": int(j == 1), "rank": j + 1, "score": 3.0 / (j + 1)}
+            content |= {"query_id": f"q{i}", "document_id": f"d{i}.{j}", "judged": [1]}
+            found.append(Row(f"{seed}-{i}-{j}", content, group=f"list-{i}", source=f"query-{i}"))
+    return Rows((Part(tuple(found)),))
+
+
+def heard(objectives: Sequence[Any], seed: int = 0, width: int = WIDE) -> tuple[Models, Rows]:
+    """Models that can say what objectives ask for, and rows that they read."""
+    scored = any(name == "score" for objective in objectives for names in objective.needs.values() for name in names)
+    return (rankers(seed), lists(seed)) if scored else (pair(seed, width), rows(seed))
+
+
 def fresh(seed: int = 0, **sizes: int) -> Text:
     """A model of four blocks that may be changed: what surgeries get."""
     return copy.deepcopy(base_model(seed, tuple(sorted(sizes.items()))), {id(TOKENIZER): TOKENIZER})
@@ -173,8 +218,9 @@ class Trial:
         **turn: Any,
     ):
         roles = {o.role(seat) for o in turn["objective"] for seat in o.needs} - {"student", "teacher"}
-        self.models = Models({**(models or pair(seed, width)), **{name: family_of("llama", seed + 2 + i) for i, name in enumerate(sorted(roles))}})
-        self.world = World(self.models, rows(seed), (), teacher, kept or {}, Streams(seed))
+        usual, some = heard(turn["objective"], seed, width)
+        self.models = Models({**(models or usual), **{name: family_of("llama", seed + 2 + i) for i, name in enumerate(sorted(roles))}})
+        self.world = World(self.models, rows(seed) if models else some, (), teacher, kept or {}, Streams(seed))
         self.running = self.begin({"trains": turn["objective"][0].role(turn["objective"][0].teaches), **turn}).running[0]
         self.running.learned = [m if m is None else m.double() for m in self.running.learned]
         place = Place(self.models, self.world.streams)

@@ -127,6 +127,8 @@ def zero_at_match(objective: Objective, seed: int = 0) -> None:
     if not objective.zero_at_match:
         raise NotClaimed("zero_at_match is not claimed")
     a, b = objective.zero_at_match
+    if not {a, b} <= set(objective.needs):
+        raise NotClaimed(f"with these fields it does not hear {a} and {b}")
     said = say(objective, seed, alike=(a, b))
     total, found, _ = solve(objective, said, build(objective, said))
     assert total.abs() <= ZERO[1], f"claimed; but loss {total.item():.4g} where {a} = {b} (expected below {ZERO[1]:.0e})"

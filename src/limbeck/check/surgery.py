@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.check import role as spoken
 from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.models import TOKENIZER, fresh, move, quiet, rows
+from limbeck.check.models import TOKENIZER, family_of, fresh, lists, move, quiet, rows
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json, find
 from limbeck.export.base import Parcel
@@ -34,9 +34,16 @@ LAST: dict[tuple[type, str, int], Text] = {}
 
 
 def logits(role: Role, seed: int = 0) -> Tensor:
-    """What a role says about the example rows."""
+    """What a role says about the example rows: its logits, or its scores of lists."""
     with torch.no_grad():
-        return dense(role.says(role.view(rows(seed).train), ("logits",), {})["logits"])
+        return heard(role, seed)
+
+
+def heard(role: Role, seed: int = 0) -> Tensor:
+    """The same, with gradients where they are on."""
+    if "score" in role.offers:
+        return role.says(role.view(lists(seed).train), ("score",), {})["score"]
+    return dense(role.says(role.view(rows(seed).train), ("logits",), {})["logits"])
 
 
 class Measured:
@@ -71,7 +78,7 @@ def no_score(_: Role) -> float:
 
 def beginning(surgery: Surgery, seed: int = 0) -> Text:
     """A small model, after those surgeries that must come before this one."""
-    role: Role = fresh(seed)
+    role: Role = fresh(seed) if surgery.family == "llama" else family_of(surgery.family, seed, torch.float32, layers=4)
     for kind in surgery.follows:
         role = find(Surgery, kind).example()(role)  # type: ignore[type-abstract, operator]
     assert isinstance(role, Text)
@@ -140,6 +147,8 @@ def speaks(surgery: Surgery, seed: int = 0) -> None:
     its own tokenizer."""
     before, after = operated(surgery, seed)
     now, was = (tuple(logits(role, seed).shape) for role in (after, before))
+    if "score" in after.offers:
+        was = (len(lists(seed).train),)
     if surgery.retokenizes:
         was = len(after.view(rows(seed).train).targets), after.vocab
         assert after.vocab is not None and after.vocab >= len(after.tokenizer), f"{after.vocab} entries for {len(after.tokenizer)} ids"
@@ -147,7 +156,8 @@ def speaks(surgery: Surgery, seed: int = 0) -> None:
     blocks = len(after.module.get_submodule(after.anatomy.path("blocks")))  # type: ignore[arg-type]
     assert after.num_layers == blocks == after.anatomy.num_layers(after.module.config), f"{blocks} blocks; the role says {after.num_layers}"
     assert surgery.retokenizes or after.tokenizer is before.tokenizer, "the tokenizer is another one, and retokenizes is not claimed"
-    spoken.packing(after, seed)
+    if "score" not in after.offers:
+        spoken.packing(after, seed)
 
 
 @contract
@@ -193,7 +203,7 @@ def reloads(surgery: Surgery, seed: int = 0) -> None:
         again, info = type(module).from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
     wrong = {what: sorted(names)[:3] for what, names in info.items() if names and what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     assert not wrong, f"the config does not fit the weights: {wrong}"
-    close(logits(Text(again.eval(), after.tokenizer, after.anatomy), seed), logits(stock, seed), (0.0, 0.0), "loaded against in memory, logits")
+    close(logits(type(after)(again.eval(), after.tokenizer, after.anatomy), seed), logits(stock, seed), (0.0, 0.0), "loaded against in memory")
 
 
 @contract
@@ -227,8 +237,7 @@ def learns(surgery: Surgery, seed: int = 0) -> None:
     learning = dict(models.trainable("student"))
     for step in range(2):
         with models.turn("student"):
-            said = after.eval().says(after.view(rows(seed).train), ("logits", "label"), {})
-            (-log_probs(dense(said["logits"])).gather(-1, said["label"][:, None])).sum().backward()
+            learning_from(after.eval(), seed).backward()
         if not step:  # what is multiplied by zero at the start, as adapters are, gets a gradient only now
             move(after, seed)
     for name, p in after.module.named_parameters():
@@ -237,6 +246,14 @@ def learns(surgery: Surgery, seed: int = 0) -> None:
             continue
         assert p.grad is not None and p.grad.isfinite().all(), f"{name} gets no finite gradient"
         assert p.grad.any() or name.endswith("bias"), f"the gradient of {name} is zero"
+
+
+def learning_from(role: Role, seed: int) -> Tensor:
+    """A loss on the example rows."""
+    if "score" in role.offers:
+        return heard(role, seed).square().sum()
+    said = role.says(role.view(rows(seed).train), ("logits", "label"), {})
+    return (-log_probs(dense(said["logits"])).gather(-1, said["label"][:, None])).sum()
 
 
 @contract

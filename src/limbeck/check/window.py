@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.models import ALONE, GROUPS, SIZES, WIDE, Trial, pair
+from limbeck.check.models import ALONE, GROUPS, SIZES, WIDE, Trial, heard
 from limbeck.component import Component, canonical_json
+from limbeck.model.base import Models
 from limbeck.signals import Loss
 from limbeck.train.window import count, window
 
@@ -42,6 +43,12 @@ def uses(component: Component) -> dict[str, Any]:
     chunks = ChunkLikelihood(), SortedL1(), HybridL1(), ForwardKL(per="chunk")  # type: ignore[call-arg]
     made = [o for o in chunks if not set(component.requires("student", o.needs["student"])) & set(o.needs["student"])]  # type: ignore[attr-defined]
     return {"align": (component,), "objective": (ForwardKL(), HiddenMSE(layers=(0, 1)), *made)}  # type: ignore[call-arg]
+
+
+def models_of(component: Component, seed: int) -> Models:
+    """The models of such a turn."""
+    use = uses(component)
+    return heard(use["objective"], seed, use.get("width", WIDE))[0]
 
 
 def same(got: tuple[Tensor, list[Loss]], expected: tuple[Tensor, list[Loss]], what: str) -> None:
@@ -93,7 +100,7 @@ def ranks(component: Component, seed: int = 0) -> None:
 
 def tried(component: Component, seed: int) -> tuple[Trial, list[str], dict[str, Tensor]]:
     """A turn whose window was run: names of the parameters that have a gradient, and the state of all roles before."""
-    before = {name: x.clone() for name, x in pair(seed, uses(component).get("width", WIDE)).state_dict().items()}
+    before = {name: x.clone() for name, x in models_of(component, seed).state_dict().items()}
     trial = trial_of(component, seed)
     turn, models = trial.running.turn, trial.models
     with models.turn(turn.trains, turn.only, turn.freeze, turn.through):

@@ -91,6 +91,7 @@ def tried(teacher: Any, role: Any, rows: Sequence[Any], answers: Any) -> dict[st
     table = score(role, some, lambda *_: kept, rows_at_once=TRIED_ROWS)
     assert table.kl is not None and table.teacher_best is not None
     mass = 1 - float(kept.tail.exp().mean()) if isinstance(kept, TopK) else 1.0
+    assert table.best is not None
     top1 = float((table.best == table.teacher_best).double().mean())
     return {"kl": float(table.kl.to(torch.float64).mean()), "top1": top1, "mass": mass, "tried_targets": len(table.row)}
 

@@ -39,13 +39,18 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     Raises:
         Refused: `data`, where nothing is to be predicted; `logits`, of a role without; `tokenizer`, where the teacher predicts something else.
     """
-    if not role.offers & {"logits", "top_logits", "sampled_logits"}:
-        raise Refused("logits", "evaluate", "a role that says logits", ", ".join(sorted(role.offers)) or "nothing", "leave out this evaluation")
+    if not predicts(role) and "score" not in role.offers:
+        got, do = ", ".join(sorted(role.offers)) or "nothing", "leave out this evaluation"
+        raise Refused("logits", "evaluate", "a role that says logits, or a score of each row", got, do)
     device = next((p.device for p in role.parameters()), torch.device("cpu"))
-    sizes = token_bytes(role.tokenizer)
     parts: list[dict[str, Tensor]] = []
+    at_once = rows_at_once or (8 if role.ragged else 128)
+    if not predicts(role):
+        with listening(role), torch.no_grad():
+            every = [role.says(role.view(rows[i : i + at_once]).to(device), ("score",), {}) for i in range(0, len(rows), at_once)]
+        return Table(torch.arange(len(rows), device="cpu"), score=torch.cat([said["score"].float().cpu() for said in every]))
+    sizes = token_bytes(role.tokenizer)
     with listening(role), torch.no_grad():
-        at_once = rows_at_once or (8 if role.ragged else 128)
         for first in range(0, len(rows), at_once):
             some = rows[first : first + at_once]
             view = role.view(some).to(device)
@@ -64,6 +69,11 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
             "hold out more: split of the data source, or its held_out file",
         )
     return Table(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def predicts(role: Role) -> bool:
+    """Whether it says probabilities; else it may score each row as a whole."""
+    return bool(role.offers & {"logits", "top_logits", "sampled_logits"})
 
 
 def compare(role: Role, rows: Sequence[Row], view: View, teacher_logits: Answers | None, align: Aligner | None) -> dict[str, Tensor]:

@@ -119,7 +119,7 @@ class Agreement(Evaluator):
 
     def worst_tokens(self, table: Table, main: str, exam: Exam) -> list[dict[str, Any]]:
         """The targets of largest KL with the text before them: what stands there, and what either would have put there."""
-        if not self.worst or table.pos is None or table.kl is None or table.teacher_best is None or table.label is None:
+        if not self.worst or table.pos is None or table.kl is None or table.teacher_best is None or table.label is None or table.best is None:
             return []
         with exam.open(main) as role:
             tokenizer = role.tokenizer
@@ -136,4 +136,5 @@ class Agreement(Evaluator):
 
 def same(table: Table) -> torch.Tensor:
     """1 where subject and teacher choose the same."""
+    assert table.best is not None
     return (table.best == table.teacher_best).double()

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,13 +16,16 @@ from limbeck.signals import Row
 
 @dataclass(frozen=True)
 class Table:
-    """One pass over held-out rows, one entry a target: all that agreement, perplexity and calibration are computed from."""
+    """One pass over held-out rows, one entry a target: all that agreement, perplexity and calibration are computed from.
+
+    Of a subject that says no probabilities, but one score a row, it has one entry a row.
+    """
 
     row: Int[Tensor, " target"]
     """Number of the held-out row."""
-    best: Int[Tensor, " target"]
-    """The subject's first choice."""
-    best_prob: Float[Tensor, " target"]
+    best: Int[Tensor, " target"] | None = None
+    """The subject's first choice; None where it says no probabilities."""
+    best_prob: Float[Tensor, " target"] | None = None
     label: Int[Tensor, " target"] | None = None
     """What is right; None where rows have no labels."""
     label_logprob: Float[Tensor, " target"] | None = None
@@ -37,6 +40,8 @@ class Table:
     """Place of the target in its row; None where rows have no positions."""
     num_bytes: Int[Tensor, " target"] | None = None
     """Bytes of text (UTF-8) that the target stands for, 0 for marks such as an end of text; None where the tokenizer does not say."""
+    score: Float[Tensor, " row"] | None = None
+    """What the subject says of each row, where that is one number."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,19 @@ class Evaluator(Component):
     """Measures all subjects of an exam."""
 
     room: ClassVar[str] = "evaluate"
+    measures: ClassVar[Literal["logits", "label", "score"]] = "logits"
+    """What rows must be for it to find anything: predicted piece by piece, of one class each, or scored."""
     perfect: ClassVar[Mapping[str, float]] = {}
     """Claim: values that the teacher gets against itself."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Claim: bounds of each metric."""
-    of_classes: ClassVar[bool] = False
-    """Claim: it measures rows that are of one class each, and of text nothing."""
 
     def ready(self) -> None:
         """Refuses what would stop it after hours of training: a package that is not there. Called by every plan."""
+
+    def glance(self, table: Table, rows: Sequence[Row]) -> Mapping[str, float]:
+        """A few figures of a table that are told while a run goes; none where others tell enough."""
+        return {}
 
     @abstractmethod
     def __call__(self, exam: Exam) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Calibration(Evaluator):
 
 def gaps(table: Table) -> dict[int, tuple[float, float]]:
     """Bin -> (right minus stated, share of the targets), for bins that have any."""
+    assert table.best is not None and table.best_prob is not None
     bins, right = bin_of(table.best_prob), (table.best == table.label).double()
     number = torch.bincount(bins, minlength=BINS)
     gap = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, right - table.best_prob.double())

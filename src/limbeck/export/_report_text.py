@@ -78,7 +78,9 @@ def close(summary: Mapping[str, Any], found: Curves) -> list[str]:
 
 def has_error(summary: Mapping[str, Any]) -> bool:
     """Whether any figure of the student carries an error."""
-    return any(finite(arm(summary, "student", f"{key}_error")) for key in ("accuracy", "top1", "kl", "bits_per_byte", "perplexity"))
+    own = any(finite(arm(summary, "student", f"{key}_error")) for key in ("accuracy", "top1", "kl", "bits_per_byte", "perplexity"))
+    metrics = arm(summary, "student", "metrics")
+    return own or isinstance(metrics, Mapping) and any(finite(arm(summary, "student", "metrics", name, "error")) for name in metrics)
 
 
 def where(summary: Mapping[str, Any]) -> list[str]:

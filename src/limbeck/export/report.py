@@ -30,6 +30,7 @@ identity         {prompts, cues, judge, <who>: {loose, strict, hard: {value, low
 runs             [{name, speed (times the teacher's), top1}]  comparable runs: same data, same held-out text
 elsewhere        [{where, teacher, student, unit}]            planned for other machines, never measured
 worst_tokens     [{before, token, teacher, kl}]               held-out text: leave it out together with the samples
+rankings         [{query, place, teacher, student}]           first documents of both for a query, each with its grade: held-out text too
 checks           [{name, result, open}]                       open: nobody has looked at it yet
 not_measured     [{what, command}]
 gradient_shares  [{step, <term>: share, ...}]
@@ -126,6 +127,7 @@ def render(
             "training": _figures_cost.training(told, found),
         },
         worst=[] if shown is None else worst_tokens(told),
+        rankings=[] if shown is None else lists(told),
         elsewhere=grid(told, "elsewhere", ("where", "teacher", "student", "unit")),
         samples=shown,
         pictures=[found for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (found := picture(x))],
@@ -169,3 +171,8 @@ def worst_tokens(summary: Mapping[str, Any]) -> list[list[str]]:
     """The predictions of largest KL in their context."""
     found = entries(summary, "worst_tokens")[:MOST_WORST]
     return [[scalar(x.get("before"), 500)[-100:], *(scalar(x.get(k)) for k in ("token", "teacher", "kl"))] for x in found]
+
+
+def lists(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The first documents of teacher and student, query by query."""
+    return [[scalar(x.get(k), 300) for k in ("query", "place", "teacher", "student")] for x in entries(summary, "rankings")[:MOST_LINES]]

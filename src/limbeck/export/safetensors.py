@@ -57,6 +57,7 @@ class Safetensors(Exporter):
         module.config.dtype = str(module.dtype).removeprefix("torch.")
         module.save_pretrained(parcel.folder, safe_serialization=True)
         parcel.role.tokenizer.save_pretrained(str(parcel.folder))
+        parcel.role.accompany(Path(parcel.folder))
         own_code = is_hybrid(module.config)
         if own_code:
             carry(module, parcel.folder)
@@ -86,7 +87,8 @@ class Safetensors(Exporter):
     @staticmethod
     @torch.no_grad()
     def says(module: Any, probe: torch.Tensor) -> torch.Tensor:
-        return module.eval()(probe.to(module.device)).logits.float()
+        said = module.eval()(probe.to(module.device))
+        return (said.logits if "logits" in said else said.last_hidden_state).float()
 
 
 def added(name: str, apart: torch.Tensor, logits: torch.Tensor, dtype: torch.dtype, lost: str) -> dict[str, Any]:

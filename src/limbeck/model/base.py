@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,8 @@ class Role(nn.Module):
     """Of its views: how many positions before it stands a target is predicted."""
     ragged: bool = True
     """Its rows have positions, which a tokenizer cuts out; else each row is one thing."""
+    reads_as: tuple[Any, ...] = ()
+    """How it lays out a row, where that is a way of its own: roles of one tokenizer share a view only if they read alike."""
     vocab: int | None = None
     """Entries of its logits, where it knows them."""
     state: Literal["frozen", "through", "trained"] = "frozen"
@@ -88,6 +91,9 @@ class Role(nn.Module):
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         """Signal name -> value; `inject` overwrites the inputs of parts with flat values."""
         raise NotImplementedError
+
+    def accompany(self, folder: Path) -> None:
+        """Writes what must lie beside its weights, so that they are opened as what it is."""
 
     def tap(self, name: str) -> Tap:
         """Where a signal like `hidden.3` is heard."""
@@ -167,7 +173,7 @@ class Models(nn.ModuleDict):
         readers: list[Role] = []
         for name in sorted(self, key=lambda name: name != "student"):
             role = self[name]
-            if not views or role.tokenizer is not None and not any(role.tokenizer is r.tokenizer and role.shift == r.shift for r in readers):
+            if not views or role.tokenizer is not None and not any(alike(role, reader) for reader in readers):
                 views[name if views else "student"] = role.view(rows)
                 readers.append(role)
         groups = {name: i for i, name in enumerate(dict.fromkeys(row.group or row.key for row in rows))}
@@ -200,6 +206,11 @@ class Models(nn.ModuleDict):
         """Names and parameters that a turn trains: of those that the role lets learn, what fits `only` and not `freeze`."""
         named, learns = (self[trains].module.named_parameters(), self[trains].learns) if trains else (iter(()), ())
         return [(name, p) for name, p in named if all(matches(name, some) for some in (learns, only) if some) and not matches(name, freeze)]
+
+
+def alike(role: Role, other: Role) -> bool:
+    """Whether two roles see the same of every row."""
+    return role.tokenizer is other.tokenizer and (role.shift, role.reads_as) == (other.shift, other.reads_as)
 
 
 def clone(role: Role, shared: Iterable[Tensor] = ()) -> Role:

