@@ -1,7 +1,7 @@
 """How fast does `annotate` ask, beside a bare asyncio loop with httpx2 that keeps nothing, at 20 ms and at 0 ms an answer?
 
 The server is a process of its own on a loopback port, and answers each request after that time, however many come at once.
-`llama` as an argument asks llama.cpp's own server with the real SmolLM2 in place of it (after `make llama`, which compiles it).
+`llama` as an argument has `replies` ask llama.cpp's own server with the real SmolLM2 in place of it (after `make llama`, which compiles it).
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from record import record, spread
 
 from limbeck.data.annotate import Annotate
 from limbeck.data.base import Part, Place, Rows
+from limbeck.data.replies import Replies
 from limbeck.numerics import Streams
 from limbeck.signals import Row
 
@@ -75,17 +76,22 @@ def bare(url: str, num: int = NUM, tokens: int = 256) -> float:
     return num / (time.perf_counter() - began)
 
 
-def ours(url: str, num: int = NUM, tokens: int = 256) -> tuple[float, float]:
+def ours(url: str) -> tuple[float, float]:
     """Rows a second of `annotate`, which writes each answer to the disk; and when all are kept already."""
-    rows = Rows((Part(tuple(Row(f"r{i}", {"prompt": question(i)}) for i in range(num))),))
-    step, found = Annotate(url=url, model="tutor", prompt="{prompt}", concurrency=CONCURRENCY, max_tokens=tokens), []
+    found = asked(Annotate(url=url, model="tutor", prompt="{prompt}", concurrency=CONCURRENCY), NUM)
+    return found[0], found[1]
+
+
+def asked(step: Any, num: int) -> list[float]:
+    """Rows a second of a step that asks a server; and when all answers are kept already."""
+    rows, found = Rows((Part(tuple(Row(f"r{i}", {"prompt": question(i)}) for i in range(num))),)), []
     with tempfile.TemporaryDirectory(dir=".") as folder:
         for _ in range(2):
             began = time.perf_counter()
             made = step.rows(rows, Place({}, Streams(0), extra={"responses": Path(folder).absolute()}))  # type: ignore[arg-type]
             found.append(num / (time.perf_counter() - began))
-            assert len(made.train) == num and (num != NUM or all(row.content["label"] == "4" for row in made.train))
-    return found[0], found[1]
+            assert len(made.train) == num and all(row.content.get("label", "4") == "4" for row in made.train)
+    return found
 
 
 def measure(seconds: float) -> dict[str, Any]:
@@ -113,14 +119,15 @@ def llama() -> dict[str, Any]:
         url = next(found[1] for line in server.stderr if (found := re.search(r"running on (http://127\.0\.0\.1:[0-9]+)", line))) + "/v1"
         threading.Thread(target=server.stderr.read, daemon=True).start()  # a full pipe would stop it
         bare(url, 2, 32)  # the first answers are slower
-        return {"rows": FEW, "tokens": 32, **told([(bare(url, FEW, 32), *ours(url, FEW, 32)) for _ in range(REPEATS)])}
+        step = Replies(url=url, model="tutor", concurrency=CONCURRENCY, max_tokens=32)  # which takes answers that are cut off
+        return {"rows": FEW, "tokens": 32, **told([(bare(url, FEW, 32), *asked(step, FEW)) for _ in range(REPEATS)])}
     finally:
         server.terminate()
         server.wait()
 
 
 def told(runs: list[Any]) -> dict[str, Any]:
-    names = ("bare_rows_per_second", "annotate_rows_per_second", "replayed_rows_per_second")
+    names = ("bare_rows_per_second", "asking_rows_per_second", "replayed_rows_per_second")
     found = {name: spread(values) for name, values in zip(names, zip(*runs, strict=True), strict=True)}
     return {**found, "share_of_bare": spread([b / a for a, b, _ in runs])}
 
