@@ -24,7 +24,7 @@ def finished(tmp_path_factory):
 
 def test_a_ranker_goes_from_lists_to_a_verdict_in_words_of_ranking(finished):
     summary = finished.summary
-    assert "in nDCG@10" in finished.verdict and "without the teacher" in finished.verdict and "token" not in finished.verdict
+    assert "in nDCG@10" in finished.verdict and "on labels alone" in finished.verdict and "token" not in finished.verdict
     assert summary["unit"] == "candidate" and summary["held_out"]["targets"] == 5 * summary["held_out"]["documents"]
     assert all(0 <= summary[arm]["ndcg"] <= 1 for arm in ("teacher", "start", "student", "baseline"))
     assert set(summary["gaps"]) >= {"start", "baseline"} and not any("task" in x["what"] for x in summary["not_measured"])
@@ -35,7 +35,7 @@ def test_its_report_shows_the_first_documents_of_teacher_and_student_and_runs_li
     assert "the first documents of teacher and student" in page and "nDCG@10" in page and "ranking" in page
     assert finished.summary["rankings"][0]["query"] in page
     runs = {path.name for path in (finished.path / "evidence" / "runs").iterdir()}
-    assert runs == {"teacher.run", "start.run", "student.run", "text_only.run"}
+    assert runs == {"teacher.run", "start.run", "student.run", "labels_only.run"}
     lines = (finished.path / "evidence" / "runs" / "student.run").read_text().splitlines()
     assert len(lines) == finished.summary["held_out"]["targets"] and all(len(line.split()) == 6 for line in lines)
 
@@ -46,8 +46,8 @@ def test_the_stages_learn_from_labels_and_then_from_orders_and_the_baseline_from
     assert objectives == {
         ("student", "contrast", "info_nce"),
         ("student", "order", "rank_net"),
-        ("text_only", "contrast", "info_nce"),
-        ("text_only", "order", "info_nce"),
+        ("labels_only", "contrast", "info_nce"),
+        ("labels_only", "order", "info_nce"),
     }
 
 

@@ -12,7 +12,8 @@ from limbeck.export._verdict import alone, arm, closeness, entries, measure, oth
 from limbeck.text.show import duration, finite, number, percent, times
 
 MONTHS = "January February March April May June July August September October November December".split()
-EVALUATIONS = "agreement,perplexity,calibration,speed"
+EVALUATIONS = {"image": "accuracy,agreement,calibration,speed", "candidate": "ranking,speed"}
+"""What is worth measuring, by what one prediction is; of text more."""
 FIGURE = re.compile(r"(?<=\d) (?=%|GB|MB|h\b|min\b|s\b)|(?<=±) | (?=±)")
 FIGURES = {"student": (Markup("<b>"), Markup("</b>")), "baseline": (Markup("<em>"), Markup("</em>"))}
 TIMES = re.compile(r"(?<=\d)x\b")
@@ -37,7 +38,8 @@ def headline(pieces: Sequence[tuple[str, str]]) -> Markup:
 
 def measure_it(summary: Mapping[str, Any]) -> str:
     """The command that measures what this run left out."""
-    return f"`limbeck run {word(summary, 'run', 'RUN')} evaluate=[{EVALUATIONS}]`"
+    some = EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
+    return f"`limbeck run {word(summary, 'run', 'RUN')} evaluate=[{some}]`"
 
 
 def kick(summary: Mapping[str, Any]) -> str:
