@@ -50,6 +50,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "score": ("row", ""),
     "segment": ("pos", ""),  # 0 or 1: of which of the two texts of a row it is
     "embedding": ("row", "dim"),
+    "query_embedding": ("row", "dim"),
     "relevance": ("row", ""),  # as labelled: 0 is none
     "rank": ("row", ""),  # place in the list that the data came with: 1 is best
     "given_score": ("row", ""),  # that the data came with

@@ -17,7 +17,7 @@ from limbeck.model.anatomy import anatomy, family_files, read_family
 from limbeck.model.base import Models, Role
 from limbeck.model.image import Image
 from limbeck.model.pixels import Preprocessing
-from limbeck.model.ranker import CrossEncoder
+from limbeck.model.ranker import BiEncoder, CrossEncoder
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.signals import Loss, Row
@@ -102,8 +102,8 @@ def pair(seed: int = 0, width: int = WIDE) -> Models:
     return Models({"student": family_of("llama", seed), "teacher": family_of("llama", seed + 1, layers=3, width=width)})
 
 
-def ranker_of(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2, width: int = 16) -> CrossEncoder:
-    """A small untrained cross-encoder, from its config, with a tokenizer of bytes."""
+def ranker_of(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2, width: int = 16, pairs: bool = True) -> CrossEncoder | BiEncoder:
+    """A small untrained cross-encoder, or bi-encoder, from its config, with a tokenizer of bytes."""
     import transformers
 
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(TOKENIZER)}
@@ -113,18 +113,18 @@ def ranker_of(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2
     config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module: Any = transformers.BertForSequenceClassification(config)
+        module: Any = transformers.BertForSequenceClassification(config) if pairs else transformers.BertModel(config, add_pooling_layer=False)
         for parameter in module.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
-    role = CrossEncoder(module.to(dtype).eval(), TOKENIZER, anatomy(module))
+    role = (CrossEncoder if pairs else BiEncoder)(module.to(dtype).eval(), TOKENIZER, anatomy(module))
     role.requires_grad_(False)
     return role
 
 
 @cache
-def rankers(seed: int = 0) -> Models:
+def rankers(seed: int = 0, pairs: bool = True) -> Models:
     """A student and a teacher that score, in double precision."""
-    return Models({"student": ranker_of(seed), "teacher": ranker_of(seed + 1, layers=3, width=WIDE)})
+    return Models({"student": ranker_of(seed, pairs=pairs), "teacher": ranker_of(seed + 1, layers=3, width=WIDE, pairs=pairs)})
 
 
 @cache
@@ -142,8 +142,10 @@ def lists(seed: int = 0) -> Rows:
 
 def heard(objectives: Sequence[Any], seed: int = 0, width: int = WIDE) -> tuple[Models, Rows]:
     """Models that can say what objectives ask for, and rows that they read."""
-    scored = any(name == "score" for objective in objectives for names in objective.needs.values() for name in names)
-    return (rankers(seed), lists(seed)) if scored else (pair(seed, width), rows(seed))
+    asked = {name for objective in objectives for names in objective.needs.values() for name in names}
+    if asked.isdisjoint({"score", "embedding"}):
+        return pair(seed, width), rows(seed)
+    return rankers(seed, pairs="embedding" not in asked), lists(seed)
 
 
 def fresh(seed: int = 0, **sizes: int) -> Text:

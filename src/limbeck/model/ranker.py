@@ -106,7 +106,7 @@ class CrossEncoder(AbstractRanker):
 class BiEncoder(AbstractRanker):
     """Speaks for an encoder of single texts: the score is the cosine of the mean final states of query and text, times a factor."""
 
-    offers = AbstractRanker.offers | {"embedding"}
+    offers = AbstractRanker.offers | {"embedding", "query_embedding"}
     factor: ClassVar[float] = 20.0
     """Cosines lie between -1 and 1: times this they tell candidates apart in a softmax, as sentence-transformers has it."""
 
@@ -120,15 +120,15 @@ class BiEncoder(AbstractRanker):
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         out: dict[str, Any] = self.given(view, names)
-        if "score" in names or "embedding" in names:
+        if not {"score", "embedding", "query_embedding"}.isdisjoint(names):
             parts = view.inputs["ids"].split(view.ragged.tolist())
             cuts = [int(part) for part in (view.ragged - self.of_text(view)).tolist()]
             texts = [tuple(x.tolist()) for part, cut in zip(parts, cuts, strict=True) for x in (part[:cut], part[cut:])]
             number = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # rows of one list share their query: it is read once
             vectors = self.embed(list(number), view.device)
             place = torch.tensor([number[text] for text in texts], dtype=torch.long, device=view.device).view(-1, 2)
-            query, out["embedding"] = vectors[place[:, 0]], vectors[place[:, 1]]
-            out["score"] = self.factor * (query * out["embedding"]).sum(-1)
+            out["query_embedding"], out["embedding"] = vectors[place[:, 0]], vectors[place[:, 1]]
+            out["score"] = self.factor * (out["query_embedding"] * out["embedding"]).sum(-1)
         return {name: out[name] for name in names}
 
     def accompany(self, folder: Path) -> None:
