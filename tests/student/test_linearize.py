@@ -138,7 +138,11 @@ def test_blocks_that_are_dropped_leave_no_word_of_what_was_converted_in_them() -
     assert "model.layers.1.self_attn.A_log" in role.origins and role.origins.keys() <= {name for name, _ in role.module.named_parameters()}
 
 
-@pytest.mark.parametrize("make", [Linearize, lambda mixer, **seed: ReplaceParts.model_validate({"blocks": [{"mixer": mixer}] * 4, **seed})], ids=["linearize", "replace_parts"])
+def replaced(mixer: Any, **seed: int) -> ReplaceParts:
+    return ReplaceParts.model_validate({"blocks": [{"mixer": mixer}] * 4, **seed})
+
+
+@pytest.mark.parametrize("make", [Linearize, replaced])
 def test_a_seed_draws_what_is_new_alone_and_without_one_it_is_what_it_always_was(make: Any) -> None:
     students = [make(mixer=GatedDeltaNet(), **seed)(fresh()).module for seed in ({}, {"seed": 0}, {"seed": 1}, {"seed": 1})]
     none, zero, one, again = [dict(student.named_parameters()) for student in students]

@@ -33,7 +33,7 @@ class InBatchNCE(Objective):
 
     References:
         Karpukhin et al., Dense Passage Retrieval for Open-Domain Question Answering, 2020, arXiv:2004.04906.
-        Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021, arXiv:2101.06983 (micro-batches that are run twice).
+        Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021, arXiv:2101.06983 (micro-batches run twice).
     """
 
     kind: Literal["in_batch_nce"] = "in_batch_nce"
