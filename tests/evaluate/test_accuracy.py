@@ -28,7 +28,7 @@ def logits(role: Role) -> torch.Tensor:
 
 
 def test_the_best_and_the_five_best_are_counted_as_scikit_learn_does_it() -> None:
-    given = exam(classes=True)
+    given = exam(says="label")
     found = Accuracy()(given)
     labels = [row.content["label"] for row in given.rows]
     for name in ("teacher", "student"):
@@ -69,7 +69,7 @@ def test_of_text_it_measures_nothing() -> None:
 
 
 def test_agreement_calibration_and_speed_work_for_classifiers() -> None:
-    given = exam(classes=True)
+    given = exam(says="label")
     found = Agreement(worst=5)(given)
     with given.open("teacher") as teacher, given.open("student") as student:
         p, q = (log_probs(logits(role)).double() for role in (teacher, student))

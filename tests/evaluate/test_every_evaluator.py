@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from limbeck.check.evaluate import verdict
-from limbeck.check.models import lists, ranker_of
+from limbeck.check.models import classifier, lists, pictures, ranker_of
 from limbeck.component import find, members, validate
 from limbeck.evaluate.base import Evaluator
 from limbeck.signals import Row
@@ -58,6 +58,8 @@ def test_its_values_are_within_the_ranges_that_it_claims(evaluator, examine, spe
     roles = {name: speaker(seed, layers=2 - (seed > 0)) for seed, name in enumerate(SUBJECTS)}
     if evaluator.measures == "score":
         rows, roles = list(lists(0).train), {name: ranker_of(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
+    if evaluator.measures == "label":
+        rows, roles = list(pictures(0)), {name: classifier(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     made = evaluator(**SHORT.get(evaluator.model_fields["kind"].default, {}))
     found = made(examine(rows, roles))
     for subject in SUBJECTS:

@@ -18,6 +18,7 @@ from limbeck.export.base import Parcel
 from limbeck.export.report import render, table, verdict, weakest
 from limbeck.export.safetensors import Safetensors
 from limbeck.model.opening import open_meta, open_pretrained
+from limbeck.model.reference import Reference
 from limbeck.model.role import as_role, without_weights
 
 RESNET = "timm:resnet10t?num_classes=5&in_chans=1&channels=[8,8,16,16]&size=24"
@@ -57,7 +58,8 @@ def test_a_student_of_transformers_opens_there_with_its_pixels(tmp_path: Path) -
         assert torch.allclose(theirs(x).logits, role.run(pixels), atol=1e-5)
     again = as_role(open_pretrained(f"path:{tmp_path / 'student'}"))
     assert again.preprocessing == role.preprocessing  # type: ignore[attr-defined]
-    assert without_weights(open_meta(f"path:{tmp_path / 'student'}")[0], lambda: None).preprocessing == role.preprocessing  # type: ignore[attr-defined]
+    reference = Reference.parse(f"path:{tmp_path / 'student'}")
+    assert without_weights(open_meta(reference)[0], lambda: None, reference).preprocessing == role.preprocessing  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("text", [RESNET, None], ids=["timm", "transformers"])

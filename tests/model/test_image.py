@@ -15,6 +15,7 @@ from limbeck.model.image import Image, processed
 from limbeck.model.loading import model_class
 from limbeck.model.opening import open_meta, open_pretrained
 from limbeck.model.pixels import Preprocessing
+from limbeck.model.reference import Reference
 from limbeck.model.role import as_role, without_weights
 from limbeck.signals import Row, dense
 
@@ -141,7 +142,7 @@ def test_rows_that_a_classifier_cannot_read_are_refused(some: list[Row], slug: s
 
 
 def test_images_too_small_for_the_network_are_refused_before_a_run() -> None:
-    role = without_weights(open_meta("timm:vgg11?num_classes=5&in_chans=1")[0], lambda: None)
+    role = without_weights(open_meta(text := "timm:vgg11?num_classes=5&in_chans=1")[0], lambda: None, Reference.parse(text))
     with pytest.raises(Refused, match="images of a size that the model can read") as caught:
         role.refuse(rows(8))
     assert "write size" in caught.value.do
@@ -180,7 +181,7 @@ def test_the_student_of_the_ofa_claim_costs_at_most_a_tenth_of_its_teacher() -> 
     teacher = recipe.claim.prepare["teacher"]["student"]["start"]  # type: ignore[union-attr]
     costs = []
     for text in (recipe.student.start, teacher):
-        costs.append((without_weights(open_meta(text)[0], lambda: None).row_cost(rows(28)) or (0,))[0])
+        costs.append((without_weights(open_meta(text)[0], lambda: None, Reference.parse(text)).row_cost(rows(28)) or (0,))[0])
     assert 0 < costs[0] <= costs[1] / 10
 
 
