@@ -130,7 +130,8 @@ class Head:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     def __call__(self, hidden: Float[Tensor, "target dim"]) -> Float[Tensor, "target vocab"]:
-        return shaped(torch.nn.functional.linear(hidden, self.weight, self.bias), self.scale, self.cap)
+        """In the precision of the head: a cache may keep its states in another one."""
+        return shaped(torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias), self.scale, self.cap)
 
     def into(self, hidden: Float[Tensor, "target dim"], out: Float[Tensor, "target vocab"]) -> Float[Tensor, "target vocab"]:
         """The same into given memory, in the precision of the head; no gradients."""
