@@ -22,7 +22,7 @@ quickstart: $(VENV)/weights     ## distils a real 135M chat model, about 6 minut
 	$(BIN)/limbeck run quickstart $(if $(filter-out auto,$(STEPS)),train.0.steps=$(STEPS))
 
 test: $(VENV)/ready             ## the default tests, under 5 minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 slow: $(VENV)/weights           ## tests with real weights, whole runs and a browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow

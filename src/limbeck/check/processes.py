@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from limbeck.check import locate
 from limbeck.check.contract import NotClaimed, close
 from limbeck.check.models import Trial
-from limbeck.check.window import SAME, trial_of
+from limbeck.check.window import SAME, apart, trial_of
 from limbeck.signals import Batch
 from limbeck.train.window import count, share
 
@@ -39,7 +39,7 @@ class Share(nn.Module):
 
 
 def together(names: Sequence[str], seed: int = 0) -> dict[str, str | None]:
-    """`room.kind` -> what is wrong with it, "" where nothing is, None where it is not for text models.
+    """`room.kind` -> what is wrong with it, "" where nothing is, None where it is not for text models, or for several processes.
 
     Raises:
         RuntimeError: the processes did not end well, with what they said last.
@@ -63,6 +63,7 @@ def together(names: Sequence[str], seed: int = 0) -> dict[str, str | None]:
 def held(component: Any, rank: int, seed: int) -> str | None:
     """Runs this rank's part, and compares the common gradient with that of the whole window."""
     try:
+        apart(component)
         trial = trial_of(component, seed)
     except NotClaimed:
         return None
