@@ -51,7 +51,8 @@ def test_the_table_has_a_column_an_invariance() -> None:
     found = conformance(only="padding")
     text = rendered(found)
     assert all(name in text.splitlines()[0] for name in (*INVARIANCES, "2 processes"))
-    assert found["passed"] and "objective.forward_kl" in text and "student" not in text
+    assert found["passed"], text
+    assert "objective.forward_kl" in text and "student" not in text
 
 
 def test_a_broken_contract_outweighs_a_kept_one() -> None:
