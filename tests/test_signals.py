@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.signals import Batch, Logits, Signals, TopK, View, dense, renumber, unit_of
+from limbeck.signals import Batch, Head, Logits, Signals, TopK, View, dense, renumber, unit_of
 
 
 def ids(*numbers: int) -> torch.Tensor:
@@ -204,3 +204,8 @@ def test_cut_and_laid_end_to_end_every_unit_is_the_whole(rows: list[tuple[int, i
         assert [r + first_row for r in own.chunk_row.tolist()] == chunk_row[first_chunk : first_chunk + len(own.chunk_row)]
         first_row, first_chunk = first_row + own.num_rows, first_chunk + len(own.chunk_row)
     assert seen == of
+
+
+def test_a_head_works_in_its_own_precision_whatever_a_cache_keeps_its_states_in():
+    head, states = Head(torch.eye(3, 2, dtype=torch.float64)), torch.tensor([[1.5, -2.0]], dtype=torch.float16)
+    assert head(states).dtype == torch.float64 and head(states).tolist() == [[1.5, -2.0, 0.0]]
