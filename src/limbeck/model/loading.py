@@ -14,6 +14,8 @@ from limbeck.model.folder import Folder
 from limbeck.model.headers import corrupt, quoted
 from limbeck.model.packed import CONFIG, Scheme, scheme_of, unpacked
 from limbeck.model.quantised import quantise
+from limbeck.text.nucleotides import NAMES as NUCLEOTIDES
+from limbeck.text.nucleotides import nucleotide_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 BYTES_KEY = "limbeck_tokenizer"
@@ -167,15 +169,17 @@ def bytes_tokenizer() -> Any:
 
 def tokenizer_names() -> tuple[str, ...]:
     """Names of the tokenizers that limbeck brings along."""
-    return ("bytes", *sorted(file.stem for file in SHIPPED.glob("*.json")))
+    return ("bytes", *sorted([*(file.stem for file in SHIPPED.glob("*.json")), *NUCLEOTIDES]))
 
 
 def named_tokenizer(name: str) -> Any:
-    """The tokenizer of such a name: bytes; python_4k, byte-level BPE made from the topics of Python's help."""
+    """The tokenizer of such a name: bytes; python_4k, byte-level BPE made from the topics of Python's help; nucleotides and kmer6, for DNA."""
     from transformers import PreTrainedTokenizerFast
 
     if name == "bytes":
         return bytes_tokenizer()
+    if name in NUCLEOTIDES:
+        return nucleotide_tokenizer(NUCLEOTIDES[name])
     return PreTrainedTokenizerFast(tokenizer_file=str(SHIPPED / f"{name}.json"), bos_token="<s>", eos_token="</s>")
 
 

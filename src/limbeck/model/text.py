@@ -61,7 +61,7 @@ class Text(Role):
     stands in its place, mixes the positions of a row.
     """
 
-    offers = frozenset({"text", "logits", "label", "target_logprob", "boundary_logprob", "mixing"}) | LAYERED
+    offers = frozenset({"text", "logits", "label", "asked", "target_logprob", "boundary_logprob", "mixing"}) | LAYERED
 
     def __init__(self, module: nn.Module, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
         super().__init__(module)
@@ -136,7 +136,8 @@ class Text(Role):
         targets = view.targets
         out: dict[str, Any] = {name: flat(x) for name, x in heard.items()}
         out |= {name: by_position(matrix, view, flat) for name, matrix in matrices.items()}
-        out["label"] = view.inputs["ids"][targets]
+        out["label"] = view.inputs.get("original", view.inputs["ids"])[targets]
+        out["asked"] = torch.zeros_like(view.inputs["ids"], dtype=torch.bool).index_fill(0, targets, True)
         out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())  # the label shift, in this one place
         if "target_logprob" in names or "boundary_logprob" in names:
             boundary = self.boundary(view.device) if "boundary_logprob" in names else None
@@ -171,10 +172,11 @@ class Text(Role):
             return lambda x: x[0, :0], lambda x: x.new_zeros(1, 1, *x.shape[1:]), {"input_ids": one}
         longest, num = int(lengths.max()), view.num_rows
         self.fits([longest], [f"{int(lengths.argmax())} of a window"])  # a view may have been made for another role
-        if self.layout != "packed" and len(ids) == num * longest:  # equal lengths: nothing to mask
+        seen = view.inputs.get("seen")
+        if self.layout != "packed" and len(ids) == num * longest and seen is None:  # equal lengths: nothing to mask
             shape = (num, longest)
             return lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, shape), {"input_ids": ids.view(shape)}
-        padded = self.layout == "padded" or not self.anatomy.causal or self.layout == "auto" and num * longest * (1 - WASTE) <= len(ids)
+        padded = self.layout == "padded" or not self.anatomy.causal or seen is not None or self.layout == "auto" and num * longest * (1 - WASTE) <= len(ids)
         if not padded:
             return lambda x: x[0], lambda x: x[None], {"input_ids": ids[None], "position_ids": offsets[None]}
         place = (view.rows("pos"), offsets)
@@ -182,4 +184,4 @@ class Text(Role):
         def unflat(x: Tensor) -> Tensor:
             return x.new_zeros(num, longest, *x.shape[1:]).index_put(place, x)
 
-        return lambda x: x[place], unflat, {"input_ids": unflat(ids), "attention_mask": unflat(torch.ones_like(ids))}
+        return lambda x: x[place], unflat, {"input_ids": unflat(ids), "attention_mask": unflat(torch.ones_like(ids) if seen is None else seen.long())}
