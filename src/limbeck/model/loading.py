@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, Refused
 from limbeck.model.anatomy import family_files, read_family
-from limbeck.model.folder import Folder
+from limbeck.model.folder import Folder, is_hybrid
 from limbeck.model.headers import corrupt, quoted
 from limbeck.model.packed import CONFIG, Scheme, scheme_of, unpacked
 from limbeck.model.quantised import quantise
@@ -81,7 +81,8 @@ def model_class(config: Any, where: str) -> Any:
             return named
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSIFIERS
 
-    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, CLASSIFIERS, transformers.MODEL_MAPPING):
+    masked = transformers.MODEL_FOR_MASKED_LM_MAPPING
+    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, CLASSIFIERS, *((masked,) if is_hybrid(config) else ()), transformers.MODEL_MAPPING):
         if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found

@@ -138,7 +138,7 @@ class Text(Role):
         out |= {name: by_position(matrix, view, flat) for name, matrix in matrices.items()}
         out["label"] = view.inputs.get("original", view.inputs["ids"])[targets]
         out["asked"] = torch.zeros_like(view.inputs["ids"], dtype=torch.bool).index_fill(0, targets, True)
-        out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())  # the label shift, in this one place
+        out["logits"] = Logits(self.before_head(final[targets - view.shift]), self.head, torch.is_grad_enabled())  # the label shift, in this one place
         if "target_logprob" in names or "boundary_logprob" in names:
             boundary = self.boundary(view.device) if "boundary_logprob" in names else None
             out |= zip(("target_logprob", "boundary_logprob"), of_labels(out["logits"], out["label"], boundary).unbind(-1), strict=False)
@@ -153,6 +153,10 @@ class Text(Role):
         """The model without its head."""
         extra = {"use_cache": False} if self.anatomy.causal else {}
         return self.module.get_submodule(self.anatomy.path("body"))(**inputs, **extra)
+
+    def before_head(self, final: Tensor) -> Tensor:
+        """Final hidden states as the head reads them."""
+        return self.module.get_submodule(self.anatomy.path("before_head"))(final) if self.anatomy.has("before_head") else final
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
