@@ -85,7 +85,7 @@ def test_sizes_are_those_of_the_built_layers(family: str):
     model = build(family, next(iter(read_family(family_files()[family]).classes)))
     parts, config = anatomy(model), model.config
     size = {name: parts.size(config, name) for name in module_under_test.SIZES}
-    kv_heads, mlp_width = (2, 24) if family not in ("gpt2", "bert") else (4, 64 if family == "gpt2" else 24)  # GPT-2: four widths
+    kv_heads, mlp_width = (2, 24) if family not in ("gpt2", "bert", "modernbert") else (4, 64 if family == "gpt2" else 24)  # GPT-2: four widths
     assert size == {
         "layers": 2,
         "width": 16,

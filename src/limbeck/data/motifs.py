@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from limbeck.data.base import Place, Source, key_of
 from limbeck.errors import Refused
+from limbeck.numerics import Streams
 from limbeck.signals import Row
 from limbeck.store import sha256_json
 from limbeck.text.nucleotides import BASES
@@ -19,11 +20,11 @@ class Motifs(Source):
     $$ x \sim \mathrm{Uniform}(A, C, G, T)^{n}, \qquad x_{j:j+m} = \begin{cases} \text{motif} & y = 1 \\ \text{the same letters, shuffled anew} & y = 0 \end{cases} $$
 
     `label` is y, whether the motif is there. How often each base stands in a sequence tells nothing about y, only their order does. Each planted
-    letter is replaced by another one with the probability `mutate`. The seed of the recipe draws the motifs and everything else. For trials
-    and claims about models of DNA; it says nothing about genomes: those are read by `fasta`.
+    letter is replaced by another one with the probability `mutate`. A seed of their own draws the motifs, so that they are the same in all runs;
+    the seed of the recipe draws everything else. For trials and claims about models of DNA; it says nothing about genomes: `fasta` reads those.
 
     Example:
-        >>> Motifs(num=100, length=50).motif_length
+        >>> Motifs(num=100, bases=50).motif_length
         18
 
     References:
@@ -33,12 +34,14 @@ class Motifs(Source):
     kind: Literal["motifs"] = "motifs"
     num: Annotated[int, Field(ge=2, le=1_000_000)] = 1000
     """Sequences drawn, with those held out."""
-    length: Annotated[int, Field(ge=8, le=100_000)] = 100
+    bases: Annotated[int, Field(ge=8, le=100_000)] = 100
     """Bases in a sequence."""
     motif_length: Annotated[int, Field(ge=4)] = 18
     """Bases in a motif."""
     motifs: Annotated[int, Field(ge=1, le=1000)] = 1
     """How many motifs there are; a sequence holds one of them at most."""
+    motif_seed: int = 0
+    """Of the motifs."""
     mutate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability that a planted letter is another one."""
     split: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -48,8 +51,8 @@ class Motifs(Source):
 
     @model_validator(mode="after")
     def motif_fits(self) -> "Motifs":
-        if self.motif_length > self.length:
-            raise ValueError(f"motif_length: at most length, {self.length}")
+        if self.motif_length > self.bases:
+            raise ValueError(f"motif_length: at most bases, {self.bases}")
         return self
 
     def read(self, place: Place, path: str | None) -> tuple[list[Row], Mapping[str, Any], list[str]]:
@@ -57,7 +60,8 @@ class Motifs(Source):
             do = "remove held_out"
             raise Refused("key", "data motifs  held_out", "sequences, of which split holds out a share", f"held_out: {path}", do)
         stream = place.streams("motifs")
-        motifs = torch.randint(4, (self.motifs, self.motif_length), generator=stream, device="cpu")
+        own = Streams(self.motif_seed)("motifs")
+        motifs = torch.randint(4, (self.motifs, self.motif_length), generator=own, device="cpu")
         rows = [self.row(i, motifs, stream) for i in range(self.num)]
         told = ", ".join(spelled(motif) for motif in motifs[:3]) + ", ..." * (self.motifs > 3)
         facts = {"name": "motifs", "sha256": sha256_json([row.key for row in rows]), "rows": len(rows), "licence": self.licence}
@@ -65,15 +69,15 @@ class Motifs(Source):
 
     def row(self, i: int, motifs: torch.Tensor, stream: torch.Generator) -> Row:
         """One sequence; the i-th holds a motif if i is odd."""
-        bases = torch.randint(4, (self.length,), generator=stream, device="cpu")
+        drawn = torch.randint(4, (self.bases,), generator=stream, device="cpu")
         motif = motifs[(i // 2) % self.motifs]
         if i % 2 == 0:
             motif = motif[torch.randperm(self.motif_length, generator=stream, device="cpu")]
         other = torch.rand(self.motif_length, generator=stream, device="cpu") < self.mutate
         motif = torch.where(other, (motif + torch.randint(1, 4, motif.shape, generator=stream, device="cpu")) % 4, motif)
-        at = int(torch.randint(self.length - self.motif_length + 1, (1,), generator=stream, device="cpu"))
-        bases[at : at + self.motif_length] = motif
-        text = spelled(bases)
+        at = int(torch.randint(self.bases - self.motif_length + 1, (1,), generator=stream, device="cpu"))
+        drawn[at : at + self.motif_length] = motif
+        text = spelled(drawn)
         key = key_of("motifs", text, str(i % 2))
         return Row(key, {"text": text, "label": i % 2}, source=key)
 

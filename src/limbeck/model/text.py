@@ -72,10 +72,11 @@ class Text(Role):
         self.hear_parts()
 
     def hear_parts(self) -> None:
-        """Offers the inside of attention only where every block has attention as its family builds it."""
+        """Offers the inside of attention only where every block has attention as its family builds it, and text only where it can write."""
         place = self.anatomy.place("mixer")
         other = any(place in parts for parts in getattr(self.module.config, "layer_parts", None) or ())
-        self.offers, self.lacks = (self.offers | self.lacks) - (INSIDE if other else set()), INSIDE if other else frozenset()
+        lacks = (INSIDE if other else frozenset()) | (frozenset() if self.anatomy.causal else {"text"})
+        self.offers, self.lacks = (self.offers | self.lacks) - lacks, lacks
 
     def renumbered(self, keep: Sequence[int]) -> "Text":
         """Itself, after some blocks have gone: what it remembers of those that stay goes by their new numbers."""
