@@ -108,10 +108,17 @@ class Examiner:
             self.tables[subject] = table
         return self.tables[subject]
 
+    @property
+    def masked(self) -> bool:
+        """Whether the student has seen what stands at its targets: where nothing is hidden, a masked model predicts nothing."""
+        table = self.table("start") if self.rows.held_out else None
+        return table is not None and table.pos is not None and table.label is None
+
     def about(self, student: Role) -> dict[str, Any]:
         """What tells how close a student is, and what one entry of its table is called."""
         table = self.table("start") if self.rows.held_out else None
-        unit = "token" if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else "token"
+        unit = "position" if self.masked else "token"
+        unit = unit if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else unit
         return {"closeness": self.closeness(student), "unit": unit}
 
     def seconds_a_target(self, subject: str) -> float:
@@ -191,7 +198,8 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
             }
         )
     if examiner.recipe.baseline:
-        name = f"{examiner.recipe.baseline[0].replace('_', '-').capitalize()} baseline"
+        kind = examiner.recipe.baseline[0].replace("_", "-").capitalize()
+        name = "Baseline without the teacher" if examiner.masked else f"{kind} baseline"
         out.append({"name": name, "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False})
     if any(stage.select for stage in examiner.recipe.train):
         out.append({"name": "Best step chosen on the held-out rows", "result": "so their figures flatter the student", "open": True})

@@ -15,7 +15,8 @@ class Bidirectional(Mixer):
     $$ y = \tfrac{1}{2} \big( \mathrm{mixer}(x) + R\, \mathrm{mixer}(R\, x) \big), \qquad R \text{ reverses the positions of a row} $$
 
     So each position sees the whole row, in time and memory that grow with its length, not with its square. Where one mixer reads in both
-    directions, reversing what comes in reverses what comes out, as with attention that sees both sides. For models that are not causal: masked
+    directions, reversing what comes in reverses what comes out: a distance to the right is then turned as one to the left is, also where it takes
+    over the queries and keys of attention with rotary positions, which tells both apart. For models that are not causal: masked
     language models, models of DNA, whose strands read either way. It keeps no state, and cannot decode.
 
     Example:

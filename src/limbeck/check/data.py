@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 from limbeck.check.contract import NotClaimed, contract
-from limbeck.check.models import SIDE, WORDS, classifier, family_of, pictures
+from limbeck.check.models import SIDE, SIZES, WORDS, classifier, family_of, pictures
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
@@ -90,8 +90,9 @@ def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", ne
 
 def masked(name: str) -> Role:
     """A model that sees both sides of a position, with a tokenizer of that name."""
-    role = family_of("bert", 0, context=CONTEXT // 1024)
-    role.tokenizer = named_tokenizer(name)
+    tokenizer = named_tokenizer(name)
+    role = family_of("bert", 0, context=CONTEXT // 1024, vocab=max(SIZES["vocab"], len(tokenizer)))
+    role.tokenizer = tokenizer
     return role
 
 

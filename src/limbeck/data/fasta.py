@@ -85,7 +85,7 @@ class Fasta(Source):
     def windows(self, record: Record, file: Path, number: int, lost: Counter[str]) -> Iterator[Row]:
         """The windows of one sequence."""
         text = self.plain(record, file, lost)
-        size, step = self.region or len(text), self.stride or self.bases
+        size, step = self.region or max(len(text), 1), self.stride or self.bases
         for first in range(0, len(text), size):
             last = min(first + size, len(text))
             for start in range(first, last, step):

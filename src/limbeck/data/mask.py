@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,8 +12,10 @@ from limbeck.data._sequences import one_text, pieces, rows_of, spans, spellings
 from limbeck.data.base import Place, Step
 from limbeck.errors import Refused
 from limbeck.model.base import Models
+from limbeck.model.loading import named_tokenizer, tokenizer_names
 from limbeck.signals import Batch, View
-from limbeck.text.bytes_of import Spelling
+from limbeck.text.bytes_of import Spelling, exact
+from limbeck.text.tokens import encoded
 
 
 class Mask(Step):
@@ -40,8 +42,9 @@ class Mask(Step):
     inputs: ClassVar[tuple[str, ...]] = ("ids",)
     share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens of a row that are chosen; at least one is."""
-    by: str | None = None
-    """The role whose tokens are chosen; none: the teacher, where it reads with a tokenizer of its own, else the student."""
+    by: str = "teacher"
+    """The role whose tokens are chosen, or a tokenizer that limbeck brings, such as kmer6, which then cuts the rows for this alone. Where there is
+    no teacher, as in a baseline, the student's own tokens are chosen."""
     spare: tuple[str, ...] = ()
     """Texts of tokens that are never chosen, such as N, an unknown base."""
     unseen: tuple[str, ...] = ()
@@ -51,26 +54,35 @@ class Mask(Step):
         if not len(batch.keys):
             return batch
         spelled = spellings(batch, place, "mask")
-        chooser = self.chooser(batch, place.models)
         read = {role: rows_of(view) for role, view in batch.views.items()}
-        hidden: dict[str, list[bool]] = {role: [] for role in read}
+        chooser, tokenizer = self.chooser(batch, place.models)
+        if tokenizer is not None:
+            first = next(iter(batch.views))
+            texts = [b"".join(pieces(ids, spelled[first])).decode() for ids in read[first]]
+            read[chooser], spelled[chooser] = [encoded(text, tokenizer) for text in texts], exact(tokenizer, f"data mask  by: {self.by}")
+        hidden: dict[str, list[bool]] = {role: [] for role in batch.views}
+        names: list[str] = []
         for i, key in enumerate(batch.keys):
             where = {role: spans(read[role][i], spelled[role]) for role in read}
-            one_text([b"".join(pieces(read[role][i], spelled[role])) for role in read], list(read), key, "mask")
+            text = one_text([b"".join(pieces(read[role][i], spelled[role])) for role in read], list(read), key, "mask")
             chosen = self.chosen(read[chooser][i], spelled[chooser], place.streams("mask", place.window, key))
-            for role, some in covered(where, chooser, chosen).items():
-                hidden[role] += some
+            gone = covered(where, len(text), chooser, chosen)
+            names.append(f"{key}/{digest(gone[chooser])}")
+            for role in batch.views:
+                hidden[role] += gone[role]
         views = {role: self.masked(role, view, hidden[role], place.models) for role, view in batch.views.items()}
-        marks = [x.tolist() for x in torch.tensor(hidden[chooser], device="cpu").split(batch.view(chooser).ragged.tolist())]
-        return replace(batch, views=views, keys=tuple(f"{key}/{digest(some)}" for key, some in zip(batch.keys, marks, strict=True)))
+        return replace(batch, views=views, keys=tuple(names))
 
-    def chooser(self, batch: Batch, models: Models) -> str:
-        """The role whose tokens are chosen."""
-        for role in (*((self.by,) if self.by else ()), *self.unseen):
-            if role not in models:
-                raise Refused("role", "data mask", f"one of {', '.join(models)}", role, "change by, or unseen")
-        asked = self.by or "teacher"
-        return asked if asked in batch.views else "student"
+    def chooser(self, batch: Batch, models: Models) -> tuple[str, Any]:
+        """Whose tokens are chosen, and the tokenizer, where that is no role's."""
+        ours = self.by in tokenizer_names() and self.by not in models
+        for role in (self.by, *self.unseen):
+            if role not in (*models, "teacher") and not (ours and role == self.by):
+                expected = f"one of {', '.join((*models, *tokenizer_names()))}" if role == self.by else f"one of {', '.join(models)}"
+                raise Refused("role", "data mask", expected, role, "change by, or unseen")
+        if ours:
+            return f"tokenizer {self.by}", named_tokenizer(self.by)
+        return (self.by if self.by in batch.views else "student"), None
 
     def chosen(self, ids: Sequence[int], spelled: Spelling, stream: torch.Generator) -> list[int]:
         """Places of the chosen tokens of one row."""
@@ -92,9 +104,8 @@ class Mask(Step):
         return replace(view, inputs=inputs, asked=gone)
 
 
-def covered(where: dict[str, list[tuple[int, int]]], chooser: str, chosen: Sequence[int]) -> dict[str, list[bool]]:
+def covered(where: dict[str, list[tuple[int, int]]], length: int, chooser: str, chosen: Sequence[int]) -> dict[str, list[bool]]:
     """Which tokens of each role are hidden: all that share a byte with what is hidden, until nothing more is."""
-    length = max((end for spans in where.values() for _, end in spans), default=0)
     gone = bytearray(length)
     for place in chosen:
         start, end = where[chooser][place]

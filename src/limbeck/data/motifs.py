@@ -60,7 +60,7 @@ class Motifs(Source):
             do = "remove held_out"
             raise Refused("key", "data motifs  held_out", "sequences, of which split holds out a share", f"held_out: {path}", do)
         stream = place.streams("motifs")
-        own = Streams(self.motif_seed)("motifs")
+        own = Streams(self.motif_seed)("motifs", "themselves")  # not the stream of the sequences: they would begin with the motif
         motifs = torch.randint(4, (self.motifs, self.motif_length), generator=own, device="cpu")
         rows = [self.row(i, motifs, stream) for i in range(self.num)]
         told = ", ".join(spelled(motif) for motif in motifs[:3]) + ", ..." * (self.motifs > 3)
