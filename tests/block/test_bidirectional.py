@@ -62,8 +62,8 @@ def test_a_window_in_both_directions_is_the_mean_of_attention_to_the_left_and_to
     out = torch.zeros(9, shape.heads, shape.head_dim, dtype=torch.float64)
     for t in range(9):
         for h in range(shape.heads):
-            for sees in (range(max(0, t - 3), t + 1), range(t, min(9, t + 4))):
-                scores = torch.stack([turned(q[t, h], t) @ turned(k[s, h], s) * shape.scale for s in sees]).softmax(0)
+            for way, sees in ((1, range(max(0, t - 3), t + 1)), (-1, range(t, min(9, t + 4)))):
+                scores = torch.stack([turned(q[t, h], t, way) @ turned(k[s, h], s, way) * shape.scale for s in sees]).softmax(0)
                 out[t, h] += sum(w * v[s, h] for w, s in zip(scores, sees, strict=True)) / 2
     expected = part.o_proj(out.flatten(1))
     with torch.no_grad():
@@ -92,7 +92,8 @@ def test_hidden_positions_in_the_middle_are_passed_over_as_if_they_were_not_ther
 def test_it_does_not_decode_and_says_so() -> None:
     module, _ = made(Bidirectional())
     x, rope = heard(rows=1)
-    for run in (lambda: module(x, rope, past_key_values=object()), lambda: module.step(x[:, :1], rope, None, {}), lambda: module.mix(x, rope, None, {})):
+    cached = lambda: module(x, rope, past_key_values=object())  # noqa: E731
+    for run in (cached, lambda: module.step(x[:, :1], rope, None, {}), lambda: module.mix(x, rope, None, {})):
         with pytest.raises(ValueError, match="looks ahead"):
             run()
 
@@ -106,5 +107,6 @@ def test_a_mixer_that_looks_ahead_does_not_stand_in_another_one() -> None:
 
 def test_its_parameters_are_those_of_one_mixer_where_it_is_shared() -> None:
     shape = taught(0, torch.float32)[0].shape
-    sizes = [sum(p.numel() for p in module_of(block.spec(shape), 0).parameters()) for block in (GatedDeltaNet(), Bidirectional(), Bidirectional(shared=False))]
+    blocks = GatedDeltaNet(), Bidirectional(), Bidirectional(shared=False)
+    sizes = [sum(p.numel() for p in module_of(block.spec(shape), 0).parameters()) for block in blocks]
     assert sizes[0] == sizes[1] and sizes[2] == 2 * sizes[0] and math.isclose(Bidirectional().flops(shape, 8), 2 * GatedDeltaNet().flops(shape, 8))

@@ -28,7 +28,8 @@ def exam(rows: list[Row], **roles: Role) -> Exam:
 
 
 def test_the_map_is_scikit_learns_ridge_on_standardised_states() -> None:
-    states, label, others = torch.randn(40, 7, generator=DRAW).double() * 3 + 5, torch.randint(3, (40,), generator=DRAW), torch.randn(9, 7, generator=DRAW).double()
+    states, others = torch.randn(40, 7, generator=DRAW).double() * 3 + 5, torch.randn(9, 7, generator=DRAW).double()
+    label = torch.randint(3, (40,), generator=DRAW)
     states[:, 4] = 2.0  # a channel that says nothing is not divided by zero
     mean, scale = states.mean(0).numpy(), np.where(states.std(0, correction=0).numpy() > 1e-12, states.std(0, correction=0).numpy(), 1)
     theirs = Ridge(alpha=0.1 * 40).fit((states.numpy() - mean) / scale, np.eye(3)[label.numpy()]).predict((others.numpy() - mean) / scale)
@@ -43,7 +44,8 @@ def test_a_label_that_stands_in_the_states_is_read_out_and_one_of_noise_is_not()
     assert Probe().right(states, label, 2, fold).double().mean() > 0.97
     assert 0.38 < noise < 0.62  # chance, with a standard deviation of 0.03: a map that had seen its rows would do far better
     wide = torch.randn(300, 320, generator=DRAW).double()
-    assert bool((fitted(wide, label, 2, 1e-9, wide).argmax(-1) == label).all()) and Probe(ridge=1e-9).right(wide, label, 2, fold).double().mean() < 0.65
+    assert bool((fitted(wide, label, 2, 1e-9, wide).argmax(-1) == label).all())
+    assert Probe(ridge=1e-9).right(wide, label, 2, fold).double().mean() < 0.65
 
 
 def test_pieces_of_one_document_are_answered_by_maps_of_other_documents() -> None:

@@ -60,7 +60,8 @@ class VisibleChunks(Align):
         if rows and not any(rows) and all(len(view.inputs["ids"]) for view in views):
             expected, got = "rows in which both roles see a stretch of the same letters", f"none in a window of {len(rows)} rows"
             raise Refused("chunk", "align.visible_chunks", expected, got, "let both roles read the same text, hide less of it, or take longer rows")
-        new = {role: placed(view, [[chunk[side] for chunk in chunks] for chunks in rows]) for side, (role, view) in enumerate(zip(roles, views, strict=True))}
+        sides = [[[chunk[side] for chunk in chunks] for chunks in rows] for side in range(2)]
+        new = {role: placed(view, side) for role, view, side in zip(roles, views, sides, strict=True)}
         return replace(batch, views={**batch.views, **new})
 
     def row(self, sides: Sequence[Any], spelled: Sequence[Any]) -> list[Chunk]:

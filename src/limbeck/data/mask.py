@@ -113,11 +113,11 @@ def covered(where: dict[str, list[tuple[int, int]]], length: int, chooser: str, 
     before = -1
     while (now := sum(gone)) != before:
         before = now
-        for spans in where.values():
-            for start, end in spans:
+        for each in where.values():
+            for start, end in each:
                 if any(gone[start:end]):
                     gone[start:end] = b"\1" * (end - start)
-    return {role: [any(gone[start:end]) for start, end in spans] for role, spans in where.items()}
+    return {role: [any(gone[start:end]) for start, end in each] for role, each in where.items()}
 
 
 def digest(hidden: Sequence[bool]) -> str:

@@ -17,7 +17,8 @@ from limbeck.text.nucleotides import BASES
 class Motifs(Source):
     r"""Draws sequences of random bases; in every second one a motif is planted at a random place, in each other one the motif's letters shuffled.
 
-    $$ x \sim \mathrm{Uniform}(A, C, G, T)^{n}, \qquad x_{j:j+m} = \begin{cases} \text{motif} & y = 1 \\ \text{the same letters, shuffled anew} & y = 0 \end{cases} $$
+    $$ x \sim \mathrm{Uniform}(A, C, G, T)^{n}, \qquad
+       x_{j:j+m} = \begin{cases} \text{motif} & y = 1 \\ \text{the same letters, shuffled anew} & y = 0 \end{cases} $$
 
     `label` is y, whether the motif is there. How often each base stands in a sequence tells nothing about y, only their order does. Each planted
     letter is replaced by another one with the probability `mutate`. A seed of their own draws the motifs, so that they are the same in all runs;

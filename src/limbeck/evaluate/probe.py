@@ -21,7 +21,8 @@ AT_ONCE = {True: 8, False: 128}
 class Probe(Evaluator):
     r"""How often a linear map from a layer's frozen states, averaged over each row, finds the row's label.
 
-    $$ W = \arg\min_W \frac{1}{n} \sum_{i} \| W \hat h_i - y_i \|^2 + \lambda \| W \|^2, \qquad \hat h_i = \text{the mean over positions, standardised} $$
+    $$ W = \arg\min_W \frac{1}{n} \sum_{i} \| W \hat h_i - y_i \|^2 + \lambda \| W \|^2, \qquad
+       \hat h_i = \text{the mean over positions, standardised} $$
 
     in closed form, with y the label as one of its kinds; the answer is the largest entry. Held-out rows that have a `label` are shared out to
     `folds` by the name of their document; each fold is answered by a map of the others, so that none has seen a row, or another piece of

@@ -139,7 +139,8 @@ class Text(Role):
         out |= {name: by_position(matrix, view, flat) for name, matrix in matrices.items()}
         out["label"] = view.inputs.get("original", view.inputs["ids"])[targets]
         out["asked"] = torch.zeros_like(view.inputs["ids"], dtype=torch.bool).index_fill(0, targets, True)
-        out["logits"] = Logits(self.before_head(final[targets - view.shift]), self.head, torch.is_grad_enabled())  # the label shift, in this one place
+        final = self.before_head(final[targets - view.shift])  # the label shift, in this one place
+        out["logits"] = Logits(final, self.head, torch.is_grad_enabled())
         if "target_logprob" in names or "boundary_logprob" in names:
             boundary = self.boundary(view.device) if "boundary_logprob" in names else None
             out |= zip(("target_logprob", "boundary_logprob"), of_labels(out["logits"], out["label"], boundary).unbind(-1), strict=False)
@@ -181,7 +182,8 @@ class Text(Role):
         if self.layout != "packed" and len(ids) == num * longest and seen is None:  # equal lengths: nothing to mask
             shape = (num, longest)
             return lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, shape), {"input_ids": ids.view(shape)}
-        padded = self.layout == "padded" or not self.anatomy.causal or seen is not None or self.layout == "auto" and num * longest * (1 - WASTE) <= len(ids)
+        must = self.layout == "padded" or not self.anatomy.causal or seen is not None
+        padded = must or self.layout == "auto" and num * longest * (1 - WASTE) <= len(ids)
         if not padded:
             return lambda x: x[0], lambda x: x[None], {"input_ids": ids[None], "position_ids": offsets[None]}
         place = (view.rows("pos"), offsets)

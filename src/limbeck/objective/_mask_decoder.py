@@ -20,7 +20,9 @@ class MaskDecoder(nn.Module):
         self.states, self.norm, self.inside = nn.LayerNorm(width), nn.LayerNorm(inner), nn.LayerNorm(inner)
         self.up, self.down, self.out = nn.Linear(inner, 2 * inner), nn.Linear(2 * inner, inner), nn.Linear(inner, classes)
 
-    def forward(self, states: Float[Tensor, "pos dim"], asked: Bool[Tensor, " pos"], row: Int[Tensor, " pos"], num: int) -> Float[Tensor, "target vocab"]:
+    def forward(
+        self, states: Float[Tensor, "pos dim"], asked: Bool[Tensor, " pos"], row: Int[Tensor, " pos"], num: int
+    ) -> Float[Tensor, "target vocab"]:
         """Args:
         states: of all positions of all rows, end to end.
         asked: hidden positions, of which logits are wanted.

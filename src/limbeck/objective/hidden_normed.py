@@ -12,7 +12,8 @@ class HiddenNormed(AbstractLayers):
     r"""One minus the cosine between normalised student states (mapped) and teacher states, and a share of their distance.
 
     $$ 1 - \cos(\hat a, \hat b) + \frac{\lambda}{d} \sum_{j=1}^{d} \mathrm{smooth}_1(\hat a_j - \hat b_j), \qquad
-       \hat a = \frac{a - \bar a}{\sqrt{\mathrm{var}(a) + \epsilon}}, \quad \mathrm{smooth}_1(x) = \begin{cases} x^2 / 2 & |x| < 1 \\ |x| - 1/2 & \text{else} \end{cases} $$
+       \hat a = \frac{a - \bar a}{\sqrt{\mathrm{var}(a) + \epsilon}}, \quad
+       \mathrm{smooth}_1(x) = \begin{cases} x^2 / 2 & |x| < 1 \\ |x| - 1/2 & \text{else} \end{cases} $$
 
     Each state is normalised over its d channels first, so that neither their size nor their mean counts, nor do a few channels that are much larger
     than the others outweigh them. To be chosen between models of unlike kinds, whose states are of unlike size from layer to layer; where

@@ -60,8 +60,8 @@ class Reconstruct(Objective):
         student = example["student"]
         asked, row = student["asked"], student.rows["pos"]
         if len(asked) and not len(row[~asked]):
-            do = "add {kind: mask} to data"
-            raise Refused("data", "objective.reconstruct", "rows of which some positions are hidden, and others are not", "rows asked for as a whole", do)
+            expected, do = "rows of which some positions are hidden, and others are not", "add {kind: mask} to data"
+            raise Refused("data", "objective.reconstruct", expected, "rows asked for as a whole", do)
         classes = dense(student["logits"]).shape[-1]
         return MaskDecoder(student[f"hidden.{self.layer}"].shape[-1], self.width, self.heads, classes)
 

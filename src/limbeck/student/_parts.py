@@ -59,7 +59,8 @@ def sees_alike(block: Block, role: Text) -> None:
     if isinstance(block, Mixer) and not isinstance(block, SILENT) and block.causal != role.anatomy.causal:
         kind, family = dict(block)["kind"], role.anatomy.family.family
         got = f"{kind}, which looks back alone, in {family}" if block.causal else f"{kind}, which looks ahead, in {family}"
-        do = f"write mixer: {{kind: bidirectional, mixer: {kind}}}" if block.causal else "write a mixer that looks back alone, such as gated_delta_net"
+        around = f"write mixer: {{kind: bidirectional, mixer: {kind}}}"
+        do = around if block.causal else "write a mixer that looks back alone, such as gated_delta_net"
         raise Refused("mixer", "student.surgery", "a mixer that sees what attention saw", got, do)
 
 
