@@ -89,7 +89,7 @@ class Examiner:
         """The evaluator that tells how close a student, of which only the tokenizer matters, is to the teacher; None without one."""
         if self.teacher is None or not predicts(self.teacher):
             return None if self.teacher is None else "ranking"
-        return "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes"
+        return "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes" if student.shift else "probe"
 
     def table(self, subject: str) -> Table:
         """One entry a held-out target; made once, then read from the run's folder."""
@@ -108,10 +108,17 @@ class Examiner:
             self.tables[subject] = table
         return self.tables[subject]
 
+    @property
+    def masked(self) -> bool:
+        """Whether the student has seen what stands at its targets: where nothing is hidden, a masked model predicts nothing."""
+        table = self.table("start") if self.rows.held_out else None
+        return table is not None and table.pos is not None and table.label is None
+
     def about(self, student: Role) -> dict[str, Any]:
         """What tells how close a student is, and what one entry of its table is called."""
         table = self.table("start") if self.rows.held_out else None
-        unit = "token" if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else "token"
+        unit = "position" if self.masked else "token"
+        unit = unit if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else unit
         return {"closeness": self.closeness(student), "unit": unit}
 
     def seconds_a_target(self, subject: str) -> float:
@@ -191,7 +198,8 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
             }
         )
     if examiner.recipe.baseline:
-        name = f"{examiner.recipe.baseline[0].replace('_', '-').capitalize()} baseline"
+        kind = examiner.recipe.baseline[0].replace("_", "-").capitalize()
+        name = "Baseline without the teacher" if examiner.masked else f"{kind} baseline"
         out.append({"name": name, "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False})
     if any(stage.select for stage in examiner.recipe.train):
         out.append({"name": "Best step chosen on the held-out rows", "result": "so their figures flatter the student", "open": True})
@@ -212,7 +220,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
         if subject not in examiner.openers:
             continue
         with examiner.open(subject) as role:
-            if role.tokenizer is None or not predicts(role) or "text" not in role.offers and subject == "student":
+            if role.tokenizer is None or not predicts(role) or "text" not in role.offers and (subject == "student" or not role.shift):
                 return []
             for sample, i in zip(out, pick, strict=True):
                 ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens].to(next(role.parameters()).device)

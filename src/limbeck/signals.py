@@ -5,7 +5,7 @@ Every tensor has a *unit* on its first axis, and every unit knows its row:
 - row: a document, an image, a sample
 - pos: a real position of a row (there is no padding anywhere)
 - target: one prediction that is asked for: a next token, a class
-- chunk: an aligned stretch of targets
+- chunk: an aligned stretch of targets, or of positions
 - group: rows that must not be parted: a pair, a list of candidates
 
 So anything can be selected and cut by rows, without knowing what it is.
@@ -22,6 +22,9 @@ from torch import Tensor
 VOCABULARY: dict[str, tuple[str, str]] = {
     # name: (unit, further axes). `hidden.3` is looked up as `hidden`. `dim` is a role's own width; other axes are shared by roles.
     "ids": ("pos", ""),
+    "original": ("pos", ""),  # ids as they were before some were hidden
+    "seen": ("pos", ""),  # False where attention and mixers pass over a position as if it were not there
+    "asked": ("pos", ""),  # True where the position is a target
     "pixels": ("row", "channel height width"),
     "features": ("row", "dim"),
     "stage": ("row", "dim height width"),  # a map of the image, also of tokens that stand on a grid
@@ -38,6 +41,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "last_logits": ("chunk", "vocab"),  # at its last target, over all of the role's own entries
     "rest_logits": ("chunk", "vocab"),  # the same over what the other vocabulary lacks, then one entry for all that both have
     "hidden": ("pos", "dim"),
+    "chunk_hidden": ("chunk", "dim"),  # the mean over its positions
     "input": ("pos", "dim"),
     "mixer": ("pos", "dim"),
     "query": ("pos", "dim"),
@@ -246,6 +250,8 @@ class View:
     """Written by an alignment: the row of each chunk."""
     chunk_end: Int[Tensor, " target"] | None = None
     """Written by an alignment that asks whether words end with chunks: the chunk that ends just before each target, or -1."""
+    chunk_at: Int[Tensor, " pos"] | None = None
+    """Written by an alignment of positions: the chunk each position belongs to, or -1."""
     shared: Int[Tensor, " vocab"] | None = None
     """Written by an alignment: the ids of what both vocabularies spell alike, in an order that both sides share."""
 
@@ -299,6 +305,7 @@ class View:
             kept = torch.cat([keep["chunk"].cumsum(0) - 1, torch.tensor([-1], device=self.device)])
             chunk = {"chunk_row": new[self.chunk_row[keep["chunk"]]], "chunk_of": kept[self.chunk_of[keep["target"]]]}
             chunk |= {} if self.chunk_end is None else {"chunk_end": kept[self.chunk_end[keep["target"]]]}
+            chunk |= {} if self.chunk_at is None else {"chunk_at": kept[self.chunk_at[keep["pos"]]]}
         return replace(
             self,
             inputs={name: x[keep[unit_of(name)]] for name, x in self.inputs.items()},
@@ -309,7 +316,7 @@ class View:
 
     def to(self, device: torch.device | str) -> "View":
         """The same view on a device."""
-        tensors = {name: getattr(self, name) for name in ("lengths", "asked", "chunk_of", "chunk_row", "chunk_end", "shared")}
+        tensors = {name: getattr(self, name) for name in ("lengths", "asked", "chunk_of", "chunk_row", "chunk_end", "chunk_at", "shared")}
         moved = {name: None if x is None else x.to(device) for name, x in tensors.items()}
         return replace(self, inputs={name: x.to(device) for name, x in self.inputs.items()}, **moved)
 

@@ -48,7 +48,7 @@ def test_it_is_made_again_from_the_same_text() -> None:
 
 
 def test_each_keeps_every_byte_and_is_known_by_its_name(tmp_path: Path) -> None:
-    assert tokenizer_names() == ("bytes", "python_4k")
+    assert tokenizer_names() == ("bytes", "kmer6", "nucleotides", "python_4k")
     tokenizer = named_tokenizer("python_4k")
     assert len(tokenizer) == 4096
     assert exact(tokenizer, "here").marks == {0: "begin", 1: "end"}

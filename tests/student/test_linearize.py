@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +11,19 @@ import torch
 from pydantic import ValidationError
 
 from limbeck.block.base import Attention, module_of
+from limbeck.block.bidirectional import Bidirectional
 from limbeck.block.gated_delta_net import GatedDeltaNet
 from limbeck.block.self_value import SelfValue
 from limbeck.block.sliding_window import SlidingWindow
-from limbeck.check.models import family_of, fresh
+from limbeck.check.models import family_of, fresh, quiet
 from limbeck.check.surgery import logits
 from limbeck.errors import Refused
+from limbeck.export.base import Parcel
+from limbeck.export.safetensors import Safetensors
 from limbeck.model.blocks import attention_of
 from limbeck.model.hybrid import parts_of
+from limbeck.model.opening import open_pretrained
+from limbeck.signals import Row
 from limbeck.student.drop_blocks import DropBlocks
 from limbeck.student.keep_width import KeepWidth
 from limbeck.student.linearize import Linearize
@@ -156,3 +163,72 @@ def test_a_seed_draws_what_is_new_alone_and_without_one_it_is_what_it_always_was
         torch.manual_seed(number)
         module = module_of(GatedDeltaNet().spec(attention_of(fresh().module, 2).shape), 2)
     assert torch.equal(none["model.layers.2.self_attn.g_proj.weight"], module.get_parameter("g_proj.weight"))
+
+
+def encoder() -> Any:
+    return family_of("modernbert", dtype=torch.float32, kv_heads=2)
+
+
+def test_a_masked_model_gets_a_mixer_that_reads_in_both_directions_and_keeps_one_attention() -> None:
+    role = encoder()
+    before = dict(role.module.named_parameters())
+    after = Linearize(mixer=Bidirectional(), keep=(1,))(role)
+    assert type(after.module).__name__ == "HybridModernBertForMaskedLM" and [list(parts) for parts in parts_of(after.module)] == [["attn"], []]
+    for name, p in after.module.named_parameters():
+        assert (p is not before.get(name)) == (".layers.0.attn." in name), name
+    assert after.origins["model.layers.0.attn.ahead.q_proj.weight"] == "copied: query"
+    torch.testing.assert_close(after.module.model.layers[0].attn.ahead.k_proj.weight, before["model.layers.0.attn.Wqkv.weight"][16:32])
+    assert "text" not in after.offers and "key" not in after.offers and "hidden" in after.offers
+
+
+def test_in_a_masked_model_each_row_of_a_padded_batch_is_read_as_if_it_were_alone() -> None:
+    role = Linearize(mixer=Bidirectional(), keep=(1,))(encoder())
+    rows = [Row(f"row-{n}", {"text": "the lambda expression"[:n]}) for n in (21, 3, 9)]
+    with torch.no_grad():
+        whole = role.says(role.view(rows), ("hidden.2",), {})["hidden.2"]
+        alone = torch.cat([role.says(role.view([row]), ("hidden.2",), {})["hidden.2"] for row in rows])
+    torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("surgery", [None, Linearize(mixer=Bidirectional(), keep=(1,))], ids=["attention alone", "one attention"])
+def test_positions_that_are_not_to_be_seen_change_nothing_for_the_others(surgery: Any) -> None:
+    role = encoder() if surgery is None else surgery(encoder())
+    view = role.view([Row("a", {"text": "the lambda expression"}), Row("b", {"text": "yields a function"})])
+    seen = torch.ones_like(view.inputs["ids"], dtype=torch.bool)
+    seen[[4, 5, 6, 25]] = False
+    with torch.no_grad():
+
+        def said(ids: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+            return role.says(replace(view, inputs={"ids": ids, **more}), ("hidden.2",), {})["hidden.2"]
+
+        other = view.inputs["ids"].masked_fill(~seen, 7)
+        torch.testing.assert_close(said(other, seen=seen)[seen], said(view.inputs["ids"], seen=seen)[seen], rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(said(other)[seen], said(view.inputs["ids"])[seen]), "without it, they are seen"
+
+
+def test_a_masked_model_that_is_written_beside_its_code_opens_again_and_says_the_same(tmp_path: Path) -> None:
+    role = Linearize(mixer=Bidirectional(), keep=(1,))(encoder())
+    with quiet():
+        Safetensors()(Parcel(role, tmp_path, {}, ()))
+        again = open_pretrained(f"path:{tmp_path}").module
+    assert "AutoModelForMaskedLM" in (tmp_path / "config.json").read_text() and type(again).__module__.startswith("limbeck.")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(ids).logits, role.module.eval()(ids).logits, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "mixer", "slug", "do"),
+    [
+        ("modernbert", GatedDeltaNet(), "mixer", "bidirectional"),
+        ("llama", Bidirectional(), "mixer", "looks back alone"),
+        ("bert", Bidirectional(), "family", "start from such a model"),
+    ],
+)
+def test_mixers_that_see_other_than_attention_saw_and_attention_within_its_norms_are_refused(family: str, mixer: Any, slug: str, do: str) -> None:
+    with pytest.raises(Refused) as caught:
+        Linearize(mixer=mixer)(family_of(family))
+    assert caught.value.slug == slug and do in caught.value.do
+    if slug == "mixer":
+        with pytest.raises(Refused):
+            ReplaceParts.model_validate({"blocks": [{"mixer": mixer}, {}]})(family_of(family))

@@ -45,6 +45,9 @@ def pooled(view: View, said: Signals) -> Signals:
     """What a role says, and beside it the same of chunks, as far as it can be made of that."""
     assert view.chunk_of is not None and view.chunk_row is not None, "indexed before it is used"
     num, values = len(view.chunk_row), dict(said.values)
+    if view.chunk_at is not None:
+        states = {f"chunk_{name}": mean(x, view.chunk_at, num) for name, x in values.items() if name.startswith("hidden.")}
+        return replace(said, values={**values, **states}, rows={**said.rows, "chunk": view.chunk_row})
     first, last = ends(view.chunk_of, num)
     if "target_logprob" in values:
         whole = segment_sum(values["target_logprob"], view.chunk_of, num)
@@ -60,6 +63,13 @@ def pooled(view: View, said: Signals) -> Signals:
             values["chunk_logits"] = replace(logits[first], ids=view.shared)
             values["rest_logits"] = replace(logits[last], head=rest(logits, view.shared))
     return replace(said, values=values, rows={**said.rows, "chunk": view.chunk_row})
+
+
+def mean(x: Float[Tensor, "pos dim"], chunk: Int[Tensor, " pos"], num: int) -> Float[Tensor, "chunk dim"]:
+    """The mean over the positions of each chunk."""
+    keep = chunk >= 0
+    sums, sizes = (upcast(y).new_zeros(num, y.shape[-1]).index_add(0, chunk[keep], upcast(y)[keep]) for y in (x, torch.ones_like(x[:, :1])))
+    return (sums / sizes).to(x.dtype)
 
 
 def rest(logits: Logits, shared: Int[Tensor, " some"]) -> Any:

@@ -121,6 +121,8 @@ class Mixing(nn.Module):
     batch first; None at the beginning.
     """
 
+    causal = True
+
     def __init__(self, layer_idx=0):
         super().__init__()
         self.layer_idx = layer_idx
@@ -144,6 +146,8 @@ class Mixing(nn.Module):
     def forward(
         self, hidden_states, position_embeddings=None, attention_mask=None, position_ids=None, past_key_values=None, token_mask=None, **kwargs
     ):
+        if past_key_values is not None and not self.causal:
+            raise ValueError("this block looks ahead, and keeps no state to decode with: its model reads a text as a whole")
         if past_key_values is None:
             x, rope, mask, back = self.lay_out(hidden_states, position_embeddings, position_ids, token_mask)
             return back(self.mix(x, rope, mask, None)[0]), None

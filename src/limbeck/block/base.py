@@ -142,6 +142,8 @@ class Mixer(Block):
     place: ClassVar[Literal["mixer", "mlp"]] = "mixer"
     constant: ClassVar[bool] = True
     """Claim: while it decodes its state has the same size after any number of positions."""
+    causal: ClassVar[bool] = True
+    """Claim: what comes later changes nothing before it. One that looks ahead keeps no state, and cannot decode."""
 
     @abstractmethod
     def spec(self, shape: Shape) -> dict[str, Any]: ...

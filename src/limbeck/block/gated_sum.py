@@ -4,7 +4,7 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from limbeck.block.base import AnyMixer, Attention, Mixer, Shape
@@ -39,6 +39,12 @@ class GatedSum(Mixer):
     @property
     def constant(self) -> bool:  # type: ignore[override]
         return self.first.constant and self.second.constant
+
+    @model_validator(mode="after")
+    def both_look_back(self) -> "GatedSum":
+        if not (self.first.causal and self.second.causal):
+            raise ValueError("first and second: mixers that look back alone; write {kind: bidirectional, mixer: {kind: gated_sum}} around both")
+        return self
 
     @classmethod
     def example(cls) -> "GatedSum":

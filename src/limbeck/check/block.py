@@ -54,6 +54,13 @@ def mixer_of(block: Block) -> Mixer:
     return block
 
 
+def decoding(block: Block) -> Mixer:
+    mixer = mixer_of(block)
+    if not mixer.causal:
+        raise NotClaimed("it looks ahead, and keeps no state")
+    return mixer
+
+
 def cut(rope: tuple[Tensor, Tensor], some: slice) -> tuple[Tensor, Tensor]:
     return rope[0][:, some], rope[1][:, some]
 
@@ -99,26 +106,28 @@ def described(block: Block, seed: int = 0) -> None:
 @over_choices
 def forms_agree(block: Block, seed: int = 0) -> None:
     """All positions at once, one after the other, and the matrix that mixes them give the same, in double and in single precision."""
-    mixer_of(block)
+    mixer = mixer_of(block)
     for dtype, tolerance in TOLERANCE.items():
         module, _ = made(block, seed, dtype)
         x, rope = heard(seed, dtype)
         with torch.no_grad():
             y, _ = module.mix(x, rope, None, None)
-            steps, _ = stepwise(module, x, rope)
             matrix, values = module.materialize(x, rope, None)
             whole = module.output(matrix.to(values.dtype) @ values, x)
         name = str(dtype).removeprefix("torch.")
-        close(steps, y, tolerance, f"in {name}, one position after the other against all at once")
         close(whole, y, tolerance, f"in {name}, the matrix against all at once")
-        assert not matrix.triu(1).any(), "the matrix looks ahead"
+        if mixer.causal:
+            with torch.no_grad():
+                steps, _ = stepwise(module, x, rope)
+            close(steps, y, tolerance, f"in {name}, one position after the other against all at once")
+        assert bool(matrix.triu(1).any()) != mixer.causal or not matrix.any(), "the matrix looks ahead, or does not, other than it claims"
 
 
 @contract
 @over_choices
 def goes_on(block: Block, seed: int = 0) -> None:
     """From the state of the first positions it goes on as if it had heard all at once, wherever they are cut, and ends in the same state."""
-    mixer_of(block)
+    decoding(block)
     module, _ = made(block, seed)
     x, rope = heard(seed)
     with torch.no_grad():
@@ -138,7 +147,7 @@ def goes_on(block: Block, seed: int = 0) -> None:
 @over_choices
 def constant_state(block: Block, seed: int = 0) -> None:
     """Where claimed: the state takes as many bytes after many positions as after few, and as many as its formula says."""
-    mixer = mixer_of(block)
+    mixer = decoding(block)
     module, _ = made(mixer, seed, torch.float32)
     sizes = []
     for length in (2, LENGTH, 4 * LENGTH):
@@ -156,14 +165,23 @@ def constant_state(block: Block, seed: int = 0) -> None:
 @contract
 @over_choices
 def looks_back_only(block: Block, seed: int = 0) -> None:
-    """What comes later changes nothing before it."""
-    mixer_of(block)
+    """Where claimed: what comes later changes nothing before it. A mixer that looks ahead says so, and refuses to decode."""
+    mixer = mixer_of(block)
     module, _ = made(block, seed)
     x, rope = heard(seed)
     other = x.clone()
     other[:, LENGTH // 2 :] += 1
     with torch.no_grad():
         a, b = (module.mix(some, rope, None, None)[0] for some in (x, other))
+    if not mixer.causal:
+        assert not torch.allclose(a[:, : LENGTH // 2], b[:, : LENGTH // 2]), "claims to look ahead, and does not"
+        for refused in (lambda: module.step(x[:, :1], cut(rope, slice(1)), None, None), lambda: module(x, rope, past_key_values=object())):
+            try:
+                refused()
+            except ValueError:
+                continue
+            raise AssertionError("it looks ahead, and yet takes part in decoding")
+        return
     close(b[:, : LENGTH // 2], a[:, : LENGTH // 2], TOLERANCE[a.dtype], "before the change")
     assert not a.any() or not torch.allclose(a[:, LENGTH // 2 :], b[:, LENGTH // 2 :]), "nothing depends on what it hears"
 
@@ -229,6 +247,8 @@ def converted(block: Block, seed: int) -> Any:
 @over_choices
 def decodes(block: Block, seed: int = 0) -> None:
     """With a cache, transformers' `generate` writes what it writes without: alone, in a batch padded on the left, read in pieces, with beams."""
+    if isinstance(block, Mixer):
+        decoding(block)
     module = converted(block, seed)
     first, second = torch.arange(5, 14)[None], torch.arange(30, 35)[None]
     end = TOKENIZER.pad_token_id

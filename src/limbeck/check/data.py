@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 from limbeck.check.contract import NotClaimed, contract
-from limbeck.check.models import SIDE, WORDS, classifier, family_of, pictures
+from limbeck.check.models import SIDE, SIZES, WORDS, classifier, family_of, pictures
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
@@ -24,6 +24,7 @@ from limbeck.endpoint import Ask, Reply
 from limbeck.errors import LimbeckError
 from limbeck.export._png import png
 from limbeck.model.base import Models, Role
+from limbeck.model.loading import named_tokenizer
 from limbeck.numerics import Streams
 from limbeck.signals import Row
 from limbeck.text.bytes_tokenizer import ByteTokenizer
@@ -77,11 +78,22 @@ def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", ne
         if files != "none":
             write(base, records() + [dict.fromkeys(records()[0])] * (files == "broken"))
         student: Role = classifier()
-        if "pixels" not in inputs:
-            student = family_of("llama", 0, context=CONTEXT)
+        teacher = student
+        if "ids" in inputs:
+            student, teacher = masked("nucleotides"), masked("kmer6")
+        elif "pixels" not in inputs:
+            student = teacher = family_of("llama", 0, context=CONTEXT)
             student.tokenizer = Chatting()
         extra = {"send": oracle, "responses": base / ".responses"}
-        yield Place(Models({"student": student, "teacher": student}), Streams(seed), base=str(base), extra=extra, live=True)
+        yield Place(Models({"student": student, "teacher": teacher}), Streams(seed), base=str(base), extra=extra, live=True)
+
+
+def masked(name: str) -> Role:
+    """A model that sees both sides of a position, with a tokenizer of that name."""
+    tokenizer = named_tokenizer(name)
+    role = family_of("bert", 0, context=CONTEXT // 1024, vocab=max(SIZES["vocab"], len(tokenizer)))
+    role.tokenizer = tokenizer
+    return role
 
 
 def oracle(ask: Ask) -> Reply:
@@ -101,6 +113,7 @@ def write(base: Path, found: list[dict[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     write_pictures(base, broken=len(found) > NUM)
+    write_sequences(base, broken=len(found) > NUM)
     for name, some in (("a", found[: NUM // 2]), ("b", found[NUM // 2 :])):
         (base / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in some), encoding="utf-8")
         (base / f"{name}.json").write_text(json.dumps(some), encoding="utf-8")
@@ -109,6 +122,18 @@ def write(base: Path, found: list[dict[str, Any]]) -> None:
         (base / f"{i:02d}.txt").write_text(record["text"], encoding="utf-8")
     write_collection(base / "search", found[:NUM])
     (base / "all.csv").write_text("text,label\n" + "".join(f'"{record["text"]}",{record["label"]}\n' for record in found[:NUM]), encoding="utf-8")
+
+
+def sequence(i: int) -> str:
+    """Letters of DNA, as many as no tokenizer of several letters cuts evenly; an unknown one among them."""
+    return "".join("ACGT"[(i + k * k // 3 + k) % 4] for k in range(20 + i % 7)) + "N" + "ACG" * (i % 5 + 1)
+
+
+def write_sequences(base: Path, broken: bool) -> None:
+    """Sequences as a FASTA file, some in lower case, one perhaps with letters that are none."""
+    found = [(sequence(i) * 3).lower() if i % 4 == 0 else sequence(i) * 3 for i in range(NUM)]
+    found[0] += "XYZ" * broken
+    (base / "genome.fa").write_text("".join(f">chr{i} example\n{text}\n" for i, text in enumerate(found)), encoding="utf-8")
 
 
 def write_pictures(base: Path, broken: bool) -> None:
@@ -141,6 +166,8 @@ def examples(step: Step) -> tuple[Row, ...]:
     """Rows whose windows the step can change."""
     if "pixels" in step.inputs:
         return pictures()
+    if "ids" in step.inputs:
+        return tuple(Row(f"sequence-{i}", {"text": sequence(i)}) for i in range(NUM))
     return tuple(Row(f"text-{i}", {"text": record["text"]}) for i, record in enumerate(records()))
 
 

@@ -93,11 +93,17 @@ def say(
         for name in names(objective, seat, choose):
             num = rows.signals(objective.role(seat), {}).num(unit_of(name))
             x = value(name, num, OWN[0] if seat in alike else OWN[i % len(OWN)], same if seat in alike else random, torch.float64)
+            x = asked(rows.view(objective.role(seat))) if name == "asked" else x
             if seat in alike and floats(x) and gap:
                 x = x + gap * value(name, num, OWN[0], random, torch.float64)
             values[name] = leaf((x * scale).to(dtype), seat == objective.teaches) if floats(x) else x
         out[objective.role(seat)] = rows.signals(objective.role(seat), values)
     return out
+
+
+def asked(view: View) -> Tensor:
+    """Which positions are targets."""
+    return torch.zeros(len(view.inputs["ids"]), dtype=torch.bool).index_fill(0, view.targets, True)
 
 
 def floats(x: Any) -> bool:

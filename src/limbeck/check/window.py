@@ -40,7 +40,8 @@ def uses(component: Component) -> dict[str, Any]:
     if component.room == "forward":
         objectives = ForwardKL(), HiddenMSE(layers=(1, 2))  # type: ignore[call-arg]
         return {"forward": component, "objective": objectives, "width": SIZES["width"]}  # of one width: blocks may hear each other's input
-    chunks = ChunkLikelihood(), SortedL1(), HybridL1(), ForwardKL(per="chunk")  # type: ignore[call-arg]
+    states = HiddenMSE(signal="chunk_hidden")  # type: ignore[call-arg]
+    chunks = ChunkLikelihood(), SortedL1(), HybridL1(), ForwardKL(per="chunk"), states  # type: ignore[call-arg]
     made = [o for o in chunks if not set(component.requires("student", o.needs["student"])) & set(o.needs["student"])]  # type: ignore[attr-defined]
     return {"align": (component,), "objective": (ForwardKL(), HiddenMSE(layers=(0, 1)), *made)}  # type: ignore[call-arg]
 

@@ -29,7 +29,7 @@ def chat(folder: Path, new_tokens: int) -> None:
         raise Refused("run", str(folder), "a run with a teacher", "none", "limbeck show " + folder.name)
     teacher = Cast(recipe, Cache(), base_of(folder)).originals["teacher"]
     student = as_role(open_pretrained(f"path:{folder / 'student'}", cache=Cache()))
-    if student.tokenizer is None:
+    if student.tokenizer is None or "text" not in student.offers:
         raise Refused("run", str(folder), "a student that reads and writes text", "one that does not", f"limbeck evaluate {folder.name}")
     roles = {"teacher": teacher, "student": student} if teacher.at_hand else {"student": student}
     out, messages = console(), []

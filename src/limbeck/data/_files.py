@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +20,14 @@ def kind_of(source: Source) -> str:
 
 
 def find(pattern: str, base: str, kind: str) -> list[Path]:
-    """The files of a pattern, sorted by name; relative ones start at `base`.
+    """The files of a pattern, sorted by name; relative ones start at `base`, those of `package:NAME/PATTERN` at the folder of that package.
 
     Raises:
-        Refused: if there is none.
+        Refused: if there is none; `package`, where that is not installed.
     """
+    if pattern.startswith("package:"):
+        name, _, pattern = pattern.removeprefix("package:").partition("/")
+        base = package_folder(name, kind)
     root, names = Path(base), []
     try:
         names = [pattern] if (root / pattern).is_file() else glob.glob(pattern, root_dir=root, recursive=True)
@@ -35,6 +39,15 @@ def find(pattern: str, base: str, kind: str) -> list[Path]:
         do = f"write {pattern.rstrip('/')}/* for the files in it" if folder else "correct path; a relative one starts at the folder of the recipe"
         raise Refused("data", f"data {kind}  path: {short(pattern)}", "at least one file", "a folder" if folder else "none", do)
     return files
+
+
+def package_folder(name: str, kind: str) -> str:
+    """The folder of an installed package; none of its code is run."""
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or found.origin is None:
+        do = f"pip install {short(name)}"
+        raise Refused("package", f"data {kind}  path: package:{short(name)}", "an installed package", "none of this name", do, 3)
+    return str(Path(found.origin).parent)
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class AlignedBytes(Evaluator):
             if found:
                 share = sum(one.inside for one in found) / max(1, sum(one.asked for one in found))
                 out[name] = {"aligned_bytes": share, "rows_without_chunks": sum(not one.chunks for one in found)}
-            if "teacher" in exam.subjects and any(one.chunks for one in found):
+            told = all(exam.table(who).label_logprob is not None for who in (name, "teacher") if who in exam.subjects)  # masked models say nothing
+            if "teacher" in exam.subjects and any(one.chunks for one in found) and told:
                 apart[name] = Apart.of([one.chunks for one in found], name, exam)
                 out[name] |= figures(apart[name].gap, apart[name])
         if "student" in apart and exam.table("student").kl is None:  # where there is one, agreement tells

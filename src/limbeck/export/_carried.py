@@ -32,7 +32,8 @@ def carry(module: Any, folder: Path) -> None:
         wanted |= beside
         written.add(name)
     values = read_json(folder / "config.json")
-    classes = {"AutoConfig": f"modeling_hybrid.{type(module.config).__name__}", "AutoModelForCausalLM": f"modeling_hybrid.{type(module).__name__}"}
+    auto = "AutoModelForCausalLM" if anatomy(module).causal else "AutoModelForMaskedLM"
+    classes = {"AutoConfig": f"modeling_hybrid.{type(module.config).__name__}", auto: f"modeling_hybrid.{type(module).__name__}"}
     write_json(folder / "config.json", {**values, "auto_map": classes})
 
 

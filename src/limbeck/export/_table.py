@@ -38,7 +38,7 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
         figure_row(summary, "Gap to the teacher's log-probability, nats/stretch", ("chunk_gap",), ("chunk_gap_error",)),
         figure_row(summary, "Bits per byte, held-out", ("bits_per_byte",), ("bits_per_byte_error",)),
     ]
-    unit_word = "row" if unit == "token" else unit
+    unit_word = "row" if unit in ("token", "position") else unit
     if rows[-1] is None and unit == "token":
         rows.append(figure_row(summary, "Perplexity, held-out", ("perplexity",), ("perplexity_error",)))
     compared = summary.get("similarity")

@@ -80,7 +80,7 @@ def alone(summary: Mapping[str, Any]) -> str:
 
 def other_baseline(summary: Mapping[str, Any]) -> str:
     """The baseline that this run could have had."""
-    return "text_only" if word(summary, "unit", "token") in TEXT_UNITS else "labels_only"
+    return "text_only" if word(summary, "unit", "token") in (*TEXT_UNITS, "position") else "labels_only"
 
 
 def closeness(summary: Mapping[str, Any]) -> str | None:

@@ -131,6 +131,7 @@ def render(
         elsewhere=grid(told, "elsewhere", ("where", "teacher", "student", "unit")),
         samples=shown,
         pictures=[found for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (found := picture(x))],
+        writes=word(told, "unit", "token") != "position",
         num_first=FIRST_SAMPLES,
         checks=[(x.get("open") is True, scalar(x.get("name"), 100), scalar(x.get("result"), 300)) for x in entries(told, "checks")[:MOST_LINES]],
         about=scalar(told.get("about"), 500),

@@ -21,6 +21,7 @@ from limbeck.store import home
 
 PARTS = {
     "body": "the model without its head",
+    "before_head": "what some families put between the final state and the head",
     "head": "final state to logits, scores or labels",
     "embedding": "token ids to vectors",
     "position": "learned positions",
@@ -65,6 +66,7 @@ class Places(Document):
 
     body: str = ""
     """Empty where the class is the body itself."""
+    before_head: str | None = None
     head: str | None = None
 
 
@@ -110,7 +112,8 @@ class Anatomy:
 
     def has(self, part: str) -> bool:
         """Whether this class has such a part."""
-        return part == "body" or part in self.family.parts or part == "head" and self.places.head is not None
+        of_class = {"head": self.places.head, "before_head": self.places.before_head}
+        return part == "body" or part in self.family.parts or of_class.get(part) is not None
 
     def path(self, part: str, layer: int | None = None) -> str:
         """The path of a part for `get_submodule`; of block `layer` (from 0) where it belongs to one.
@@ -139,8 +142,8 @@ class Anatomy:
             return self.places.body
         if not self.has(part):
             raise Refused("part", f"{self.model_class}  {part}", "a part of this class: " + ", ".join(self.parts), quoted(part), "name one of these")
-        if part == "head":
-            return str(self.places.head)
+        if part in ("head", "before_head"):
+            return str(self.places.head if part == "head" else self.places.before_head)
         found = self.family.parts[part]
         path = found if isinstance(found, str) else found.path
         return f"{self.places.body}.{path}" if self.places.body else path
@@ -259,7 +262,7 @@ def read_family(path: Path) -> Family:
         raise Refused("family", str(path), error.expected, error.got, "correct this file") from None
     family = validate(Family, values, str(path))
     for part in family.parts:
-        if part not in PARTS or part in ("body", "head"):
+        if part not in PARTS or part in ("body", "before_head", "head"):
             raise Refused("family", f"{path}  parts", "one of " + ", ".join(PARTS), quoted(part), "rename it; body and head stand under classes")
     if family.family != path.stem or not family.classes:
         raise Refused("family", str(path), f"family: {path.stem}, and at least one class", quoted(family.family), "correct this file")

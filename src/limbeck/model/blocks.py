@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from limbeck.block.base import Attention, Mlp, MlpShape, Shape
 from limbeck.errors import Refused
-from limbeck.model.anatomy import anatomy
+from limbeck.model.anatomy import Anatomy, anatomy
 from limbeck.model.base import Role
 from limbeck.model.text import Text
 
@@ -24,6 +24,25 @@ def causal(role: Role, where: str) -> Text:
     return role
 
 
+def convertible(role: Role, where: str) -> Text:
+    """The role, if its attention can be replaced.
+
+    Raises:
+        Refused: `family`, where the family does not let attention stand alone.
+    """
+    if not isinstance(role, Text) or not role.anatomy.has("head") or not stands_alone(role.anatomy):
+        got = role.anatomy.family.family if isinstance(role, Text) else type(role.module).__name__
+        expected = "a causal language model, or a masked one whose attention stands alone between norm and sum, of a family whose parts are known"
+        raise Refused("family", where, expected, got, "start from such a model")
+    return role
+
+
+def stands_alone(found: Anatomy) -> bool:
+    """Whether a family's mixer is its attention alone, with neither a norm around it nor the sum with what it has heard."""
+    path, inside = found.pattern("mixer") + ".", ("query", "key", "value", "output", "query_norm", "key_norm")
+    return not any(found.pattern(part).startswith(path) for part in found.parts if part not in inside)
+
+
 def attention_of(module: Any, layer: int) -> Attention:
     """The attention of block `layer` (from 0) of a stock model, as views of its weights.
 
@@ -32,7 +51,7 @@ def attention_of(module: Any, layer: int) -> Attention:
     """
     found = anatomy(module)
     part, where = module.get_submodule(found.path("mixer", layer)), f"block {layer}"
-    if not hasattr(part, "scaling"):
+    if not hasattr(part, "scaling") and not hasattr(part, "is_causal"):
         raise Refused("part", where, "the attention of its family", type(part).__name__, "leave out this block: it was converted before")
     config = module.config
     odd = [name for name in ("scale_attn_by_inverse_layer_idx", "attn_logit_softcapping") if getattr(config, name, None)]
@@ -46,7 +65,7 @@ def attention_of(module: Any, layer: int) -> Attention:
         heads=found.size(config, "heads"),
         kv_heads=found.size(config, "kv_heads"),
         head_dim=found.size(config, "head_dim"),
-        scale=float(part.scaling),
+        scale=float(getattr(part, "scaling", None) or found.size(config, "head_dim") ** -0.5),
         bias=biases["query"] is not None,
         out_bias=biases["output"] is not None,
         rotary=not found.has("position"),

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, Refused
 from limbeck.model.anatomy import family_files, read_family
-from limbeck.model.folder import Folder
+from limbeck.model.folder import Folder, is_hybrid
 from limbeck.model.headers import corrupt, quoted
 from limbeck.model.packed import CONFIG, Scheme, scheme_of, unpacked
 from limbeck.model.quantised import quantise
+from limbeck.text.nucleotides import NAMES as NUCLEOTIDES
+from limbeck.text.nucleotides import nucleotide_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 BYTES_KEY = "limbeck_tokenizer"
@@ -79,7 +81,8 @@ def model_class(config: Any, where: str) -> Any:
             return named
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSIFIERS
 
-    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, CLASSIFIERS, transformers.MODEL_MAPPING):
+    masked = transformers.MODEL_FOR_MASKED_LM_MAPPING
+    for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, CLASSIFIERS, *((masked,) if is_hybrid(config) else ()), transformers.MODEL_MAPPING):
         if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found
@@ -167,15 +170,17 @@ def bytes_tokenizer() -> Any:
 
 def tokenizer_names() -> tuple[str, ...]:
     """Names of the tokenizers that limbeck brings along."""
-    return ("bytes", *sorted(file.stem for file in SHIPPED.glob("*.json")))
+    return ("bytes", *sorted([*(file.stem for file in SHIPPED.glob("*.json")), *NUCLEOTIDES]))
 
 
 def named_tokenizer(name: str) -> Any:
-    """The tokenizer of such a name: bytes; python_4k, byte-level BPE made from the topics of Python's help."""
+    """The tokenizer of such a name: bytes; python_4k, byte-level BPE made from the topics of Python's help; nucleotides and kmer6, for DNA."""
     from transformers import PreTrainedTokenizerFast
 
     if name == "bytes":
         return bytes_tokenizer()
+    if name in NUCLEOTIDES:
+        return nucleotide_tokenizer(NUCLEOTIDES[name])
     return PreTrainedTokenizerFast(tokenizer_file=str(SHIPPED / f"{name}.json"), bos_token="<s>", eos_token="</s>")
 
 

@@ -61,7 +61,7 @@ class Text(Role):
     stands in its place, mixes the positions of a row.
     """
 
-    offers = frozenset({"text", "logits", "label", "target_logprob", "boundary_logprob", "mixing"}) | LAYERED
+    offers = frozenset({"text", "logits", "label", "asked", "target_logprob", "boundary_logprob", "mixing"}) | LAYERED
 
     def __init__(self, module: nn.Module, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
         super().__init__(module)
@@ -72,10 +72,11 @@ class Text(Role):
         self.hear_parts()
 
     def hear_parts(self) -> None:
-        """Offers the inside of attention only where every block has attention as its family builds it."""
+        """Offers the inside of attention only where every block has attention as its family builds it, and text only where it can write."""
         place = self.anatomy.place("mixer")
         other = any(place in parts for parts in getattr(self.module.config, "layer_parts", None) or ())
-        self.offers, self.lacks = (self.offers | self.lacks) - (INSIDE if other else set()), INSIDE if other else frozenset()
+        lacks = (INSIDE if other else frozenset()) | (frozenset() if self.anatomy.causal else {"text"})
+        self.offers, self.lacks = (self.offers | self.lacks) - lacks, lacks
 
     def renumbered(self, keep: Sequence[int]) -> "Text":
         """Itself, after some blocks have gone: what it remembers of those that stay goes by their new numbers."""
@@ -136,8 +137,10 @@ class Text(Role):
         targets = view.targets
         out: dict[str, Any] = {name: flat(x) for name, x in heard.items()}
         out |= {name: by_position(matrix, view, flat) for name, matrix in matrices.items()}
-        out["label"] = view.inputs["ids"][targets]
-        out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())  # the label shift, in this one place
+        out["label"] = view.inputs.get("original", view.inputs["ids"])[targets]
+        out["asked"] = torch.zeros_like(view.inputs["ids"], dtype=torch.bool).index_fill(0, targets, True)
+        final = self.before_head(final[targets - view.shift])  # the label shift, in this one place
+        out["logits"] = Logits(final, self.head, torch.is_grad_enabled())
         if "target_logprob" in names or "boundary_logprob" in names:
             boundary = self.boundary(view.device) if "boundary_logprob" in names else None
             out |= zip(("target_logprob", "boundary_logprob"), of_labels(out["logits"], out["label"], boundary).unbind(-1), strict=False)
@@ -152,6 +155,10 @@ class Text(Role):
         """The model without its head."""
         extra = {"use_cache": False} if self.anatomy.causal else {}
         return self.module.get_submodule(self.anatomy.path("body"))(**inputs, **extra)
+
+    def before_head(self, final: Tensor) -> Tensor:
+        """Final hidden states as the head reads them."""
+        return self.module.get_submodule(self.anatomy.path("before_head"))(final) if self.anatomy.has("before_head") else final
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
@@ -171,10 +178,12 @@ class Text(Role):
             return lambda x: x[0, :0], lambda x: x.new_zeros(1, 1, *x.shape[1:]), {"input_ids": one}
         longest, num = int(lengths.max()), view.num_rows
         self.fits([longest], [f"{int(lengths.argmax())} of a window"])  # a view may have been made for another role
-        if self.layout != "packed" and len(ids) == num * longest:  # equal lengths: nothing to mask
+        seen = view.inputs.get("seen")
+        if self.layout != "packed" and len(ids) == num * longest and seen is None:  # equal lengths: nothing to mask
             shape = (num, longest)
             return lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, shape), {"input_ids": ids.view(shape)}
-        padded = self.layout == "padded" or not self.anatomy.causal or self.layout == "auto" and num * longest * (1 - WASTE) <= len(ids)
+        must = self.layout == "padded" or not self.anatomy.causal or seen is not None
+        padded = must or self.layout == "auto" and num * longest * (1 - WASTE) <= len(ids)
         if not padded:
             return lambda x: x[0], lambda x: x[None], {"input_ids": ids[None], "position_ids": offsets[None]}
         place = (view.rows("pos"), offsets)
@@ -182,4 +191,4 @@ class Text(Role):
         def unflat(x: Tensor) -> Tensor:
             return x.new_zeros(num, longest, *x.shape[1:]).index_put(place, x)
 
-        return lambda x: x[place], unflat, {"input_ids": unflat(ids), "attention_mask": unflat(torch.ones_like(ids))}
+        return lambda x: x[place], unflat, {"input_ids": unflat(ids), "attention_mask": unflat(torch.ones_like(ids) if seen is None else seen.long())}

@@ -15,7 +15,7 @@ from limbeck.component import Choice, Component
 from limbeck.errors import Refused
 from limbeck.numerics import coarsen, completed, log_probs, segment_mean, upcast
 from limbeck.schedule import NonNegative
-from limbeck.signals import Loss, Needs, Signals, TopK, dense
+from limbeck.signals import Loss, Needs, Signals, TopK, dense, unit_of
 
 
 class Objective(Component):
@@ -201,19 +201,20 @@ class AbstractLayers(AbstractByLayer):
 
     project: bool = True
     """A learned linear map into the teacher's width, where the widths differ; without it they must agree."""
-    signal: Literal["hidden", "mixer"] = Field(default="hidden", json_schema_extra={"since": 2})
-    """hidden: what blocks say; mixer: what attention says by itself, or what stands in its place."""
+    signal: Literal["hidden", "mixer", "chunk_hidden"] = Field(default="hidden", json_schema_extra={"since": 2})
+    """hidden: what blocks say; mixer: what attention says by itself, or what stands in its place; chunk_hidden: what blocks say of stretches that two
+    tokenizers both cut out, see `visible_chunks`."""
 
     @property
     def unit(self) -> str:
-        return "pos"
+        return unit_of(self.signal)
 
     @property
     def compared(self) -> str:
         return self.signal
 
     @abstractmethod
-    def distance(self, a: Float[Tensor, "pos dim"], b: Float[Tensor, "pos dim"]) -> Float[Tensor, " pos"]:
+    def distance(self, a: Float[Tensor, "unit dim"], b: Float[Tensor, "unit dim"]) -> Float[Tensor, " unit"]:
         """Distance of the (mapped) student state a from the teacher state b, in float32."""
 
     def build(self, example: Mapping[str, Signals]) -> nn.Module | None:
@@ -230,7 +231,7 @@ class AbstractLayers(AbstractByLayer):
             )
         return nn.ModuleList(nn.Identity() if a == b else nn.Linear(a, b, bias=False) for a, b in pairs)
 
-    def values(self, student: Signals, teacher: Signals, learned: Any = None) -> Float[Tensor, " pos"]:
+    def values(self, student: Signals, teacher: Signals, learned: Any = None) -> Float[Tensor, " unit"]:
         names = self.names(student)
         maps = learned if learned is not None else [nn.Identity()] * len(names)
         each = [self.distance(f(upcast(student[n])), upcast(teacher[n])) for f, n in zip(maps, names, strict=True)]

@@ -7,6 +7,7 @@ from torch import nn
 
 from limbeck.numerics import segment_sum, upcast
 from limbeck.objective.base import AbstractLayers
+from limbeck.signals import unit_of
 
 
 class HiddenNMSE(AbstractLayers):
@@ -36,7 +37,7 @@ class HiddenNMSE(AbstractLayers):
         return (a - b).square().mean(-1)
 
     def values(self, student, teacher, learned=None):
-        names, rows, num = self.names(student), student.rows["pos"], student.num("row")
+        names, rows, num = self.names(student), student.rows[unit_of(self.signal)], student.num("row")
         maps = learned if learned is not None else [nn.Identity()] * len(names)
         each = []
         for f, name in zip(maps, names, strict=True):

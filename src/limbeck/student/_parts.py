@@ -45,12 +45,23 @@ def exact(role: Text) -> None:
 
 def begun(block: Block, role: Text, layer: int, seed: int = 0) -> Begun:
     """The part that a block describes, for one block of a model, as it begins; what is new in it is drawn by the seed, whatever else was drawn."""
+    sees_alike(block, role)
     taught: Any = attention_of(role.module, layer) if isinstance(block, Mixer) else mlp_of(role.module, layer)
     spec, like = block.spec(taught.shape), next(iter(taught.weights.values()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Streams(seed).number(block.place, layer))
         module = module_of(spec, layer).to(like)
     return Begun(block, spec, module.train(role.module.training), block.begin(module, taught))
+
+
+def sees_alike(block: Block, role: Text) -> None:
+    """Refuses a mixer that looks ahead in a causal model, and one that looks back alone in another one."""
+    if isinstance(block, Mixer) and not isinstance(block, SILENT) and block.causal != role.anatomy.causal:
+        kind, family = dict(block)["kind"], role.anatomy.family.family
+        got = f"{kind}, which looks back alone, in {family}" if block.causal else f"{kind}, which looks ahead, in {family}"
+        around = f"write mixer: {{kind: bidirectional, mixer: {kind}}}"
+        do = around if block.causal else "write a mixer that looks back alone, such as gated_delta_net"
+        raise Refused("mixer", "student.surgery", "a mixer that sees what attention saw", got, do)
 
 
 def put_parts(role: Text, chosen: Mapping[int, Mapping[str, Begun]]) -> None:

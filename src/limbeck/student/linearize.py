@@ -8,7 +8,7 @@ from limbeck.block.base import AnyMixer
 from limbeck.block.sliding_window import SlidingWindow
 from limbeck.errors import Refused
 from limbeck.model.base import Role
-from limbeck.model.blocks import causal
+from limbeck.model.blocks import convertible
 from limbeck.student._parts import begun, put_parts
 from limbeck.student.base import Surgery
 
@@ -23,6 +23,8 @@ class Linearize(Surgery):
     With mixers that keep a state of constant size, memory no longer grows with the text, and each further token takes the same time. The
     mixer takes over the weights of attention where they fit its formula, and must learn the rest: matrices first, then states, then the end
     (`forward: layerwise`). Blocks that stay attention keep what a state forgets; `restore_attention` finds which. Blocks count from 0.
+
+    In a model that sees both sides of a position, such as ModernBERT, the mixer is `bidirectional`.
 
     The replaced attention is kept beside the role until it is exported, for `restore_attention`.
 
@@ -66,6 +68,6 @@ class Linearize(Surgery):
         return found
 
     def __call__(self, role: Role) -> Role:
-        role = causal(role, WHERE)
+        role = convertible(role, WHERE)
         put_parts(role, {layer: {"mixer": begun(self.mixer, role, layer, self.seed)} for layer in self.converted(role.num_layers)})
         return role

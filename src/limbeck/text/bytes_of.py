@@ -2,11 +2,13 @@
 
 import json
 import re
+from itertools import product
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from limbeck.errors import Refused
 from limbeck.text.bytes_tokenizer import BYTES, ByteTokenizer
+from limbeck.text.nucleotides import letters_of
 from limbeck.text.tokens import PROBES, encoded, state
 
 SPACE = "▁"
@@ -54,7 +56,7 @@ def spelling(tokenizer: Any) -> Spelling | None:
     if tokenizer is None or not getattr(tokenizer, "is_fast", False) or (decoder := tokenizer.backend_tokenizer.decoder) is None:
         return None
     steps = kinds(json.loads(decoder.__getstate__()))
-    if not steps & {"ByteLevel", "Metaspace", SPACE}:
+    if not steps & {"ByteLevel", "Metaspace", SPACE} and letters_of(tokenizer) is None:
         return None
     added, vocabulary = tokenizer.added_tokens_decoder, tokenizer.get_vocab()
     found = [b""] * (max(vocabulary.values(), default=-1) + 1)
@@ -71,7 +73,7 @@ def spelling(tokenizer: Any) -> Spelling | None:
         if i < len(found):
             found[i] = b""
     first = tokenizer.tokenize("a", add_special_tokens=False)[:1]
-    return Spelling(tuple(found), marks, "ByteLevel" not in steps and first != ["a"])
+    return Spelling(tuple(found), marks, "ByteLevel" not in steps and letters_of(tokenizer) is None and first != ["a"])
 
 
 def roles(tokenizer: Any, names: dict[int, str]) -> dict[int, str]:
@@ -99,7 +101,7 @@ def exact(tokenizer: Any, where: str) -> Spelling:
     if found is None:
         do = "use a model with a byte-level or SentencePiece tokenizer (tokenizer.json)"
         raise Refused("tokenizer", where, "a tokenizer whose ids say their bytes", type(tokenizer).__name__, do)
-    for text in TEXTS:
+    for text in texts(tokenizer):
         ids = encoded(text, tokenizer)
         spelled, whole = b"".join(found.bytes[i] for i in ids), text.encode()
         if ids and found.led(ids[0]) and spelled != whole:
@@ -109,6 +111,12 @@ def exact(tokenizer: Any, where: str) -> Spelling:
             raise Refused("tokenizer", where, "a tokenizer that keeps every byte", got, "use a model whose tokenizer does not normalise text")
     KNOWN[tokenizer] = state(tokenizer), found
     return found
+
+
+def texts(tokenizer: Any) -> tuple[str, ...]:
+    """Texts that show whether a tokenizer keeps every byte: of its own letters, where it has no others."""
+    known = letters_of(tokenizer)
+    return TEXTS if known is None else (*sorted(known), "".join(map("".join, product(sorted(known), repeat=4))))
 
 
 def spelled_alike(one: Spelling, other: Spelling) -> tuple[tuple[int, int], ...]:

@@ -106,6 +106,14 @@ def laid(sides: tuple[Piece, Piece], spelled: Sequence[Spelling]) -> Chunks:
     return tuple(c for c in found if all(piece.predicted(place) for places, piece in zip(c, sides, strict=True) for place in places))
 
 
+def beside(one: Sequence[int], other: Sequence[int], spelled: Sequence[Spelling]) -> Chunks:
+    """The shortest stretches of two whole rows that begin and end at the same bytes, as places in the row; none of them holds a mark."""
+    ids, reads = (one, other), [read(side, s) for side, s in zip((one, other), spelled, strict=True)]
+    led = [any(s.led(side[i]) for i in first(range(len(side)), r)) for side, r, s in zip(ids, reads, spelled, strict=True)]
+    chunks = walked(unled(reads[0], reads[1], led[0]), unled(reads[1], reads[0], led[1]))
+    return tuple(chunk for chunk in chunks if reads[0].bytes[chunk[0][0]])
+
+
 def first(run: range, side: Read) -> list[int]:
     """The place of the first token with bytes, if there is one."""
     return [place for place, piece in zip(run, side.bytes, strict=True) if piece][:1]

@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 
 from limbeck.errors import Refused
 from limbeck.signals import Row
+from limbeck.text.nucleotides import check_letters, letters_of
 from limbeck.text.tokens import encoded, fingerprint, specials, state, tokens
 
 READ = ("text", "prompt", "answer", "messages", "tools", "turns", "open")
@@ -85,6 +86,8 @@ def fresh(content: Mapping[str, Any], tokenizer: Any, where: str) -> Encoded:
             answer = encoded(content["answer"], tokenizer) + ([] if content.get("open") else list(after) or eos)
         return prompt + answer, [False] * len(prompt) + [True] * len(answer)
     if "text" in content:
+        if (known := letters_of(tokenizer)) is not None:
+            check_letters(content["text"], known, where)
         ids = encoded(content["text"], tokenizer, special=True)
         return ids, [True] * len(ids)
     raise Refused("row", where, "text, prompt and answer, or messages", ", ".join(content) or "none of them", "add a data step that writes text")

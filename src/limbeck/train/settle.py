@@ -189,9 +189,10 @@ def match(needs: Needs, offers: Needs, align: Sequence[Align], where: str) -> tu
             pick = next((n for n in (first, *others) if all({r, r.split(".")[0]} & set(offers[role]) for r in raw(align, role, (n,)))), None)
             if pick is None:
                 do = "use an objective that needs less (limbeck list objective), or a teacher that offers more"
-                if first in VOCABULARY and unit_of(first) == "chunk" and raw(align, role, (first,)) == (first,):
+                if first.split(".")[0] in VOCABULARY and unit_of(first) == "chunk" and raw(align, role, (first,)) == (first,):
                     either = " or by_position" if first in ("last_logits", "lead_logprob") else ""
-                    do = f"{'write' if any(a.crosses for a in align) else 'add'} align: byte_chunks{either}"
+                    which = "visible_chunks" if first.startswith("chunk_hidden") else f"byte_chunks{either}"
+                    do = f"{'write' if any(a.crosses for a in align) else 'add'} align: {which}"
                 raise Refused("need", where, f"{name} of {role}", f"it offers {', '.join(offers[role])}", do, code=3)
             if pick != first:
                 notes.append(f"{where}: approximate: {pick} of {role} in place of {first}")
