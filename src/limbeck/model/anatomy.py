@@ -22,6 +22,7 @@ from limbeck.store import home
 PARTS = {
     "body": "the model without its head",
     "head": "final state to logits, scores or labels",
+    "front": "waveform to one vector a frame",
     "embedding": "token ids to vectors",
     "position": "learned positions",
     "token_type": "learned segment vectors",
