@@ -113,7 +113,7 @@ def scale(sound: Wave, noise: Wave, ratio: float) -> float:
 def echoed(sound: Wave, answer: Wave) -> Wave:
     """A sound in a room, as long as it was, with its direct path where it was and as loud."""
     peak, number = int(answer.abs().argmax()), len(sound)
-    size = number + len(answer) - 1
+    size = 1 << (number + len(answer) - 2).bit_length()  # a power of two: other sizes can take many times as long
     whole = torch.fft.irfft(torch.fft.rfft(sound.double(), size) * torch.fft.rfft(answer.double() / answer[peak].double(), size), size)
     return whole[peak : peak + number].to(sound.dtype)
 
