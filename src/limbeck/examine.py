@@ -88,7 +88,7 @@ class Examiner:
     def closeness(self, student: Role) -> str | None:
         """The evaluator that tells how close a student, of which only the tokenizer matters, is to the teacher; None without one."""
         if self.teacher is None or not predicts(self.teacher):
-            return None if self.teacher is None else "ranking"
+            return None if self.teacher is None else "probe" if self.teacher.represents else "ranking"
         return "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes"
 
     def table(self, subject: str) -> Table:
@@ -112,6 +112,7 @@ class Examiner:
         """What tells how close a student is, and what one entry of its table is called."""
         table = self.table("start") if self.rows.held_out else None
         unit = "token" if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else "token"
+        unit = "clip" if table is not None and "wave" in self.rows.held_out[0].content else unit
         return {"closeness": self.closeness(student), "unit": unit}
 
     def seconds_a_target(self, subject: str) -> float:

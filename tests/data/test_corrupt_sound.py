@@ -15,9 +15,10 @@ from pydantic import ValidationError
 
 from limbeck.check.models import clips, hearing_model, pair
 from limbeck.data.base import Place
-from limbeck.data.corrupt_sound import CorruptSound, echoed, files, room, scale
+from limbeck.data.corrupt_sound import CorruptSound, echoed, files, room
 from limbeck.errors import Refused
 from limbeck.model.base import Models
+from limbeck.model.waves import noise_scale
 from limbeck.numerics import Streams
 from limbeck.schedule.linear import Linear
 from limbeck.signals import Batch, Row
@@ -158,7 +159,7 @@ def test_silence_stays_silent_and_nothing_is_not_a_number() -> None:
     rows = (replace(clips()[0], content={**clips()[0].content, "wave": torch.zeros(400)}),)
     for number in range(6):
         assert torch.equal(window(CorruptSound(), number, rows).view("student").inputs["wave"], torch.zeros(400))
-    assert scale(torch.ones(4), torch.zeros(4), 0) == 0
+    assert noise_scale(torch.ones(4), torch.zeros(4), 0) == 0
 
 
 def test_rows_without_sound_a_role_that_is_not_there_and_ratios_the_wrong_way_round_are_refused() -> None:

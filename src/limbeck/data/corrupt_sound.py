@@ -15,6 +15,7 @@ from limbeck.component import short
 from limbeck.data._sounds import CODED, BadSound, heard, resampled
 from limbeck.data.base import Place, Step
 from limbeck.errors import Refused
+from limbeck.model.waves import noise_scale
 from limbeck.schedule import Scalar, Share
 from limbeck.signals import Batch
 
@@ -100,14 +101,8 @@ class CorruptSound(Step):
                 noise = one.repeat(-(-len(wave) // len(one)))[first : first + len(wave)]
             else:
                 noise = torch.randn(len(wave), generator=draw, device="cpu")
-            heard_now = heard_now + noise * scale(heard_now, noise, ratio)
+            heard_now = heard_now + noise * noise_scale(heard_now, noise, ratio)
         return heard_now.to(wave)
-
-
-def scale(sound: Wave, noise: Wave, ratio: float) -> float:
-    """What a noise is multiplied by, so that a sound is so many dB above it; 0 beside silence, or of it."""
-    of_sound, of_noise = (float(x.double().square().mean()) for x in (sound, noise))
-    return (of_sound / (of_noise * 10 ** (ratio / 10))) ** 0.5 if of_noise > 0 else 0.0
 
 
 def echoed(sound: Wave, answer: Wave) -> Wave:
