@@ -15,6 +15,7 @@ from limbeck.data.base import Rows
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import predicts, score
 from limbeck.evaluate.base import Exam, Table
+from limbeck.export import _wav
 from limbeck.export._png import data_uri
 from limbeck.model.base import Models, Role
 from limbeck.numerics import Streams
@@ -207,6 +208,8 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
     rows = examiner.rows.held_out
     if rows and "pixels" in rows[0].content:
         return answered(examiner, seed)
+    if rows and "wave" in rows[0].content:
+        return played(rows, seed)
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples")).tolist()[:num]
     out: list[dict[str, Any]] = [{"prompt": ""} for _ in pick]
     for subject in ("teacher", "student"):
@@ -241,6 +244,12 @@ def answered(examiner: Examiner, seed: int, num: int = 24) -> list[dict[str, Any
         shown = {subject: names.get(label) or str(label) for subject, label in said.items()}
         out.append({"image": data_uri(rows[i].content["pixels"]), "label": rows[i].tag or str(rows[i].content.get("label", "")), **shown})
     return out
+
+
+def played(rows: Sequence[Row], seed: int, num: int = 10) -> list[dict[str, Any]]:
+    """Held-out sounds, drawn by seed and not chosen, with their class."""
+    pick = torch.randperm(len(rows), generator=Streams(seed)("samples"))[:num].sort().values.tolist()
+    return [{"sound": _wav.data_uri(rows[i].content["wave"], rows[i].content["rate"]), "label": rows[i].tag} for i in pick]
 
 
 def continued(role: Role, ids: Int[Tensor, " pos"], new_tokens: int) -> Int[Tensor, " new"]:

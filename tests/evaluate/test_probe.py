@@ -53,7 +53,7 @@ def test_classes_that_show_in_the_states_are_read_and_random_ones_are_not() -> N
 def test_noise_takes_away_what_it_should_and_louder_noise_takes_more() -> None:
     found = Probe(ratios=(-20, 0, 40))(exam(clips(num=60)))["student"]
     assert found["steady_-20db"] < found["steady_0db"] < found["steady_40db"] and found["steady_40db"] > 0.99
-    assert found["probe_-20db"] < found["probe_40db"] == found["probe"]
+    assert found["probe_-20db"] < 0.9 < found["probe_40db"]  # two classes: at -20 dB nearly a guess
 
 
 def test_noise_is_so_loud_as_is_said_and_the_same_for_each_subject() -> None:

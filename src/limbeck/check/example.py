@@ -64,7 +64,7 @@ def value(name: str, num: int, dim: int, random: torch.Generator, dtype: torch.d
     if word in ("top_logits", "sampled_logits"):
         return TopK(*top_k(log_probs(torch.randn(num, SHARED["vocab"], generator=random, dtype=torch.float64)).to(dtype), SHARED["vocab"] - 1))
     shape = [num, *(dim if axis == "dim" else SHARED.get(axis, OTHER) for axis in axes)]
-    if word in ("label", "ids"):
+    if word in ("label", "ids", "class"):
         return torch.randint(SHARED["vocab"], shape, generator=random)
     if word in ("relevance", "rank"):  # some of every group are relevant and some are not; no two have a rank
         return torch.arange(num) % 2 if word == "relevance" else 1 + torch.randperm(num, generator=random)

@@ -42,7 +42,7 @@ provenance       [{name, revision, licence, role}]
 A metric is a record of `metrics.jsonl`: {step, stage, arm, name, sum, count}, or with `value` in place of sum and count;
 `held_out_kl` of both arms draws the curve of KL. A sample is {prompt, teacher, student, teacher_seconds, student_seconds,
 agreement, marks [[start, end], ...]}; marks are characters of the student's answer that the teacher would not have written. Of pictures
-it is {image (a PNG as data URI), label, teacher, student}.
+it is {image (a PNG as data URI), label, teacher, student}, of sounds {sound (a WAV as data URI), label}.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +54,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from limbeck.export import _figures_close, _figures_cost, _figures_say
 from limbeck.export import _report_text as text
-from limbeck.export._report_data import by_arm, clean, curves, flatten, picture, sample
+from limbeck.export._report_data import MOST_SOUNDS, by_arm, clean, curves, flatten, picture, sample, sound
 from limbeck.export._table import Row, header, table
 from limbeck.export._verdict import ARMS, entries, outcome, parts, unmeasured, verdict, weakest, word
 from limbeck.text.show import finite, for_report, number
@@ -101,7 +101,7 @@ def render(
     found = curves(metrics)
     shown = None
     if samples is not None:
-        drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping) and "image" not in x]
+        drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping) and not {"image", "sound"} & x.keys()]
         shown = [sample(x, SAMPLE_LIMIT if i < FIRST_SAMPLES else MORE_LIMIT) for i, x in enumerate(drawn)]
     names = {x: name for x in ("teacher", "student", "baseline", "start") if (name := header(told).get(x))}
     rows, pieces = table(told), parts(told)
@@ -131,6 +131,7 @@ def render(
         elsewhere=grid(told, "elsewhere", ("where", "teacher", "student", "unit")),
         samples=shown,
         pictures=[found for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (found := picture(x))],
+        sounds=[found for x in (samples or ())[:MOST_SOUNDS] if isinstance(x, Mapping) and (found := sound(x))],
         num_first=FIRST_SAMPLES,
         checks=[(x.get("open") is True, scalar(x.get("name"), 100), scalar(x.get("result"), 300)) for x in entries(told, "checks")[:MOST_LINES]],
         about=scalar(told.get("about"), 500),

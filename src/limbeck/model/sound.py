@@ -1,5 +1,6 @@
 """Encoders of speech that transformers has: a waveform in, states of its frames out."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +71,13 @@ class Sound(Role):
     """Speaks for an encoder of speech: wav2vec 2.0, HuBERT, WavLM, or what was distilled from them.
 
     Its positions are frames, as many as its convolutions leave of a row's waveform. `hidden.i` is what block i says of each (0: what the first
-    block hears), `front` what the convolutions say, `wave` the waveform itself. It has no answer of its own. Rows are heard as if each were
+    block hears), `front` what the convolutions say, `wave` the waveform itself, `class` the label of a row. It has no answer of its own. Rows are heard as if each were
     alone, however long the others are: where the convolutions normalise over time, only rows of one length run together; else shorter
     ones are filled up and masked. What a config asks for by chance in training, masked spans and dropped blocks, is switched off: a teacher
     is followed frame by frame. Heads for pre-training or for letters are left aside.
     """
 
-    offers = frozenset({"wave"}) | HEARD
+    offers = frozenset({"wave", "class"}) | HEARD
     ragged = False
     shift = 0
     represents = True
@@ -123,7 +124,10 @@ class Sound(Role):
         self.refuse(rows)
         waves = [row.content["wave"] for row in rows]
         instants = torch.tensor([len(wave) for wave in waves], dtype=torch.long, device="cpu")
-        return View({"wave": torch.cat(waves)}, self.frames(instants), shift=0, instants=instants)
+        inputs = {"wave": torch.cat(waves)}
+        if all("label" in row.content for row in rows):
+            inputs["class"] = torch.tensor([row.content["label"] for row in rows], dtype=torch.long, device="cpu")
+        return View(inputs, self.frames(instants), shift=0, instants=instants)
 
     def refuse(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -150,11 +154,14 @@ class Sound(Role):
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         if inject:
             raise Refused("inject", next(iter(inject)), "nothing: states of frames are not overwritten", "an overwritten state", "use another forward")
+        if "class" in names and "class" not in view.inputs:
+            raise Refused("label", "rows", "a class of each row", "rows without", "use a source that knows classes: label of sound_folder")
         reads = {name: self.tap(name) for name in names if name.split(".")[0] in HEARD}
         pieces: dict[str, list[Tensor]] = {name: [] for name in reads}
         order: list[int] = []
         for rows, wave, mask in self.together(view):
-            with taps(self.module, reads, {}) as heard:
+            with taps(self.module, reads, {}) as heard, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")  # WavLM hands torch masks of two kinds
                 self.module(wave, attention_mask=mask)
             frames = view.ragged[rows].tolist() if len(rows) else [0]
             for name, x in heard.items():
@@ -162,7 +169,7 @@ class Sound(Role):
             order += rows.tolist() or [0]
         back = sorted(range(len(order)), key=order.__getitem__)
         said: dict[str, Any] = {name: torch.cat([each[i] for i in back]) for name, each in pieces.items()}
-        return {name: view.inputs["wave"] if name == "wave" else said[name] for name in names}
+        return {name: view.inputs[name] if name in view.inputs else said[name] for name in names}
 
     def together(self, view: View) -> Iterator[tuple[Int[Tensor, " some"], Float[Tensor, "some longest"], Bool[Tensor, "some longest"] | None]]:
         """Rows that run together, their waveforms as the model hears them, and where those are no filling."""
@@ -187,7 +194,7 @@ class Sound(Role):
         def note(_: nn.Module, __: Any, out: Any) -> None:
             kept[0] += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
 
-        first = next(self.module.get_submodule(self.anatomy.path("front")).parameters())  # the mask of some families is made on no other device
+        first = next(self.module.parameters())
         hooks = [part.register_forward_hook(note) for part in self.module.modules() if not any(True for _ in part.children())]
         try:
             with listening(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
