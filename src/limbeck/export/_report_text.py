@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from limbeck.export import _findings as findings
 from limbeck.export._report_data import Curves
-from limbeck.export._verdict import alone, arm, closeness, entries, measure, other_baseline, word
+from limbeck.export._verdict import alone, apart, arm, closeness, entries, measure, other_baseline, word
 from limbeck.text.show import duration, finite, number, percent, times
 
 MONTHS = "January February March April May June July August September October November December".split()
@@ -72,8 +72,10 @@ def close(summary: Mapping[str, Any], found: Curves) -> list[str]:
     held = summary.get("held_out")
     if isinstance(held, Mapping) and finite(held.get("documents")):
         documents, targets, dropped = (finite(held.get(x)) for x in ("documents", "targets", "overlap_dropped"))
-        line = f"Measured on {number(int(documents or 0))} held-out documents" + (f", {number(int(targets))} {unit}s" if targets else "") + "."
-        line += " ± is the standard error over documents." if has_error(summary) else ""
+        of = apart(summary)
+        line = f"Measured on {number(int(documents or 0))} held-out {of}"
+        line += f", {number(int(targets))} {unit}s." if targets and (of == "documents" or targets != documents) else "."
+        line += f" ± is the standard error over {of}." if has_error(summary) else ""
         lines.append(line + (f" {number(int(dropped))} that overlap the training data were left out." if dropped else ""))
     return lines
 
@@ -125,9 +127,10 @@ def fast(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def footer(summary: Mapping[str, Any], num_samples: int | None) -> str:
-    """How many held-out texts the file holds, and how to have it without."""
+def footer(summary: Mapping[str, Any], num_samples: int | None, others: Mapping[str, int] = {}) -> str:
+    """How many held-out texts the file holds, and others by what they are called, and how to have it without."""
     excerpts = len(entries(summary, "worst_tokens")) if num_samples is not None else 0
-    said = [f"{number(n)} {what}" for n, what in ((num_samples or 0, "held-out texts"), (excerpts, "excerpts of held-out text")) if n]
+    every = {"held-out texts": num_samples or 0, **others, "excerpts of held-out text": excerpts}
+    said = [f"{number(n)} {what}" for what, n in every.items() if n]
     without = f"; `limbeck evaluate {word(summary, 'run', 'RUN')} --no-samples` writes this page without them" if said else ""
     return f"Holds {' and '.join(said) or 'no held-out text'}{without}. One file, no scripts, no requests."

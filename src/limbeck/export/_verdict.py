@@ -66,6 +66,12 @@ def text_only(summary: Mapping[str, Any]) -> bool:
     return word(summary, "unit", "token") in TEXT_UNITS and (not isinstance(name, str) or "text" in name)
 
 
+def apart(summary: Mapping[str, Any]) -> str:
+    """What errors are over: documents, or where each is one thing, those."""
+    unit = word(summary, "unit", "token")
+    return f"{unit}s" if unit in ("image", "clip") else "documents"
+
+
 def alone(summary: Mapping[str, Any]) -> str:
     """What the baseline learns from, in place of the teacher: text, or labels; nothing where that is not known."""
     name = arm(summary, "baseline", "name")

@@ -56,10 +56,10 @@ from limbeck.export import _figures_close, _figures_cost, _figures_say
 from limbeck.export import _report_text as text
 from limbeck.export._report_data import MOST_SOUNDS, by_arm, clean, curves, flatten, picture, sample, sound
 from limbeck.export._table import Row, header, table
-from limbeck.export._verdict import ARMS, entries, outcome, parts, unmeasured, verdict, weakest, word
+from limbeck.export._verdict import ARMS, apart, entries, outcome, parts, unmeasured, verdict, weakest, word
 from limbeck.text.show import finite, for_report, number
 
-__all__ = ["Row", "header", "outcome", "render", "table", "unmeasured", "verdict", "weakest"]
+__all__ = ["Row", "apart", "header", "outcome", "render", "table", "unmeasured", "verdict", "weakest"]
 
 FIRST_SAMPLES, MOST_SAMPLES, MOST_WORST, MOST_LINES, MOST_DOUBTS = 5, 25, 50, 60, 20
 SAMPLE_LIMIT, MORE_LIMIT = 2_000, 600
@@ -103,6 +103,8 @@ def render(
     if samples is not None:
         drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping) and not {"image", "sound"} & x.keys()]
         shown = [sample(x, SAMPLE_LIMIT if i < FIRST_SAMPLES else MORE_LIMIT) for i, x in enumerate(drawn)]
+    pictures = [found for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (found := picture(x))]
+    sounds = [found for x in (samples or ())[:MOST_SOUNDS] if isinstance(x, Mapping) and (found := sound(x))]
     names = {x: name for x in ("teacher", "student", "baseline", "start") if (name := header(told).get(x))}
     rows, pieces = table(told), parts(told)
     if word(told, "verdict") and told["verdict"] != "".join(piece for _, piece in pieces):
@@ -130,8 +132,8 @@ def render(
         rankings=[] if shown is None else lists(told),
         elsewhere=grid(told, "elsewhere", ("where", "teacher", "student", "unit")),
         samples=shown,
-        pictures=[found for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (found := picture(x))],
-        sounds=[found for x in (samples or ())[:MOST_SOUNDS] if isinstance(x, Mapping) and (found := sound(x))],
+        pictures=pictures,
+        sounds=sounds,
         num_first=FIRST_SAMPLES,
         checks=[(x.get("open") is True, scalar(x.get("name"), 100), scalar(x.get("result"), 300)) for x in entries(told, "checks")[:MOST_LINES]],
         about=scalar(told.get("about"), 500),
@@ -144,7 +146,9 @@ def render(
         provenance=[[*row[:3], row[3] or "licence unknown"] for row in grid(told, "provenance", ("role", "name", "revision", "licence"))],
         references=for_report("\n\n".join(x for x in references if isinstance(x, str)), TEXT_LIMIT, 1_000),
         run=word(told, "run", "RUN"),
-        footer=text.footer(told, None if shown is None else len(shown)),
+        footer=text.footer(
+            told, None if shown is None else len(shown), {"held-out images": len(pictures), "held-out sounds": len(sounds)}
+        ),
     )
 
 
