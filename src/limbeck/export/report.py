@@ -103,8 +103,8 @@ def render(
     if samples is not None:
         drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping) and not {"image", "sound"} & x.keys()]
         shown = [sample(x, SAMPLE_LIMIT if i < FIRST_SAMPLES else MORE_LIMIT) for i, x in enumerate(drawn)]
-    pictures = [found for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (found := picture(x))]
-    sounds = [found for x in (samples or ())[:MOST_SOUNDS] if isinstance(x, Mapping) and (found := sound(x))]
+    pictures = [one for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (one := picture(x))]
+    sounds = [one for x in (samples or ())[:MOST_SOUNDS] if isinstance(x, Mapping) and (one := sound(x))]
     names = {x: name for x in ("teacher", "student", "baseline", "start") if (name := header(told).get(x))}
     rows, pieces = table(told), parts(told)
     if word(told, "verdict") and told["verdict"] != "".join(piece for _, piece in pieces):
