@@ -106,7 +106,8 @@ def test_a_clip_is_changed_alike_wherever_it_stands_in_a_window_and_otherwise_in
 
 
 def test_ratios_and_rooms_may_follow_a_schedule_over_windows() -> None:
-    step = CorruptSound(noisy=1.0, echoing=Linear(start=0.0, end=1.0, steps=10), low=Linear(start=20, end=20.0, steps=10), high=20)
+    moving: Any = {"echoing": Linear(start=0.0, end=1.0, steps=10), "low": Linear(start=20.0, end=20.0, steps=10)}
+    step = CorruptSound(noisy=1.0, **moving, high=20)
     first, last = window(step, 0), window(step, 10)
     clean = waves(first, "teacher")
     assert all(decibels(c, x - c) == pytest.approx(20, abs=1e-2) for c, x in zip(clean, waves(first, "student"), strict=True))

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from limbeck.check.example import build, say
 from limbeck.check.models import clips, hearing_model

@@ -45,7 +45,7 @@ agreement, marks [[start, end], ...]}; marks are characters of the student's ans
 it is {image (a PNG as data URI), label, teacher, student}, of sounds {sound (a WAV as data URI), label}.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,7 @@ def render(
     if samples is not None:
         drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping) and not {"image", "sound"} & x.keys()]
         shown = [sample(x, SAMPLE_LIMIT if i < FIRST_SAMPLES else MORE_LIMIT) for i, x in enumerate(drawn)]
-    pictures = [one for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (one := picture(x))]
-    sounds = [one for x in (samples or ())[:MOST_SOUNDS] if isinstance(x, Mapping) and (one := sound(x))]
+    others = {"pictures": each(samples, MOST_SAMPLES, picture), "sounds": each(samples, MOST_SOUNDS, sound)}
     names = {x: name for x in ("teacher", "student", "baseline", "start") if (name := header(told).get(x))}
     rows, pieces = table(told), parts(told)
     if word(told, "verdict") and told["verdict"] != "".join(piece for _, piece in pieces):
@@ -132,8 +131,7 @@ def render(
         rankings=[] if shown is None else lists(told),
         elsewhere=grid(told, "elsewhere", ("where", "teacher", "student", "unit")),
         samples=shown,
-        pictures=pictures,
-        sounds=sounds,
+        **others,
         num_first=FIRST_SAMPLES,
         checks=[(x.get("open") is True, scalar(x.get("name"), 100), scalar(x.get("result"), 300)) for x in entries(told, "checks")[:MOST_LINES]],
         about=scalar(told.get("about"), 500),
@@ -146,10 +144,13 @@ def render(
         provenance=[[*row[:3], row[3] or "licence unknown"] for row in grid(told, "provenance", ("role", "name", "revision", "licence"))],
         references=for_report("\n\n".join(x for x in references if isinstance(x, str)), TEXT_LIMIT, 1_000),
         run=word(told, "run", "RUN"),
-        footer=text.footer(
-            told, None if shown is None else len(shown), {"held-out images": len(pictures), "held-out sounds": len(sounds)}
-        ),
+        footer=text.footer(told, None if shown is None else len(shown), {f"held-out {what}": len(found) for what, found in others.items()}),
     )
+
+
+def each(samples: Sequence[Any] | None, most: int, make: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
+    """Those of the first samples that are what is asked for."""
+    return [found for x in (samples or ())[:most] if isinstance(x, Mapping) and (found := make(x))]
 
 
 def scalar(value: Any, limit: int = 120) -> str:

@@ -71,10 +71,10 @@ class Sound(Role):
     """Speaks for an encoder of speech: wav2vec 2.0, HuBERT, WavLM, or what was distilled from them.
 
     Its positions are frames, as many as its convolutions leave of a row's waveform. `hidden.i` is what block i says of each (0: what the first
-    block hears), `front` what the convolutions say, `wave` the waveform itself, `class` the label of a row. It has no answer of its own. Rows are heard as if each were
-    alone, however long the others are: where the convolutions normalise over time, only rows of one length run together; else shorter
-    ones are filled up and masked. What a config asks for by chance in training, masked spans and dropped blocks, is switched off: a teacher
-    is followed frame by frame. Heads for pre-training or for letters are left aside.
+    block hears), `front` what the convolutions say, `wave` the waveform itself, `class` the label of a row. It has no answer of its own. Rows
+    are heard as if each were alone, however long the others are: where the convolutions normalise over time, only rows of one length run
+    together; else shorter ones are filled up and masked. What a config asks for by chance in training, masked spans and dropped blocks, is
+    switched off: a teacher is followed frame by frame. Heads for pre-training or for letters are left aside.
     """
 
     offers = frozenset({"wave", "class"}) | HEARD
@@ -85,9 +85,10 @@ class Sound(Role):
     def __init__(self, module: Any, hearing: Hearing | None = None):
         super().__init__(getattr(module, str(getattr(module, "base_model_prefix", "")), module))
         self.hearing: Hearing = hearing or getattr(module, "hearing", None) or Hearing()
-        family = read_family(sound_families()[self.module.config.model_type])
+        family = read_family(sound_families()[str(getattr(self.module.config, "model_type", ""))])
         self.anatomy = Anatomy(family, type(self.module).__name__, Places())
-        self.module.config.apply_spec_augment, self.module.config.layerdrop = False, 0.0
+        config: Any = self.module.config
+        config.apply_spec_augment, config.layerdrop = False, 0.0
         self.num_layers = len(self.module.get_submodule(self.anatomy.path("blocks")))  # type: ignore[arg-type]
 
     @property
@@ -153,7 +154,7 @@ class Sound(Role):
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         if inject:
-            raise Refused("inject", next(iter(inject)), "nothing: states of frames are not overwritten", "an overwritten state", "use another forward")
+            raise Refused("inject", next(iter(inject)), "no states of frames to overwrite", "one", "use another forward")
         if "class" in names and "class" not in view.inputs:
             raise Refused("label", "rows", "a class of each row", "rows without", "use a source that knows classes: label of sound_folder")
         reads = {name: self.tap(name) for name in names if name.split(".")[0] in HEARD}
