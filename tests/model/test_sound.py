@@ -1,5 +1,6 @@
 """Encoders of speech: what they say is what transformers says itself, of each clip as if it were alone."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from limbeck.model.reference import Reference
 from limbeck.model.role import as_role, without_weights
 from limbeck.model.sound import Hearing, Sound
 from limbeck.signals import Row
+from limbeck.student.drop_blocks import DropBlocks
 
 LENGTHS = (90, 41, 90, 64)
 """Two clips are of one length."""
@@ -92,6 +94,17 @@ def test_a_clip_is_normalised_as_the_extractor_of_transformers_does_it() -> None
     theirs = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)([wave.numpy()], sampling_rate=16_000, return_tensors="pt")
     assert torch.allclose(Hearing()(wave), theirs["input_values"][0], atol=1e-5)
     assert torch.equal(Hearing(normalise=False)(wave), wave)
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm"])
+def test_the_first_blocks_of_a_teacher_say_in_the_student_what_they_said_in_it(kind: str) -> None:
+    teacher, some = Sound(module(kind)), rows(90, 64)
+    before = said(teacher, some, "front", "hidden.1", "hidden.2")
+    student = DropBlocks(keep=(0, 1))(Sound(copy.deepcopy(teacher.module)))
+    assert student.num_layers == 2 and student.module.config.num_hidden_layers == 2 and teacher.num_layers == 3  # type: ignore[union-attr]
+    after = said(student, some, "front", "hidden.1", "hidden.-1")  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), after.values(), strict=True))
+    assert len(student.module.state_dict()) < len(teacher.module.state_dict())
 
 
 def test_masked_spans_and_dropped_blocks_are_off_in_training() -> None:

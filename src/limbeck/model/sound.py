@@ -135,7 +135,7 @@ class Sound(Role):
             wave, rate = row.content.get("wave"), row.content.get("rate")
             if not isinstance(wave, Tensor) or not wave.is_floating_point():
                 got = "none" if wave is None else f"{getattr(wave, 'dtype', type(wave).__name__)}"
-                raise Refused("data", f"row {row.key}", "a waveform of real numbers", got, "use a source of sounds: sound_folder, syllables")
+                raise Refused("data", f"row {row.key}", "a waveform of real numbers", got, "use a source of sounds: sound_folder, vowels")
             if wave.ndim != 1:
                 do = "mix the channels, or choose one: channels of sound_folder"
                 raise Refused("channels", f"row {row.key}", "a waveform of one channel", f"shape {tuple(wave.shape)}", do)
