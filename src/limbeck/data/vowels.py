@@ -82,13 +82,16 @@ class Vowels(Sounds):
         time = np.arange(number) / self.rate
         pitch = draw.uniform(90, 220) * (1 + draw.uniform(-0.2, 0.2) * (time / time[-1] - 0.5))
         tract, loud = draw.uniform(0.9, 1.15), draw.uniform(0.05, 0.3)
-        harmonic = np.arange(1, int(0.9 * self.rate / 2 / pitch.max()) + 1)[:, None]
-        strength = np.ones((len(harmonic), 1))
+        harmonic = np.arange(1, int(0.9 * self.rate / 2 / pitch.max()) + 1)
+        strength = 1 / harmonic
         for centre, width in zip((*FORMANTS[name], THIRD), WIDTH, strict=True):
             ratio = harmonic * pitch.mean() / (centre * tract)
             strength = strength / np.sqrt((1 - ratio**2) ** 2 + (ratio * width / centre) ** 2)
-        phase = 2 * math.pi * np.cumsum(pitch) / self.rate
-        sound = (strength / harmonic * np.sin(harmonic * phase)).sum(0)
+        turn = np.exp(2j * math.pi * np.cumsum(pitch) / self.rate)
+        wave = np.zeros(number, dtype=np.complex128)
+        for each in strength[::-1]:  # by Horner's rule: a sum of sines without a sine for each
+            wave = (wave + each) * turn
+        sound = wave.imag
         edge = np.minimum(1, np.minimum(time, time[-1] - time) / FADE)
         sound = sound * np.sin(math.pi / 2 * edge) ** 2
         return (loud * sound / np.sqrt((sound**2).mean())).clip(-1, 1).astype(np.float32)
