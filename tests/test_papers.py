@@ -85,3 +85,24 @@ def test_rank_objectives_compares_arms_that_differ_in_their_objective_alone() ->
     claim = claim_of("rank_objectives")
     assert claim.ranks and all(set(arm) <= {"train.0.objective"} for arm in claim.arms.values()) and len(claim.arms) == 7
     assert {pair for pair in claim.pairs} == {("info_nce", "pointwise_bce"), ("margin_mse", "pointwise_hinge")}
+
+
+def test_robust_distiller_starts_from_the_teachers_front_and_first_blocks_and_lets_the_student_alone_hear_noise() -> None:
+    recipe = load("robust_distiller")
+    assert [dict(surgery) for surgery in recipe.student.surgery] == [{"kind": "drop_blocks", "drop": None, "keep": (0, 1), "choose": None}]
+    corrupt, objectives = dict(recipe.data[1]), [dict(objective) for objective in recipe.train[0].turn[0].objective]
+    assert (corrupt["hears"], corrupt["noisy"], corrupt["echoing"], corrupt["low"], corrupt["high"]) == (("student",), 0.5, 0.5, 0, 20)
+    assert corrupt["file_share"] == 0.7  # as published, of noises that are files
+    assert (objectives[0]["layers"], objectives[0]["cosine"], objectives[1]["weight"]) == ((2, 4, 6), 1.0, 2.0)  # a third, two thirds, all of six
+    head = [objectives[1][name] for name in ("size", "window", "hop", "repeat", "width", "depth", "power")]
+    assert head == [512, 400, 160, 2, 256, 3, 1]
+    how = recipe.train[0].turn[0].optimiser
+    assert (how.lr, how.warm_up, how.clip) == (2e-4, 0.07, 15.0) and [(g.match, g.gradient) for g in how.groups] == [(("feature_extractor.*",), 0.1)]
+
+
+def test_the_arms_of_robust_distiller_differ_in_what_is_heard_and_in_one_head() -> None:
+    claim = claim_of("robust_distiller")
+    quiet = {"data.1.noisy": 0.0, "data.1.echoing": 0.0}
+    assert claim.arms["robust"] == {} and claim.arms["clean"] == quiet and claim.pairs == [("robust", "clean")]
+    assert set(claim.arms["robust_without_enhancement"]) == {"train.0.objective"} and len(claim.arms) == 3
+    assert {f"student.probe{ratio}" for ratio in ("", "_5db", "_10db")} <= set(claim.told) and claim.metric == "student.probe_0db"

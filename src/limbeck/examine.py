@@ -15,6 +15,7 @@ from limbeck.data.base import Rows
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import predicts, score
 from limbeck.evaluate.base import Exam, Table
+from limbeck.export import _wav
 from limbeck.export._png import data_uri
 from limbeck.model.base import Models, Role
 from limbeck.numerics import Streams
@@ -88,7 +89,7 @@ class Examiner:
     def closeness(self, student: Role) -> str | None:
         """The evaluator that tells how close a student, of which only the tokenizer matters, is to the teacher; None without one."""
         if self.teacher is None or not predicts(self.teacher):
-            return None if self.teacher is None else "ranking"
+            return None if self.teacher is None else "probe" if self.teacher.represents else "ranking"
         return "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes" if student.shift else "probe"
 
     def table(self, subject: str) -> Table:
@@ -119,6 +120,7 @@ class Examiner:
         table = self.table("start") if self.rows.held_out else None
         unit = "position" if self.masked else "token"
         unit = unit if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else unit
+        unit = "clip" if table is not None and "wave" in self.rows.held_out[0].content else unit
         return {"closeness": self.closeness(student), "unit": unit}
 
     def seconds_a_target(self, subject: str) -> float:
@@ -214,6 +216,8 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
     rows = examiner.rows.held_out
     if rows and "pixels" in rows[0].content:
         return answered(examiner, seed)
+    if rows and "wave" in rows[0].content:
+        return played(rows, seed)
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples")).tolist()[:num]
     out: list[dict[str, Any]] = [{"prompt": ""} for _ in pick]
     for subject in ("teacher", "student"):
@@ -248,6 +252,12 @@ def answered(examiner: Examiner, seed: int, num: int = 24) -> list[dict[str, Any
         shown = {subject: names.get(label) or str(label) for subject, label in said.items()}
         out.append({"image": data_uri(rows[i].content["pixels"]), "label": rows[i].tag or str(rows[i].content.get("label", "")), **shown})
     return out
+
+
+def played(rows: Sequence[Row], seed: int, num: int = 10) -> list[dict[str, Any]]:
+    """Held-out sounds, drawn by seed and not chosen, with their class."""
+    pick = torch.randperm(len(rows), generator=Streams(seed)("samples"))[:num].sort().values.tolist()
+    return [{"sound": _wav.data_uri(rows[i].content["wave"], rows[i].content["rate"]), "label": rows[i].tag} for i in pick]
 
 
 def continued(role: Role, ids: Int[Tensor, " pos"], new_tokens: int) -> Int[Tensor, " new"]:

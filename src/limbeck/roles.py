@@ -20,6 +20,7 @@ from limbeck.model.recorded import Recorded, facts_of, open_recorded
 from limbeck.model.reference import Reference, existing, identity, in_folder, located
 from limbeck.model.role import as_role, share_tokenizer
 from limbeck.model.served import open_served
+from limbeck.model.sound import Sound
 from limbeck.model.text import Text
 from limbeck.recipe import Recipe, Student
 from limbeck.signals import unit_of
@@ -73,6 +74,8 @@ class Cast:
             if isinstance(role, Image):
                 do = f"remove {where.split('.')[-1]}, and start from another architecture"
                 raise Refused("part", where, "a language model, whose blocks are known", type(role.module).__name__, do)
+            if isinstance(role, Sound) and where in ("search", "compile"):
+                raise Refused("part", where, "a language model", type(role.module).__name__, f"remove {where}")
 
     def begins(self, how: Student) -> str:
         """What a role starts from: where that is a teacher whose answers were recorded, the model that spoke."""

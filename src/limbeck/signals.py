@@ -4,6 +4,7 @@ Every tensor has a *unit* on its first axis, and every unit knows its row:
 
 - row: a document, an image, a sample
 - pos: a real position of a row (there is no padding anywhere)
+- instant: one number of a waveform, from many of which a position is made
 - target: one prediction that is asked for: a next token, a class
 - chunk: an aligned stretch of targets, or of positions
 - group: rows that must not be parted: a pair, a list of candidates
@@ -26,10 +27,13 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "seen": ("pos", ""),  # False where attention and mixers pass over a position as if it were not there
     "asked": ("pos", ""),  # True where the position is a target
     "pixels": ("row", "channel height width"),
+    "wave": ("instant", ""),
+    "front": ("pos", "dim"),  # what convolutions make of a waveform, before the first block
     "features": ("row", "dim"),
     "stage": ("row", "dim height width"),  # a map of the image, also of tokens that stand on a grid
     "noise": ("row", "channel"),
     "label": ("target", ""),  # a class; of mixed rows a distribution over the classes, with the further axis `vocab`
+    "class": ("row", ""),  # of a row whose targets, if it has any, are others
     "logits": ("target", "vocab"),
     "top_logits": ("target", "k"),
     "sampled_logits": ("target", "k"),
@@ -244,6 +248,8 @@ class View:
     """Positions to be predicted: the answers of a chat, the masked words, ...; the first of a row only where `shift` is 0."""
     shift: int = 1
     """A target is predicted so many positions before it stands: 1 for causal models, 0 for masked ones."""
+    instants: Int[Tensor, " row"] | None = None
+    """Numbers of the waveform of each row, where positions are made of one."""
     chunk_of: Int[Tensor, " target"] | None = None
     """Written by an alignment: the chunk each target belongs to, or -1."""
     chunk_row: Int[Tensor, " chunk"] | None = None
@@ -289,12 +295,16 @@ class View:
         if unit == "chunk":
             assert self.chunk_row is not None, "no alignment has made chunks"
             return self.chunk_row
+        if unit == "instant":
+            assert self.instants is not None, "these rows have no waveform"
+            return every.repeat_interleave(self.instants)
         of_pos = every.repeat_interleave(self.ragged)
         return of_pos if unit == "pos" else of_pos[self.targets]
 
     @property
     def units(self) -> tuple[str, ...]:
-        return ("row", "target") + ("pos",) * (self.lengths is not None) + ("chunk",) * (self.chunk_row is not None)
+        more = {"pos": self.lengths, "instant": self.instants, "chunk": self.chunk_row}
+        return ("row", "target", *(unit for unit, there in more.items() if there is not None))
 
     def at(self, rows: Int[Tensor, " some"]) -> "View":
         """The view of some rows, in their order."""
@@ -311,12 +321,14 @@ class View:
             inputs={name: x[keep[unit_of(name)]] for name, x in self.inputs.items()},
             lengths=None if self.lengths is None else self.lengths[rows],
             asked=None if self.asked is None else self.asked[keep["pos"]],
+            instants=None if self.instants is None else self.instants[rows],
             **chunk,
         )
 
     def to(self, device: torch.device | str) -> "View":
         """The same view on a device."""
-        tensors = {name: getattr(self, name) for name in ("lengths", "asked", "chunk_of", "chunk_row", "chunk_end", "chunk_at", "shared")}
+        names = ("lengths", "asked", "instants", "chunk_of", "chunk_row", "chunk_end", "chunk_at", "shared")
+        tensors = {name: getattr(self, name) for name in names}
         moved = {name: None if x is None else x.to(device) for name, x in tensors.items()}
         return replace(self, inputs={name: x.to(device) for name, x in self.inputs.items()}, **moved)
 

@@ -172,3 +172,16 @@ def test_groups_and_a_rate_that_falls_at_the_end_go_on_where_they_were_stopped(t
     assert [r["sum"] for r in metrics(tmp_path / "whole") if r["name"] == "learning_rate"] == pytest.approx([1e-2, 1e-2, 1e-2, 0.55e-2])
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
     assert same(state(tmp_path / "stopped"), state(tmp_path / "whole"))
+
+
+def test_a_factor_on_gradients_is_there_before_they_are_clipped_together() -> None:
+    norms: dict[float, float] = {}
+    for factor in (1.0, 0.1, 0.0):
+        how = Optimiser(groups=(Group(match=("model.embed*",), gradient=factor),))  # type: ignore[call-arg]
+        trial = Trial(objective=(ForwardKL(),), optimiser=how)
+        trial.models["student"] = clone(trial.models["student"])
+        loop = trial.loop({"trains": "student", "objective": (ForwardKL(),), "optimiser": how})
+        (record,) = (r for r in loop.take(0, loop.running[0]) if r["name"] == "gradient_norm")
+        norms[factor] = record["sum"]
+    embedding = norms[1.0] ** 2 - norms[0.0] ** 2  # the square of its part
+    assert embedding > 0 and norms[0.1] ** 2 == pytest.approx(norms[0.0] ** 2 + 0.01 * embedding, rel=1e-6)

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import tempfile
+import wave
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
+import numpy as np
 import torch
 
 from limbeck.check.contract import NotClaimed, contract
-from limbeck.check.models import SIDE, SIZES, WORDS, classifier, family_of, pictures
+from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, family_of, hearing_model, pictures
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
@@ -77,11 +79,11 @@ def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", ne
         base.mkdir(parents=True, exist_ok=True)
         if files != "none":
             write(base, records() + [dict.fromkeys(records()[0])] * (files == "broken"))
-        student: Role = classifier()
+        student: Role = hearing_model() if "wave" in inputs else classifier()
         teacher = student
         if "ids" in inputs:
             student, teacher = masked("nucleotides"), masked("kmer6")
-        elif "pixels" not in inputs:
+        elif not {"pixels", "wave"} & set(inputs):
             student = teacher = family_of("llama", 0, context=CONTEXT)
             student.tokenizer = Chatting()
         extra = {"send": oracle, "responses": base / ".responses"}
@@ -114,6 +116,7 @@ def write(base: Path, found: list[dict[str, Any]]) -> None:
 
     write_pictures(base, broken=len(found) > NUM)
     write_sequences(base, broken=len(found) > NUM)
+    write_sounds(base, broken=len(found) > NUM)
     for name, some in (("a", found[: NUM // 2]), ("b", found[NUM // 2 :])):
         (base / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in some), encoding="utf-8")
         (base / f"{name}.json").write_text(json.dumps(some), encoding="utf-8")
@@ -150,6 +153,19 @@ def write_pictures(base: Path, broken: bool) -> None:
     (base / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(struct.pack(">2I", 0x0801, len(rows)) + labels))
 
 
+def write_sounds(base: Path, broken: bool) -> None:
+    """Sounds in folders of their classes, every second one of two channels; a broken one among them, perhaps."""
+    for i, row in enumerate(clips(num=12)):
+        file = base / "sounds" / row.tag / f"{row.tag}_{i:02d}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        channels = 1 + i // 2 % 2
+        with wave.open(str(file), "wb") as out:
+            out.setparams((channels, 2, RATE * channels, 0, "NONE", "not compressed"))
+            out.writeframes(np.repeat((row.content["wave"] * 20_000).to(torch.int16).numpy(), channels).tobytes())
+        if broken and not i:
+            file.write_bytes(file.read_bytes()[:-100])
+
+
 def write_collection(folder: Path, found: list[dict[str, Any]]) -> None:
     """A collection with its judgements and a run: each query finds six documents, the first of them relevant; and the same as questions."""
     folder.mkdir()
@@ -164,8 +180,8 @@ def write_collection(folder: Path, found: list[dict[str, Any]]) -> None:
 
 def examples(step: Step) -> tuple[Row, ...]:
     """Rows whose windows the step can change."""
-    if "pixels" in step.inputs:
-        return pictures()
+    if "pixels" in step.inputs or "wave" in step.inputs:
+        return pictures() if "pixels" in step.inputs else clips()
     if "ids" in step.inputs:
         return tuple(Row(f"sequence-{i}", {"text": sequence(i)}) for i in range(NUM))
     return tuple(Row(f"text-{i}", {"text": record["text"]}) for i, record in enumerate(records()))
@@ -304,6 +320,11 @@ def readable(step: Step, seed: int = 0) -> None:
     if (pixels := (*rows.train, *rows.held_out)[0].content.get("pixels")) is not None:
         view = classifier(channels=pixels.shape[0], side=pixels.shape[1]).view([*rows.train, *rows.held_out])
         assert view.num_rows == len(view.inputs["label"]), "a row has no class"
+        return
+    if (rate := (*rows.train, *rows.held_out)[0].content.get("rate")) is not None:
+        listener = hearing_model()
+        listener.hearing = replace(listener.hearing, rate=rate)
+        assert (listener.view([*rows.train, *rows.held_out]).ragged > 0).all(), "a clip has no frame"
         return
     role = family_of("llama", 0, context=CONTEXT)
     role.tokenizer = Chatting()

@@ -18,6 +18,8 @@ GROUP = (0, 0, 1, 1, 1, 1)
 """The group of each row: a pair, and a longer list."""
 LENGTHS, PROMPTS = (4, 5, 3, 4, 6, 3), (1, 2, 1, 1, 3, 0)
 """Positions of each row, and how many of them are not asked for."""
+INSTANTS = 8
+"""Numbers of the waveform that a position is made of, where one is asked for."""
 SHARED = {"vocab": 11, "channel": 2, "height": 4, "width": 4, "past": max(LENGTHS)}
 """Axes that all roles agree on."""
 WHOLE = {name for name, (_, axes) in VOCABULARY.items() if axes == "vocab"}
@@ -37,11 +39,15 @@ def names(objective: Objective, seat: str, choose: int = 0) -> tuple[str, ...]:
 
 
 def batch(objective: Objective) -> Batch:
-    """Six rows of ragged text in two groups; where chunks are asked for, each is two targets of one row."""
+    """Six rows of ragged text in two groups; where chunks are asked for, each is two targets of one row; where waveforms are, each position has
+    some numbers of one."""
     lengths, prompts = torch.tensor(LENGTHS), torch.tensor(PROMPTS)
     view = View({"ids": torch.arange(sum(LENGTHS)) % SHARED["vocab"]}, lengths)
     view = replace(view, asked=view.offsets >= prompts.repeat_interleave(lengths))
-    if "chunk" in {unit_of(name) for needs in objective.needs.values() for name in needs}:
+    units = {unit_of(name) for needs in objective.needs.values() for name in needs}
+    if "instant" in units:
+        view = replace(view, instants=INSTANTS * lengths)
+    if "chunk" in units:
         row = view.rows("target")
         place = torch.arange(len(row)) - torch.searchsorted(row, row)
         starts = place % 2 == 0
@@ -58,7 +64,7 @@ def value(name: str, num: int, dim: int, random: torch.Generator, dtype: torch.d
     if word in ("top_logits", "sampled_logits"):
         return TopK(*top_k(log_probs(torch.randn(num, SHARED["vocab"], generator=random, dtype=torch.float64)).to(dtype), SHARED["vocab"] - 1))
     shape = [num, *(dim if axis == "dim" else SHARED.get(axis, OTHER) for axis in axes)]
-    if word in ("label", "ids"):
+    if word in ("label", "ids", "class"):
         return torch.randint(SHARED["vocab"], shape, generator=random)
     if word in ("relevance", "rank"):  # some of every group are relevant and some are not; no two have a rank
         return torch.arange(num) % 2 if word == "relevance" else 1 + torch.randperm(num, generator=random)

@@ -18,6 +18,7 @@ from limbeck.model.base import Models, Role
 from limbeck.model.image import Image
 from limbeck.model.pixels import Preprocessing
 from limbeck.model.ranker import BiEncoder, CrossEncoder
+from limbeck.model.sound import Hearing, Sound
 from limbeck.model.text import Text
 from limbeck.numerics import Streams
 from limbeck.signals import Loss, Row
@@ -93,6 +94,41 @@ def pictures(seed: int = 0, num: int = 40, split: str = "train") -> tuple[Row, .
         pixels[0, i % SIDE] += 100
         label = i % SIDE if i % 4 else (i + 3) % CLASSES
         out.append(Row(f"picture-{seed}-{i}", {"pixels": pixels, "label": label}, str(label), split=split, source=f"picture-{i}"))
+    return tuple(out)
+
+
+RATE = 8000
+"""Numbers a second of example sounds."""
+
+
+def hearing_model(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2, width: int = 16, family: str = "hubert") -> Sound:
+    """A small untrained encoder of sounds, of 125 frames a second."""
+    import transformers
+
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 2 * width}
+    front = {"conv_dim": [8, 8], "conv_kernel": [16, 8], "conv_stride": [8, 8], "num_feat_extract_layers": 2}
+    places = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    still = dict.fromkeys(("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout"), 0.0)
+    config: Any = transformers.AutoConfig.for_model(family, **sizes, **front, **places, **still)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: Any = transformers.AutoModel.from_config(config)
+        for parameter in module.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    role = Sound(module.to(dtype).eval(), Hearing(RATE))
+    role.requires_grad_(False)
+    return role
+
+
+@cache
+def clips(seed: int = 0, num: int = 40, split: str = "train") -> tuple[Row, ...]:
+    """Tones in noise, of two pitches and of several lengths."""
+    draw, out = torch.Generator().manual_seed(seed), []
+    for i in range(num):
+        time = torch.arange(400 + 80 * (i % 3)) / RATE
+        wave = 0.3 * torch.sin(2000 * (1 + i % 2) * time) + 0.1 * torch.randn(len(time), generator=draw)
+        content = {"wave": wave, "rate": RATE, "label": i % 2}
+        out.append(Row(f"clip-{seed}-{i}", content, ("low", "high")[i % 2], split=split, source=f"clip-{i}"))
     return tuple(out)
 
 

@@ -30,7 +30,7 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     """One pass over held-out rows, in eval mode and without gradients; afterwards the role is as it was.
 
     Args:
-        role: the subject; it must say logits.
+        role: the subject; it must say logits. Of one that only represents, the table has its rows, and nothing about them.
         rows: a target of `rows[i]` has the number i in the table.
         teacher_logits: what the teacher says; without it the table has no KL.
         rows_at_once: rows in one forward pass, none: 8, or 128 that have no positions; the table does not depend on it.
@@ -39,6 +39,8 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     Raises:
         Refused: `data`, where nothing is to be predicted; `logits`, of a role without; `tokenizer`, where the teacher predicts something else.
     """
+    if role.represents:
+        return Table(torch.arange(len(rows), device="cpu"))
     if not predicts(role) and "score" not in role.offers:
         got, do = ", ".join(sorted(role.offers)) or "nothing", "leave out this evaluation"
         raise Refused("logits", "evaluate", "a role that says logits, or a score of each row", got, do)

@@ -38,7 +38,7 @@ class Accuracy(Evaluator):
     """
 
     kind: Literal["accuracy"] = "accuracy"
-    measures: ClassVar[Literal["logits", "label", "score"]] = "label"
+    measures: ClassVar[Literal["logits", "label", "score", "hidden"]] = "label"
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         name: (0.0, 1.0) for name in ("accuracy", "accuracy_error", "top5_accuracy", "top5_accuracy_error")
     }

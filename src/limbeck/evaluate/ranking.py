@@ -38,7 +38,7 @@ class Ranking(Evaluator):
     """
 
     kind: Literal["ranking"] = "ranking"
-    measures: ClassVar[Literal["logits", "label", "score"]] = "score"
+    measures: ClassVar[Literal["logits", "label", "score", "hidden"]] = "score"
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"ndcg": (0.0, 1.0), "mrr": (0.0, 1.0), "ndcg_error": (0.0, 0.5), "mrr_error": (0.0, 0.5)}
     depth: int = Field(default=10, gt=0)
     """Places that count."""

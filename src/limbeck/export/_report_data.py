@@ -10,6 +10,9 @@ MOST_POINTS, MOST_ENTRIES, MOST_MARKS = 120, 300, 200
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 """The only address that an image of the page may have: itself."""
 MOST_PICTURE = 40_000
+SOUND = re.compile(r"data:audio/wav;base64,[A-Za-z0-9+/]+={0,2}")
+"""The only address that a sound of the page may have: itself."""
+MOST_SOUND, MOST_SOUNDS = 86_000, 10
 Curves = dict[tuple[str, str], list[tuple[float, float]]]
 
 
@@ -109,6 +112,14 @@ def picture(entry: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     said = {name: for_report(value, 40) if isinstance(value := entry.get(name), str) else "" for name in ("label", "teacher", "student")}
     return {"image": image, **said}
+
+
+def sound(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A held-out sound with its class, ready for the template; None for what is no short sound in place."""
+    found, label = entry.get("sound"), entry.get("label")
+    if not isinstance(found, str) or len(found) > MOST_SOUND or not SOUND.fullmatch(found):
+        return None
+    return {"sound": found, "label": for_report(label, 40) if isinstance(label, str) else ""}
 
 
 def sample(entry: Mapping[str, Any], limit: int) -> dict[str, Any]:

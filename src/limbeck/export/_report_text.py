@@ -12,7 +12,7 @@ from limbeck.export._verdict import alone, arm, closeness, entries, measure, oth
 from limbeck.text.show import duration, finite, number, percent, times
 
 MONTHS = "January February March April May June July August September October November December".split()
-EVALUATIONS = {"image": "accuracy,agreement,calibration,speed", "candidate": "ranking,speed", "position": "probe,speed"}
+EVALUATIONS = {"image": "accuracy,agreement,calibration,speed", "candidate": "ranking,speed", "position": "probe,speed", "clip": "probe"}
 """What is worth measuring, by what one prediction is; of text more."""
 FIGURE = re.compile(r"(?<=\d) (?=%|GB|MB|h\b|min\b|s\b)|(?<=±) | (?=±)")
 FIGURES = {"student": (Markup("<b>"), Markup("</b>")), "baseline": (Markup("<em>"), Markup("</em>"))}
@@ -127,9 +127,10 @@ def fast(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def footer(summary: Mapping[str, Any], num_samples: int | None) -> str:
-    """How many held-out texts the file holds, and how to have it without."""
+def footer(summary: Mapping[str, Any], num_samples: int | None, others: Mapping[str, int] = {}) -> str:
+    """How many held-out texts the file holds, and others by what they are called, and how to have it without."""
     excerpts = len(entries(summary, "worst_tokens")) if num_samples is not None else 0
-    said = [f"{number(n)} {what}" for n, what in ((num_samples or 0, "held-out texts"), (excerpts, "excerpts of held-out text")) if n]
+    every = {"held-out texts": num_samples or 0, **others, "excerpts of held-out text": excerpts}
+    said = [f"{number(n)} {what}" for what, n in every.items() if n]
     without = f"; `limbeck evaluate {word(summary, 'run', 'RUN')} --no-samples` writes this page without them" if said else ""
     return f"Holds {' and '.join(said) or 'no held-out text'}{without}. One file, no scripts, no requests."

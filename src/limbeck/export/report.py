@@ -42,10 +42,10 @@ provenance       [{name, revision, licence, role}]
 A metric is a record of `metrics.jsonl`: {step, stage, arm, name, sum, count}, or with `value` in place of sum and count;
 `held_out_kl` of both arms draws the curve of KL. A sample is {prompt, teacher, student, teacher_seconds, student_seconds,
 agreement, marks [[start, end], ...]}; marks are characters of the student's answer that the teacher would not have written. Of pictures
-it is {image (a PNG as data URI), label, teacher, student}.
+it is {image (a PNG as data URI), label, teacher, student}, of sounds {sound (a WAV as data URI), label}.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from limbeck.export import _figures_close, _figures_cost, _figures_say
 from limbeck.export import _report_text as text
-from limbeck.export._report_data import by_arm, clean, curves, flatten, picture, sample
+from limbeck.export._report_data import MOST_SOUNDS, by_arm, clean, curves, flatten, picture, sample, sound
 from limbeck.export._table import Row, header, table
 from limbeck.export._verdict import ARMS, entries, outcome, parts, unmeasured, verdict, weakest, word
 from limbeck.text.show import finite, for_report, number
 
-__all__ = ["Row", "header", "outcome", "render", "table", "unmeasured", "verdict", "weakest"]
+__all__ = ["Row", "apart", "header", "outcome", "render", "table", "unmeasured", "verdict", "weakest"]
 
 FIRST_SAMPLES, MOST_SAMPLES, MOST_WORST, MOST_LINES, MOST_DOUBTS = 5, 25, 50, 60, 20
 SAMPLE_LIMIT, MORE_LIMIT = 2_000, 600
@@ -101,8 +101,9 @@ def render(
     found = curves(metrics)
     shown = None
     if samples is not None:
-        drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping) and "image" not in x]
+        drawn = [x for x in samples[:MOST_SAMPLES] if isinstance(x, Mapping) and not {"image", "sound"} & x.keys()]
         shown = [sample(x, SAMPLE_LIMIT if i < FIRST_SAMPLES else MORE_LIMIT) for i, x in enumerate(drawn)]
+    others = {"pictures": each(samples, MOST_SAMPLES, picture), "sounds": each(samples, MOST_SOUNDS, sound)}
     names = {x: name for x in ("teacher", "student", "baseline", "start") if (name := header(told).get(x))}
     rows, pieces = table(told), parts(told)
     if word(told, "verdict") and told["verdict"] != "".join(piece for _, piece in pieces):
@@ -130,7 +131,7 @@ def render(
         rankings=[] if shown is None else lists(told),
         elsewhere=grid(told, "elsewhere", ("where", "teacher", "student", "unit")),
         samples=shown,
-        pictures=[found for x in (samples or ())[:MOST_SAMPLES] if isinstance(x, Mapping) and (found := picture(x))],
+        **others,
         writes=word(told, "unit", "token") != "position",
         num_first=FIRST_SAMPLES,
         checks=[(x.get("open") is True, scalar(x.get("name"), 100), scalar(x.get("result"), 300)) for x in entries(told, "checks")[:MOST_LINES]],
@@ -144,8 +145,13 @@ def render(
         provenance=[[*row[:3], row[3] or "licence unknown"] for row in grid(told, "provenance", ("role", "name", "revision", "licence"))],
         references=for_report("\n\n".join(x for x in references if isinstance(x, str)), TEXT_LIMIT, 1_000),
         run=word(told, "run", "RUN"),
-        footer=text.footer(told, None if shown is None else len(shown)),
+        footer=text.footer(told, None if shown is None else len(shown), {f"held-out {what}": len(found) for what, found in others.items()}),
     )
+
+
+def each(samples: Sequence[Any] | None, most: int, make: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
+    """Those of the first samples that are what is asked for."""
+    return [found for x in (samples or ())[:most] if isinstance(x, Mapping) and (found := make(x))]
 
 
 def scalar(value: Any, limit: int = 120) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from limbeck.errors import Failed
-from limbeck.export import _image_folder
+from limbeck.export import _image_folder, _sound_folder
 from limbeck.export._card import model_card
 from limbeck.export._carried import carry
 from limbeck.export.base import Exporter, Parcel
@@ -15,6 +15,7 @@ from limbeck.model.adapters import adapted, merged, stock
 from limbeck.model.folder import is_hybrid
 from limbeck.model.image import Image
 from limbeck.model.quantised import quantised
+from limbeck.model.sound import Sound
 from limbeck.numerics import TOLERANCE
 from limbeck.store import write_text
 
@@ -45,6 +46,8 @@ class Safetensors(Exporter):
     def __call__(self, parcel: Parcel) -> list[dict[str, Any]]:
         if isinstance(parcel.role, Image):
             return _image_folder.write(parcel.role, parcel, self.dtype)
+        if isinstance(parcel.role, Sound):
+            return _sound_folder.write(parcel.role, parcel, self.dtype)
         whole = merged(parcel.role)
         module: Any = stock(whole).module
         probe = torch.arange(PROBE_TOKENS)[None] % module.config.vocab_size

@@ -23,6 +23,7 @@ PARTS = {
     "body": "the model without its head",
     "before_head": "what some families put between the final state and the head",
     "head": "final state to logits, scores or labels",
+    "front": "waveform to one vector a frame",
     "embedding": "token ids to vectors",
     "position": "learned positions",
     "token_type": "learned segment vectors",

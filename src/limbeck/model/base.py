@@ -46,6 +46,8 @@ class Role(nn.Module):
     """Patterns of the names of parameters that may ever be trained; none: all of them."""
     provenance: Mapping[str, Any] = {}
     """Where the weights come from: name, revision, licence."""
+    represents: bool = False
+    """All that it says are states: it has no answer of its own, and is good for what others make of them."""
     at_hand: bool = True
     """It can be run here; else there is only what was captured of it."""
     lacks: frozenset[str] = frozenset()
@@ -173,7 +175,7 @@ class Models(nn.ModuleDict):
         readers: list[Role] = []
         for name in sorted(self, key=lambda name: name != "student"):
             role = self[name]
-            if not views or role.tokenizer is not None and not any(alike(role, reader) for reader in readers):
+            if not views or (role.tokenizer is not None or role.reads_as) and not any(alike(role, reader) for reader in readers):
                 views[name if views else "student"] = role.view(rows)
                 readers.append(role)
         groups = {name: i for i, name in enumerate(dict.fromkeys(row.group or row.key for row in rows))}

@@ -60,7 +60,7 @@ def build_meta(config: Any, where: str) -> nn.Module:
     """A model of this config on the meta device, in eval mode."""
     loader = model_class(config, where)
     with foreign(where, "a config that a model can be built from"), torch.device("meta"):
-        module = loader(config).eval()
+        module = loader(config).eval().to("meta")  # some make a parameter of their own on the CPU
     if sum(buffer.numel() * buffer.element_size() for buffer in module.buffers()) > MAX_BUFFER_BYTES:
         raise corrupt(where, "sizes that a model can have", "buffers of more than 2 GiB")
     return module

@@ -19,6 +19,7 @@ from limbeck.model.headers import check_gguf, quoted
 from limbeck.model.image import image_families, is_image, processed
 from limbeck.model.loading import BYTES_KEY, build_config, build_meta, fit_length, foreign, model_class, named_tokenizer, open_folder, tokenizer_names
 from limbeck.model.reference import Reference, existing, in_folder, known, provenance, snapshot
+from limbeck.model.sound import Hearing, is_sound, sound_families
 from limbeck.text.document import load
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -83,6 +84,8 @@ def open_pretrained(
     module.config._name_or_path = reference.text
     if is_image(module):
         module.preprocessing = processed(module, folder)  # type: ignore[assignment]
+    if is_sound(module):
+        module.hearing = Hearing.read(folder)  # type: ignore[assignment]
     return Opened(module.eval(), fit_length(tokenizer, module.config), module.config, reference, provenance(reference))
 
 
@@ -106,9 +109,15 @@ def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tupl
         config = read_config(reference, cache)
         module = build_meta(config, reference.text)
         if is_image(module):
-            folder = existing(reference) if reference.scheme in ("path", "run") else None
-            module.preprocessing = processed(module, folder)  # type: ignore[assignment]
+            module.preprocessing = processed(module, own_folder(reference))  # type: ignore[assignment]
+        if is_sound(module):
+            module.hearing = Hearing.read(own_folder(reference))  # type: ignore[assignment]
         return module, config
+
+
+def own_folder(reference: Reference) -> Path | None:
+    """The folder of a model that is on this machine by itself."""
+    return existing(reference) if reference.scheme in ("path", "run") else None
 
 
 def timm_folder(reference: Reference) -> dict[str, Any] | None:
@@ -232,7 +241,7 @@ def config_file(reference: Reference) -> tuple[Any, int, Any]:
         got = quoted(values.get("model_type", "nothing")) if isinstance(values, dict) else type(values).__name__
         raise Refused("key", f"{path}  model_type", "a model type of transformers, like llama", got, "write model_type: llama")
     check_sizes(path, values)
-    seed, kind = values.pop("seed", 0), values.pop("tokenizer", None if values["model_type"] in image_families() else "bytes")
+    seed, kind = values.pop("seed", 0), values.pop("tokenizer", None if values["model_type"] in {**image_families(), **sound_families()} else "bytes")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise Refused("value", f"{path}  seed", "a whole number from 0", quoted(seed), "write seed: 0")
     if kind not in (*tokenizer_names(), None):

@@ -14,20 +14,21 @@ from limbeck.model.opening import Opened
 from limbeck.model.plain import Plain
 from limbeck.model.ranker import BiEncoder, CrossEncoder
 from limbeck.model.reference import Reference, sentence_encoder
+from limbeck.model.sound import Sound, is_sound
 from limbeck.model.text import Text
 from limbeck.text.spans import fingerprint
 
 
 def as_role(opened: Opened) -> Role:
-    """A frozen role that speaks for a model of transformers with a tokenizer, or for an image classifier.
+    """A frozen role that speaks for a model of transformers with a tokenizer, for an image classifier, or for an encoder of speech.
 
     Raises:
         Refused: for a model without a tokenizer, or of a family whose anatomy nobody has written down.
     """
-    if is_image(opened.module):
-        image = Image(opened.module)
-        image.provenance = opened.provenance
-        return image.eval()
+    if is_image(opened.module) or is_sound(opened.module):
+        reader: Role = Image(opened.module) if is_image(opened.module) else Sound(opened.module)
+        reader.provenance = opened.provenance
+        return reader.eval()
     if opened.tokenizer is None:
         raise Refused("tokenizer", str(opened.reference.text), "a tokenizer beside the weights", "none", "save the tokenizer into the folder")
     role = speaking(opened.module, opened.tokenizer, opened.reference)
@@ -37,6 +38,8 @@ def as_role(opened: Opened) -> Role:
 
 def without_weights(module: Any, tokenizer: Callable[[], Any], reference: Reference) -> Role:
     """The role of a module on the meta device, which has only shapes; its tokenizer is asked for where it reads with one."""
+    if is_sound(module):
+        return Sound(module)
     return Image(module) if is_image(module) else speaking(module, tokenizer(), reference)
 
 

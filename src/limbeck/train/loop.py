@@ -129,6 +129,9 @@ class Loop:
         with models.turn(turn.trains, turn.only, turn.freeze, turn.through), self.precision():
             optimiser.zero_grad(set_to_none=True)
             losses = window(running, models, batch, self.step, count(turn, batch))
+        for group in optimiser.param_groups:
+            if (factor := group.get("gradient", 1.0)) != 1:  # a checkpoint of an earlier version has none
+                torch._foreach_mul_([p.grad for p in group["params"] if p.grad is not None], factor)
         norm = torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], turn.optimiser.clip or math.inf)
         bad = [o.kind for o, loss in zip(turn.objective, losses, strict=True) if not loss.total.isfinite()]  # type: ignore[attr-defined]
         if bad or not norm.isfinite():

@@ -22,6 +22,8 @@ class Group(Document):
     """Factor on the learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     """Weight decay of this group; none: that of the optimiser."""
+    gradient: Annotated[float, Field(ge=0)] = Field(default=1.0, json_schema_extra={"since": 2})
+    """Factor on the gradient, before it is clipped with the others; beyond that AdamW hardly sees a factor that stays: `rate` slows."""
 
 
 class Optimiser(Document):
@@ -77,12 +79,15 @@ class Optimiser(Document):
 
     def build(self, named: Sequence[tuple[str, nn.Parameter]], learned: Sequence[nn.Module | None]) -> torch.optim.AdamW:
         """The optimiser over a role's parameters and what objectives learn; each parameter stands in one group."""
-        kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
+        kinds: dict[tuple[float, float, float], list[nn.Parameter]] = {}
         for name, p in named:
             group = next((g for g in self.groups if matches(name, g.match)), None)
             decay = self.weight_decay if group is None or group.weight_decay is None else group.weight_decay
-            kinds.setdefault((group.rate if group else 1.0, decay if p.ndim > 1 else 0.0), []).append(p)
+            rate, factor = (group.rate, group.gradient) if group else (1.0, 1.0)
+            kinds.setdefault((rate, decay if p.ndim > 1 else 0.0, factor), []).append(p)
         extra = [p for module in learned if module is not None for p in module.parameters()]
-        groups: list[dict[str, Any]] = [{"params": ps, "rate": rate, "weight_decay": decay} for (rate, decay), ps in kinds.items()]
+        groups: list[dict[str, Any]] = [
+            {"params": ps, "rate": rate, "weight_decay": decay, "gradient": factor} for (rate, decay, factor), ps in kinds.items()
+        ]
         groups += [{"params": extra, "rate": 1.0, "weight_decay": 0.0}] * bool(extra)
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
