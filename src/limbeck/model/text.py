@@ -125,7 +125,18 @@ class Text(Role):
         return Tap(self.anatomy.path(signal, layer - 1), part=self.anatomy.part(signal))
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
-        flat, unflat, inputs = self.lay_out(view)
+        return self.run(view, names, inject, *self.lay_out(view))
+
+    def run(
+        self,
+        view: View,
+        names: Sequence[str],
+        inject: Mapping[str, Tensor],
+        flat: Callable[[Tensor], Tensor],
+        unflat: Callable[[Tensor], Tensor],
+        inputs: Mapping[str, Tensor],
+    ) -> dict[str, Any]:
+        """What is said of laid out inputs; by the name `final` also the states that the head hears, at all positions."""
         reads = {name: self.tap(name) for name in names if name.split(".")[0] in LAYERED}
         writes = {name: (self.tap(name), unflat(x)) for name, x in inject.items()}
         mixers = {name: self.anatomy.path("mixer", self.layer(name) - 1) for name in names if name.split(".")[0] == "mixing"}
@@ -136,7 +147,7 @@ class Text(Role):
         targets = view.targets
         out: dict[str, Any] = {name: flat(x) for name, x in heard.items()}
         out |= {name: by_position(matrix, view, flat) for name, matrix in matrices.items()}
-        out["label"] = view.inputs["ids"][targets]
+        out |= {"final": final, "label": view.inputs["ids"][targets]}
         out["logits"] = Logits(final[targets - view.shift], self.head, torch.is_grad_enabled())  # the label shift, in this one place
         if "target_logprob" in names or "boundary_logprob" in names:
             boundary = self.boundary(view.device) if "boundary_logprob" in names else None
@@ -162,6 +173,11 @@ class Text(Role):
         if type(part) is nn.Linear and not any(hooks for name, hooks in vars(part).items() if name.endswith("_hooks")):
             return Head(part.weight, part.bias, scale, cap)
         return lambda hidden: shaped(part(hidden), scale, cap)
+
+    def probe(self, num: int) -> dict[str, Tensor]:
+        """A text of so many ids, as its own class takes it."""
+        ids = torch.arange(num, device="cpu") % self.module.config.vocab_size  # type: ignore[operator]
+        return {"input_ids": ids[None]}
 
     def lay_out(self, view: View) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], dict[str, Tensor]]:
         """Functions between flat [pos, ...] and the model's layout, and the model's inputs."""
