@@ -17,6 +17,7 @@ from limbeck.evaluate._scoring import predicts, score
 from limbeck.evaluate.base import Exam, Table
 from limbeck.export._png import data_uri
 from limbeck.model.base import Models, Role
+from limbeck.model.vision_language import VisionLanguage
 from limbeck.numerics import Streams
 from limbeck.recipe import Recipe
 from limbeck.signals import Row, View, dense
@@ -205,7 +206,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
     """Held-out beginnings, drawn by seed and not chosen, with what teacher and student make of them (greedy), and where they would differ."""
     rows = examiner.rows.held_out
     if rows and "pixels" in rows[0].content:
-        return answered(examiner, seed)
+        return answered(examiner, seed) if rows[0].content.keys().isdisjoint({"prompt", "messages"}) else described(examiner, seed)
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples")).tolist()[:num]
     out: list[dict[str, Any]] = [{"prompt": ""} for _ in pick]
     for subject in ("teacher", "student"):
@@ -240,6 +241,24 @@ def answered(examiner: Examiner, seed: int, num: int = 24) -> list[dict[str, Any
         shown = {subject: names.get(label) or str(label) for subject, label in said.items()}
         out.append({"image": data_uri(rows[i].content["pixels"]), "label": rows[i].tag or str(rows[i].content.get("label", "")), **shown})
     return out
+
+
+def described(examiner: Examiner, seed: int, num: int = 8, new_tokens: int = 64) -> list[dict[str, Any]]:
+    """Held-out pictures, drawn by seed and not chosen, with a question, its answer, and what teacher and student write (greedy)."""
+    rows = examiner.rows.held_out
+    pick = torch.randperm(len(rows), generator=Streams(seed)("samples"))[:num].sort().values.tolist()
+    out: list[dict[str, Any]] = [{"image": data_uri(rows[i].content["pixels"])} for i in pick]
+    for subject in (name for name in ("teacher", "student") if name in examiner.openers):
+        with examiner.open(subject) as role, torch.no_grad():
+            if not isinstance(role, VisionLanguage):
+                continue
+            end = role.tokenizer.eos_token_id
+            for sample, i in zip(out, pick, strict=True):
+                inputs, question, answer = role.question(rows[i])
+                made = role.module.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end)  # type: ignore
+                written = role.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True)
+                sample |= {"prompt": question.strip(), "label": answer.strip(), subject: written.strip() or "(nothing)"}
+    return [sample for sample in out if "prompt" in sample]
 
 
 def continued(role: Role, ids: Int[Tensor, " pos"], new_tokens: int) -> Int[Tensor, " new"]:

@@ -141,6 +141,18 @@ class VisionLanguage(Text):
             shift=self.shift,
         )
 
+    def question(self, row: Row) -> tuple[dict[str, Tensor], str, str]:
+        """What stands before the first answer of a row, as its own class takes it; the same as text without the image; and that answer."""
+        view, device = self.view([row]), next(self.module.parameters()).device
+        asked, seen, ids = view.span("response"), view.span("vision"), view.inputs["ids"]
+        first = int(asked.int().argmax())
+        end = first + int((~asked[first:]).int().argmax()) if not asked[first:].all() else len(ids)
+        dtype = next(self.module.get_submodule(self.family.vision).parameters()).dtype
+        pixels, before = self.preprocessing(view.inputs["pixels"].to(device), dtype), ids[None, :first].to(device)
+        inputs = {"input_ids": before, "attention_mask": torch.ones_like(before), "pixel_values": pixels}
+        words = [self.tokenizer.decode(some.tolist(), skip_special_tokens=True) for some in (ids[:first][~seen[:first]], ids[first:end])]
+        return inputs, words[0], words[1]
+
     def fits(self, lengths: Sequence[int], names: Sequence[str]) -> None:
         for length, name in zip(lengths, names, strict=True):
             if self.context is not None and length > self.context:
@@ -153,7 +165,7 @@ class VisionLanguage(Text):
         patch, pixels, none = view.patches.nonzero()[:, 0], view.inputs["pixels"], view.num_rows == 0
         if none:  # as text: one is run, and nobody listens
             pixels = torch.zeros(1, *pixels.shape[1:], dtype=pixels.dtype, device=pixels.device)
-        seen = {name: x[: len(patch)] for name, x in self.see(pixels, {} if none else inject).items()}
+        seen = {name: x[:0] if none else x for name, x in self.see(pixels, {} if none else inject).items()}
         if len(patch) != len(seen["patch_embedding"]):
             got = f"{len(patch):,} of them, for images of {len(seen['patch_embedding']):,} visual tokens"
             raise Refused("image", type(self.module).__name__, "a position for each visual token", got, "let the role read the rows itself")
