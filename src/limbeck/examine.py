@@ -113,7 +113,8 @@ class Examiner:
         """What tells how close a student is, and what one entry of its table is called."""
         table = self.table("start") if self.rows.held_out else None
         unit = "token" if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else "token"
-        return {"closeness": self.closeness(student), "unit": unit}
+        alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image
+        return {"closeness": self.closeness(student), "unit": unit, **alone}
 
     def seconds_a_target(self, subject: str) -> float:
         """What a forward pass of a subject cost, measured when its table was made."""
