@@ -87,7 +87,7 @@ class Speed(Evaluator):
             if folder is None or not Path(folder).is_dir():
                 continue
             out[name]["disk_bytes"] = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-            if roles[name].tokenizer is None:  # the memory that is measured is that of writing text
+            if roles[name].tokenizer is None or roles[name].puts_in:  # the memory that is measured is that of writing text alone
                 continue
             if (memory := measured(Path(folder), context, self.new_tokens)) is not None:
                 out[name], out["memory_context"] = out[name] | memory, context
@@ -95,7 +95,8 @@ class Speed(Evaluator):
 
     def timings(self, roles: Mapping[str, Role], rows: Sequence[Row], clock: Clock = time.perf_counter) -> dict[str, Any]:
         """All that is timed: figures by subject, and `decode_by_context`."""
-        writers = {name: role for name, role in roles.items() if role.tokenizer is not None and callable(getattr(role.module, "generate", None))}
+        alone = {name: role for name, role in roles.items() if role.tokenizer is not None and not role.puts_in}
+        writers = {name: role for name, role in alone.items() if callable(getattr(role.module, "generate", None))}
         readers = {
             name: partial(forward, role, rows[:ROWS], clock) for name, role in roles.items() if name not in writers and "logits" in role.offers
         }

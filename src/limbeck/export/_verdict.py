@@ -60,10 +60,15 @@ def word(summary: Mapping[str, Any], key: str, default: str = "") -> str:
     return visible(found, 80).replace("`", "'") if isinstance(found, str) and found else default
 
 
+def of_text(summary: Mapping[str, Any]) -> bool:
+    """Whether rows are text and nothing else; a model that cannot write without an image learns from labels."""
+    return word(summary, "unit", "token") in TEXT_UNITS and summary.get("writes") is not False
+
+
 def text_only(summary: Mapping[str, Any]) -> bool:
     """Whether the baseline learns from text alone; of any other it is only said that it has no teacher."""
     name = arm(summary, "baseline", "name")
-    return word(summary, "unit", "token") in TEXT_UNITS and (not isinstance(name, str) or "text" in name)
+    return of_text(summary) and (not isinstance(name, str) or "text" in name)
 
 
 def alone(summary: Mapping[str, Any]) -> str:
@@ -74,7 +79,7 @@ def alone(summary: Mapping[str, Any]) -> str:
 
 def other_baseline(summary: Mapping[str, Any]) -> str:
     """The baseline that this run could have had."""
-    return "text_only" if word(summary, "unit", "token") in TEXT_UNITS else "labels_only"
+    return "text_only" if of_text(summary) else "labels_only"
 
 
 def closeness(summary: Mapping[str, Any]) -> str | None:

@@ -161,7 +161,9 @@ class VisionLanguage(Text):
                 raise Refused("context", f"row {name}", expected, f"{length:,} tokens, {self.num_patches:,} of them of the image", do)
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
-        assert view.patches is not None, "rows without images"
+        if view.patches is None:
+            do = "leave out what asks about text alone, or start from a language model"
+            raise Refused("image", type(self.module).__name__, "rows that hold an image each", "text alone", do)
         patch, pixels, none = view.patches.nonzero()[:, 0], view.inputs["pixels"], view.num_rows == 0
         if none:  # as text: one is run, and nobody listens
             pixels = torch.zeros(1, *pixels.shape[1:], dtype=pixels.dtype, device=pixels.device)
