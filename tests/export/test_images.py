@@ -20,6 +20,7 @@ from limbeck.export.safetensors import Safetensors
 from limbeck.model.opening import open_meta, open_pretrained
 from limbeck.model.reference import Reference
 from limbeck.model.role import as_role, without_weights
+from limbeck.terminal import summary_lines
 
 RESNET = "timm:resnet10t?num_classes=5&in_chans=1&channels=[8,8,16,16]&size=24"
 
@@ -119,6 +120,20 @@ def test_the_report_shows_pictures_with_their_labels_and_marks_wrong_answers() -
     page = render(SUMMARY, samples=[picture])
     assert page.count("data:image/png;base64,") == 1 and "<mark>&lt;b&gt;Shirt&lt;/b&gt;</mark>" in page and "teacher: Bag" in page
     assert "img-src data:" in page
+
+
+def test_the_report_shows_pictures_with_their_questions_and_marks_answers_that_are_not_the_one_of_the_data() -> None:
+    seen = {"image": data_uri(torch.zeros(1, 8, 8, dtype=torch.uint8)), "prompt": "What is <it>?", "label": "A bag." + " And a long strap" * 5}
+    page = render({**SUMMARY, "unit": "token", "writes": False}, samples=[{**seen, "teacher": seen["label"], "student": "A shirt."}])
+    assert "<span>What is &lt;it&gt;?</span>" in page and "<mark>A shirt.</mark>" in page and f"teacher: {seen['label']}" in page
+    assert "an answer that is not the one of the data" in page
+
+
+def test_what_cannot_write_without_an_image_is_compared_with_labels_and_not_offered_to_talk_to() -> None:
+    close = {"run": "seen-1", "unit": "token", "writes": False, "closeness": "agreement", "student": {"top1": 0.5, "top1_error": 0.01}}
+    assert "baseline=[labels_only]" in verdict({**close, "teacher": {"top1": 1.0}}) and "text alone" not in verdict(close)
+    assert "limbeck chat" not in "".join(summary_lines(close, Path("runs/seen-1")))
+    assert "limbeck chat" in "".join(summary_lines({**close, "writes": True}, Path("runs/seen-1")))
 
 
 @pytest.mark.parametrize("image", ["https://elsewhere/x.png", "data:image/svg+xml;base64,AAAA", 'data:image/png;base64,A" onload="x', 7])
