@@ -89,7 +89,7 @@ def test_answers_of_a_cached_teacher_teach_as_the_live_one_does_and_its_visual_t
 
 
 def recipe(**change: Any) -> dict[str, Any]:
-    stages = [{"name": "dpt", "only": ["model.multi_modal_projector.*"], "objective": list(FOUR)}, {"name": "sft", "objective": ["cross_entropy"]}]
+    stages = [{"name": "dpt", "only": ["model.multi_modal_projector.*"], "objective": list(FOUR)}, {"name": "main", "objective": ["cross_entropy"]}]
     return {
         "data": [{"kind": "digits", "size": 28, "num": 30, "split": 0.3}, {"kind": "describe"}],
         "teacher": SMALL,
@@ -157,13 +157,13 @@ def test_smollm2_sees_through_a_connector_that_learns_from_a_teacher(tmp_path: P
     tokenizer.save_pretrained(str(tmp_path / "smol"))
     role = as_role(open_pretrained(f"path:{tmp_path / 'smol'}"))
     assert isinstance(role, VisionLanguage) and (role.num_patches, role.num_layers) == (16, 30)
-    data = [{"kind": "digits", "size": 28, "num": 12, "split": 0.3}, {"kind": "describe", "form": "chat"}]
-    student = {"start": "teacher", "surgery": [{"kind": "drop_blocks", "drop": 10}]}
+    data = [{"kind": "digits", "size": 28, "num": 8, "split": 0.3}, {"kind": "describe", "form": "chat"}]
+    student = {"start": "teacher", "surgery": [{"kind": "drop_blocks", "drop": 28}]}
     stage = {"only": ["model.multi_modal_projector.*"], "objective": list(FOUR), "steps": 2, "batch": 2}
     done = run(recipe(data=data, teacher=f"path:{tmp_path / 'smol'}", student=student, train=[stage], baseline=[], evaluate=["agreement"]), name="smol")
-    assert done.summary["student"]["top1"] < 1 and "10 blocks" not in done.summary["verdict"]
+    assert done.summary["student"]["top1"] < 1
     again = as_role(open_pretrained(f"path:{done.path / 'student'}"))
-    assert isinstance(again, VisionLanguage) and again.num_layers == 20
+    assert isinstance(again, VisionLanguage) and again.num_layers == 2
     kept, mine = ({n: x for n, x in r.module.state_dict().items() if "multi_modal_projector" not in n} for r in (role, again))
     assert torch.equal(kept["model.vision_tower.embeddings.patch_embedding.weight"], mine["model.vision_tower.embeddings.patch_embedding.weight"])
     rows = run_rows(data, again)
