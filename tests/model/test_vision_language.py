@@ -265,7 +265,8 @@ def test_messages_are_written_by_the_template_also_where_images_are_parts_of_the
     role = fast()
     role.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}:\n{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
-        "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}"
+        "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
     )
     answer = {"role": "assistant", "content": "a line"}
     plain = ({"role": "user", "content": "<image>What?"}, answer)

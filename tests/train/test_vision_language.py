@@ -29,7 +29,8 @@ TINY, SMALL = (f"config:{SHIPPED / 'models' / name}.json" for name in ("tiny_lla
 
 
 def hashes(models: Models) -> dict[str, str]:
-    return {f"{role}.{name}": hashlib.sha256(x.numpy().tobytes()).hexdigest() for role in models for name, x in models[role].module.state_dict().items()}
+    named = ((f"{role}.{name}", x) for role in models for name, x in models[role].module.state_dict().items())
+    return {name: hashlib.sha256(x.numpy().tobytes()).hexdigest() for name, x in named}
 
 
 def fresh() -> Models:
@@ -160,7 +161,8 @@ def test_smollm2_sees_through_a_connector_that_learns_from_a_teacher(tmp_path: P
     data = [{"kind": "digits", "size": 28, "num": 8, "split": 0.3}, {"kind": "describe", "form": "chat"}]
     student = {"start": "teacher", "surgery": [{"kind": "drop_blocks", "drop": 28}]}
     stage = {"only": ["model.multi_modal_projector.*"], "objective": list(FOUR), "steps": 2, "batch": 2}
-    done = run(recipe(data=data, teacher=f"path:{tmp_path / 'smol'}", student=student, train=[stage], baseline=[], evaluate=["agreement"]), name="smol")
+    fields = {"data": data, "teacher": f"path:{tmp_path / 'smol'}", "student": student, "train": [stage]}
+    done = run(recipe(**fields, baseline=[], evaluate=["agreement"]), name="smol")
     assert done.summary["student"]["top1"] < 1
     again = as_role(open_pretrained(f"path:{done.path / 'student'}"))
     assert isinstance(again, VisionLanguage) and again.num_layers == 2

@@ -159,9 +159,11 @@ def sighted_of(
     sizes = {"num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 2 * width}
     sees = {"hidden_size": tower, "image_size": SIDE, "patch_size": patch, "num_channels": channels}
     vision = transformers.CLIPVisionConfig(**sizes, **sees)  # type: ignore[arg-type]
-    text = transformers.LlamaConfig(**sizes, hidden_size=width, num_key_value_heads=1, vocab_size=len(TOKENIZER), max_position_embeddings=context)
+    reads = {"hidden_size": width, "num_key_value_heads": 1, "vocab_size": len(TOKENIZER), "max_position_embeddings": context}
+    text = transformers.LlamaConfig(**sizes, **reads)  # type: ignore[arg-type]
     text.pad_token_id = TOKENIZER.pad_token_id
-    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=255, vision_feature_layer=-1)  # a byte that no text has
+    how: dict[str, Any] = {"image_token_index": 255, "vision_feature_layer": -1}  # a byte that no text has
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, **how)
     config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -65,7 +65,8 @@ class ImageChat(Records):
         messages = tuple(message(item, i) for i, item in enumerate(listed))
         said = [json.dumps(m.get("content")).count(MARK) for m in messages]
         asked = sum(num for num, m in zip(said, messages, strict=True) if m["role"] != "assistant")
-        parts = sum(part.get("type") == "image" for m in messages if isinstance(m["content"], list) for part in m["content"] if isinstance(part, Mapping))
+        listed_parts = (part for m in messages if isinstance(m["content"], list) for part in m["content"])
+        parts = sum(part.get("type") == "image" for part in listed_parts if isinstance(part, Mapping))
         if asked + parts != 1 or sum(said) != asked:
             raise Bad(f"{sum(said) + parts} of {MARK} for 1 image: it must stand once, in a question")
         if not any(m["role"] == "assistant" for m in messages[1:]):

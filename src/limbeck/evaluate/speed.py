@@ -95,8 +95,7 @@ class Speed(Evaluator):
 
     def timings(self, roles: Mapping[str, Role], rows: Sequence[Row], clock: Clock = time.perf_counter) -> dict[str, Any]:
         """All that is timed: figures by subject, and `decode_by_context`."""
-        alone = {name: role for name, role in roles.items() if role.tokenizer is not None and not role.puts_in}
-        writers = {name: role for name, role in alone.items() if callable(getattr(role.module, "generate", None))}
+        writers = {n: r for n, r in roles.items() if r.tokenizer is not None and not r.puts_in and callable(getattr(r.module, "generate", None))}
         readers = {
             name: partial(forward, role, rows[:ROWS], clock) for name, role in roles.items() if name not in writers and "logits" in role.offers
         }

@@ -103,7 +103,7 @@ def marked(text: Any, marks: Any, limit: int) -> list[tuple[bool, str]]:
 
 
 def picture(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A held-out picture with its class, or a question and its answer, and both answers, ready for the template; None for what is no small picture in place."""
+    """A held-out picture with its class, or a question and its answer, and what both say; None for what is no small picture in place."""
     image = entry.get("image")
     if not isinstance(image, str) or len(image) > MOST_PICTURE or not PICTURE.fullmatch(image):
         return None

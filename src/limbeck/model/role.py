@@ -34,7 +34,7 @@ def as_role(opened: Opened) -> Role:
         raise Refused("tokenizer", str(opened.reference.text), "a tokenizer beside the weights", "none", "save the tokenizer into the folder")
     role = speaking(opened.module, opened.tokenizer, opened.reference)
     if isinstance(role, VisionLanguage) and hasattr(role.module.config, "image_seq_length"):
-        role.module.config.image_seq_length = role.num_patches  # as its own tower has it, for whoever reads the config
+        opened.config.image_seq_length = role.num_patches  # as its own tower has it, for whoever reads the config
     role.provenance = opened.provenance
     return role.eval()
 

@@ -74,6 +74,13 @@ class VisionLanguage(Text):
             raise Refused("tokenizer", type(self.tokenizer).__name__, f"an added token of id {self.image_id:,}, for an image", "none", do)
         return added[self.image_id]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height and width of the images that its tower hears."""
+        config: Any = self.module.config
+        side = self.preprocessing.size or config.vision_config.image_size
+        return (self.preprocessing.channels, *((side, side) if isinstance(side, int) else side))
+
     @cached_property
     def num_patches(self) -> int:
         """Visual tokens of one image.
@@ -81,16 +88,13 @@ class VisionLanguage(Text):
         Raises:
             Refused: `size`, where the tower cannot read images of the size that its config names.
         """
-        vision: Any = self.module.config.vision_config
-        side = self.preprocessing.size or vision.image_size
-        shape = (self.preprocessing.channels, *((side, side) if isinstance(side, int) else side))
-        empty = torch.zeros(1, *shape, dtype=torch.uint8, device=next(self.module.parameters()).device)
+        empty = torch.zeros(1, *self.shape, dtype=torch.uint8, device=next(self.module.parameters()).device)
         try:
             with listening(self.module), torch.no_grad():
                 return len(self.see(empty, {})["patch_embedding"])
         except (RuntimeError, ValueError) as error:
-            got = quoted(" ".join(str(error).split()), 160)
-            raise Refused("size", f"{self.family.vision} of {type(self.module).__name__}", "images that it can read", got, "correct its config") from None
+            where, got = f"{self.family.vision} of {type(self.module).__name__}", quoted(" ".join(str(error).split()), 160)
+            raise Refused("size", where, "images that it can read", got, "correct its config") from None
 
     def see(self, pixels: Shaped[Tensor, "row channel height width"], inject: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "patch dim"]]:
         """What the connector hears and says of some images."""
@@ -186,10 +190,7 @@ class VisionLanguage(Text):
 
     def probe(self, num: int) -> dict[str, Tensor]:
         """A text with an image in it, as its own class takes it: of so many ids, and noise."""
-        vision, size = self.module.config.vision_config, self.preprocessing.size
-        side = size or vision.image_size
-        shape = (self.preprocessing.channels, *((side, side) if isinstance(side, int) else side))
-        noise = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
+        noise = torch.rand(1, *self.shape, generator=torch.Generator().manual_seed(0), device="cpu")
         ids = torch.arange(num, device="cpu") % (self.vocab or num)
         ids = torch.cat([ids[:1], torch.full((self.num_patches,), self.image_id, device="cpu"), ids[ids != self.image_id]])
         return {"input_ids": ids[None], "pixel_values": noise}
@@ -197,12 +198,11 @@ class VisionLanguage(Text):
     def accompany(self, folder: Path) -> None:
         """What transformers' processors read; a tokenizer of bytes has none."""
         write_json(folder / PROCESSOR, self.preprocessing.processor())
-        strategy = getattr(self.module.config, "vision_feature_select_strategy", None)
-        size = self.preprocessing.size
-        if self.family.family != "llava" or isinstance(self.tokenizer, ByteTokenizer) or size is None:
+        if self.family.family != "llava" or isinstance(self.tokenizer, ByteTokenizer):
             return
-        patch = self.module.config.vision_config.patch_size
-        more = self.num_patches - (size[0] // patch) * (size[1] // patch) + (strategy == "default")
+        config: Any = self.module.config
+        strategy, patch, (_, high, wide) = config.vision_feature_select_strategy, config.vision_config.patch_size, self.shape
+        more = self.num_patches - (high // patch) * (wide // patch) + (strategy == "default")
         told = {"processor_class": "LlavaProcessor", "image_token": self.mark, "patch_size": patch, "num_additional_image_tokens": more}
         write_json(folder / PROCESSORS, {**told, "vision_feature_select_strategy": strategy})
 

@@ -90,7 +90,7 @@ def by_chunks(part: Any, chunk: int, *aligned: Any) -> Float[Tensor, " target"]:
 
 
 def per_target(factors: Float[Tensor, " unit"] | None, said: Signals, per: str, name: str = "logits") -> Float[Tensor, " target"]:
-    """What each target (or chunk, or patch) is multiplied by, where it is a unit, or the mean over the targets of a row; in the precision of the states."""
+    """What each target (chunk, patch) is multiplied by, where it is a unit, or the mean over the targets of a row; in the precision of the states."""
     rows, dtype = said.rows["target" if per == "row" else per], upcast(said[name].hidden).dtype
     each = torch.ones(len(rows), dtype=dtype, device=rows.device)
     if factors is not None:
@@ -111,7 +111,7 @@ class AbstractDivergence(Objective):
     """Softens both distributions; the loss is scaled back by its power `order`."""
     per: Literal["target", "row", "chunk", "patch"] = "target"
     """row: mean over the targets of each row, then one number a row; chunk: where two tokenizers have read the same bytes, see `byte_chunks`;
-    patch: at the positions of images, instead of at targets. Each of these is a mean of its own, so that many visual tokens do not drown an answer."""
+    patch: at the positions of images, a mean of their own, so that many visual tokens do not drown an answer."""
     chunk: int = Field(default=256, gt=0)
     """Targets whose logits exist at the same time."""
 

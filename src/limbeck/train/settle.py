@@ -105,14 +105,16 @@ def same_text(turn: Turn, models: Models, where: str) -> None:
     Nor roles that put other numbers of a unit into each row.
     """
     for i, objective in enumerate(turn.objective):
-        aligned = {"target", "pos"}
-        asked = {objective.role(seat): {unit_of(n) for n in names} | ({"target"} if whole(names) else set()) for seat, names in objective.needs.items()}
+        asked = {objective.role(seat): {unit_of(name) for name in names} for seat, names in objective.needs.items()}
         for unit in sorted(set.union(*asked.values())):
-            numbers = {role: dict(models[role].puts_in)[unit] for role, units in asked.items() if unit in units and unit in models[role].puts_in}
+            numbers = {role: models[role].puts_in[unit] for role, units in asked.items() if unit in units and unit in models[role].puts_in}
             if len(set(numbers.values())) > 1:
-                got, do = " and ".join(f"{num:,} of {role}" for role, num in numbers.items()), "compare targets, whose numbers agree, or other models"
-                raise Refused("units", f"{where}.objective.{i}", f"as many in each row ({unit}) of all that {dict(objective)['kind']} compares", got, do)
-        compared = [role for role, units in asked.items() if units & aligned]
+                got = " and ".join(f"{num:,} of {role}" for role, num in numbers.items())
+                expected = f"as many in each row ({unit}) of all that {dict(objective)['kind']} compares"
+                do = "compare targets, whose numbers agree, or other models"
+                raise Refused("units", f"{where}.objective.{i}", expected, got, do)
+        by_ids = {objective.role(seat) for seat, names in objective.needs.items() if whole(names)}
+        compared = [role for role, units in asked.items() if units & {"target", "pos"} or role in by_ids]
         roles = {role: models[role].tokenizer for role in compared if models[role].tokenizer is not None}
         other = next((role for role, tokenizer in roles.items() if not same(tokenizer, next(iter(roles.values())))), None)
         if other is not None:
