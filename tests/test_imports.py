@@ -148,7 +148,6 @@ ON_CPU = {
     "examine.py": "a draw of rows: on the CPU, so that no device changes it",
     "job.py": "a draw of rows: on the CPU, so that no device changes it",
     "planning/probe.py": "measures how fast the CPU multiplies",
-    "export/safetensors.py": "a probe: moved to the model before it is asked",
     "cli/chatting.py": "ids of a talk: moved to the model before it is asked",
     "train/window.py": "sums for the log: numbers of Python by then",
 }

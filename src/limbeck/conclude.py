@@ -64,7 +64,7 @@ def conclude(
         **{name: value for name, value in told.items() if name not in ARMS},
         "checks": list(checks),
         "provenance": [dict(p) for p in provenance],
-        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None, unit),
+        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None, unit, facts.get("writes", unit == "token")),
         "references": [],
         "parts": dict(parts),
     }
@@ -102,15 +102,15 @@ def renamed_in(value: Any, baseline: str | None) -> Any:
     return value
 
 
-def unmeasured(recipe: Recipe, run: str, taught: bool, unit: str) -> list[dict[str, str]]:
+def unmeasured(recipe: Recipe, run: str, taught: bool, unit: str, writes: bool) -> list[dict[str, str]]:
     """What nobody has looked at, with the command that does; without a teacher nothing is to be compared with text or labels alone, and tasks
     are for models that write."""
     kinds = {evaluator.kind for evaluator in recipe.evaluate}  # type: ignore[attr-defined]
     out = [{"what": "spread over seeds; this is one seed", "command": f"limbeck run {run} seed={recipe.seed + 1}"}]
-    if "tasks" not in kinds and unit == "token":
+    if "tasks" not in kinds and writes:
         out.append({"what": "any task", "command": f"limbeck evaluate {run} tasks"})
     if not recipe.baseline and taught:
-        other = "text_only" if unit in ("token", "position") else "labels_only"
+        other = "text_only" if writes or unit == "position" else "labels_only"
         out.append({"what": "the same student without the teacher", "command": f"limbeck run {run} 'baseline=[{other}]'"})
     return out
 

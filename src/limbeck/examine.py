@@ -18,6 +18,7 @@ from limbeck.evaluate.base import Exam, Table
 from limbeck.export import _wav
 from limbeck.export._png import data_uri
 from limbeck.model.base import Models, Role
+from limbeck.model.vision_language import VisionLanguage
 from limbeck.numerics import Streams
 from limbeck.recipe import Recipe
 from limbeck.signals import Row, View, dense
@@ -121,7 +122,8 @@ class Examiner:
         unit = "position" if self.masked else "token"
         unit = unit if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else unit
         unit = "clip" if table is not None and "wave" in self.rows.held_out[0].content else unit
-        return {"closeness": self.closeness(student), "unit": unit}
+        alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image
+        return {"closeness": self.closeness(student), "unit": unit, **alone}
 
     def seconds_a_target(self, subject: str) -> float:
         """What a forward pass of a subject cost, measured when its table was made."""
@@ -215,7 +217,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
     """Held-out beginnings, drawn by seed and not chosen, with what teacher and student make of them (greedy), and where they would differ."""
     rows = examiner.rows.held_out
     if rows and "pixels" in rows[0].content:
-        return answered(examiner, seed)
+        return answered(examiner, seed) if rows[0].content.keys().isdisjoint({"prompt", "messages"}) else described(examiner, seed)
     if rows and "wave" in rows[0].content:
         return played(rows, seed)
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples")).tolist()[:num]
@@ -258,6 +260,24 @@ def played(rows: Sequence[Row], seed: int, num: int = 10) -> list[dict[str, Any]
     """Held-out sounds, drawn by seed and not chosen, with their class."""
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples"))[:num].sort().values.tolist()
     return [{"sound": _wav.data_uri(rows[i].content["wave"], rows[i].content["rate"]), "label": rows[i].tag} for i in pick]
+
+
+def described(examiner: Examiner, seed: int, num: int = 8, new_tokens: int = 64) -> list[dict[str, Any]]:
+    """Held-out pictures, drawn by seed and not chosen, with a question, its answer, and what teacher and student write (greedy)."""
+    rows = examiner.rows.held_out
+    pick = torch.randperm(len(rows), generator=Streams(seed)("samples"))[:num].sort().values.tolist()
+    out: list[dict[str, Any]] = [{"image": data_uri(rows[i].content["pixels"])} for i in pick]
+    for subject in (name for name in ("teacher", "student") if name in examiner.openers):
+        with examiner.open(subject) as role, torch.no_grad():
+            if not isinstance(role, VisionLanguage):
+                continue
+            end = role.tokenizer.eos_token_id
+            for sample, i in zip(out, pick, strict=True):
+                inputs, question, answer = role.question(rows[i])
+                made = role.module.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end)  # type: ignore
+                written = role.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True)
+                sample |= {"prompt": question.strip(), "label": answer.strip(), subject: written.strip() or "(nothing)"}
+    return [sample for sample in out if "prompt" in sample]
 
 
 def continued(role: Role, ids: Int[Tensor, " pos"], new_tokens: int) -> Int[Tensor, " new"]:

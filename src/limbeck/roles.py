@@ -22,10 +22,12 @@ from limbeck.model.role import as_role, share_tokenizer
 from limbeck.model.served import open_served
 from limbeck.model.sound import Sound
 from limbeck.model.text import Text
+from limbeck.model.vision_language import VisionLanguage
 from limbeck.recipe import Recipe, Student
 from limbeck.signals import unit_of
 from limbeck.store import ANSWERS, Answers, Cache
 from limbeck.student.base import Score, Surgery
+from limbeck.student.drop_blocks import DropBlocks
 from limbeck.teacher._packing import unpack
 from limbeck.teacher._remembering import AbstractRemembering
 from limbeck.teacher.base import Teacher
@@ -71,6 +73,11 @@ class Cast:
             how = hows.get(name)
             begins = self.begins(how) if how else name
             role = self.originals.get(begins if begins in ("teacher", "student") else name)
+            surgeries = how.surgery if how and where == f"{name}.surgery" else ()
+            if isinstance(role, VisionLanguage) and where != "compile" and not (surgeries and all(isinstance(s, DropBlocks) for s in surgeries)):
+                do = "write drop_blocks alone under student.surgery, or start from another model"
+                got = ", ".join(s.kind for s in surgeries) or where.split(".")[-1]  # type: ignore[attr-defined]
+                raise Refused("part", where, "drop_blocks, which takes blocks of the language part, or no surgery", got, do)
             if isinstance(role, Image):
                 do = f"remove {where.split('.')[-1]}, and start from another architecture"
                 raise Refused("part", where, "a language model, whose blocks are known", type(role.module).__name__, do)

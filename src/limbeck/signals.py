@@ -6,6 +6,7 @@ Every tensor has a *unit* on its first axis, and every unit knows its row:
 - pos: a real position of a row (there is no padding anywhere)
 - instant: one number of a waveform, from many of which a position is made
 - target: one prediction that is asked for: a next token, a class
+- patch: a position of a row that stands for a piece of its image
 - chunk: an aligned stretch of targets, or of positions
 - group: rows that must not be parted: a pair, a list of candidates
 
@@ -14,7 +15,7 @@ So anything can be selected and cut by rows, without knowing what it is.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -56,6 +57,10 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "time": ("row", ""),
     "sample": ("row", "channel"),
     "score": ("row", ""),
+    "patch_features": ("patch", "dim"),  # of the vision tower: what the connector hears
+    "patch_embedding": ("patch", "dim"),  # what the connector says: a visual token, as the language part hears it
+    "patch_hidden": ("patch", "dim"),  # `hidden` at the positions of the image
+    "patch_logits": ("patch", "vocab"),  # of the head at these positions; not shifted: nothing is predicted there
     "segment": ("pos", ""),  # 0 or 1: of which of the two texts of a row it is
     "embedding": ("row", "dim"),
     "query_embedding": ("row", "dim"),
@@ -258,6 +263,8 @@ class View:
     """Written by an alignment that asks whether words end with chunks: the chunk that ends just before each target, or -1."""
     chunk_at: Int[Tensor, " pos"] | None = None
     """Written by an alignment of positions: the chunk each position belongs to, or -1."""
+    patches: Bool[Tensor, " pos"] | None = None
+    """Positions that stand for pieces of the row's image; None: rows have no such positions."""
     shared: Int[Tensor, " vocab"] | None = None
     """Written by an alignment: the ids of what both vocabularies spell alike, in an order that both sides share."""
 
@@ -287,6 +294,12 @@ class View:
         asked = self.offsets >= self.shift
         return (asked if self.asked is None else asked & self.asked).nonzero()[:, 0]
 
+    def span(self, name: Literal["vision", "prompt", "response"]) -> Bool[Tensor, " pos"]:
+        """The positions of a span: of the image; of what is to be predicted; of all the rest, which is given."""
+        response = torch.ones_like(self.offsets, dtype=torch.bool) if self.asked is None else self.asked
+        vision = torch.zeros_like(response) if self.patches is None else self.patches
+        return {"vision": vision, "response": response, "prompt": ~(vision | response)}[name]
+
     def rows(self, unit: str) -> Int[Tensor, " unit"]:
         """The row of each unit."""
         every = torch.arange(self.num_rows, device=self.device)
@@ -299,11 +312,14 @@ class View:
             assert self.instants is not None, "these rows have no waveform"
             return every.repeat_interleave(self.instants)
         of_pos = every.repeat_interleave(self.ragged)
+        if unit == "patch":
+            assert self.patches is not None, "these rows hold no images among their positions"
+            return of_pos[self.patches]
         return of_pos if unit == "pos" else of_pos[self.targets]
 
     @property
     def units(self) -> tuple[str, ...]:
-        more = {"pos": self.lengths, "instant": self.instants, "chunk": self.chunk_row}
+        more = {"pos": self.lengths, "instant": self.instants, "chunk": self.chunk_row, "patch": self.patches}
         return ("row", "target", *(unit for unit, there in more.items() if there is not None))
 
     def at(self, rows: Int[Tensor, " some"]) -> "View":
@@ -322,12 +338,13 @@ class View:
             lengths=None if self.lengths is None else self.lengths[rows],
             asked=None if self.asked is None else self.asked[keep["pos"]],
             instants=None if self.instants is None else self.instants[rows],
+            patches=None if self.patches is None else self.patches[keep["pos"]],
             **chunk,
         )
 
     def to(self, device: torch.device | str) -> "View":
         """The same view on a device."""
-        names = ("lengths", "asked", "instants", "chunk_of", "chunk_row", "chunk_end", "chunk_at", "shared")
+        names = ("lengths", "asked", "instants", "patches", "chunk_of", "chunk_row", "chunk_end", "chunk_at", "shared")
         tensors = {name: getattr(self, name) for name in names}
         moved = {name: None if x is None else x.to(device) for name, x in tensors.items()}
         return replace(self, inputs={name: x.to(device) for name, x in self.inputs.items()}, **moved)

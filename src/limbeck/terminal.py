@@ -83,7 +83,7 @@ def summary_lines(summary: dict[str, Any], path: Path) -> list[str]:
     missing = unmeasured(summary)
     weak = weakest(summary)
     notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, f"± is the standard error over {sources(summary)}."]
-    talk = f" · talk to it: limbeck chat {path.name}" if summary.get("unit", "token") == "token" else ""
+    talk = f" · talk to it: limbeck chat {path.name}" if summary.get("writes", summary.get("unit", "token") == "token") else ""
     return [
         "",
         *(f"  {line}" for line in columns(rows, set(range(1, 9)))),

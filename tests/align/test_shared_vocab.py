@@ -90,3 +90,15 @@ def test_what_is_cut_lazily_still_remembers_who_learns() -> None:
     with made.turn("student"):
         assert dense(listen.says("student", batch, ("logits",))["logits"]).requires_grad
         assert not dense(listen.says("teacher", batch, ("logits",))["logits"]).requires_grad
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_heads_at_visual_tokens_are_cut_alike(lazy: bool) -> None:
+    both = models(lazy=lazy)
+    align = SharedVocab().settle(both)
+    batch = both.batch([Row("a", {}), Row("b", {})])
+    said = both.says("teacher", batch, ("logits", "hidden.0"))
+    seen = batch.signals("teacher", {"patch_logits": said["logits"], **said.values})
+    out = align("teacher", seen, batch)
+    assert dense(out["patch_logits"]).shape == (2, 258) and torch.equal(dense(out["patch_logits"]), dense(out["logits"]))
+    assert out["hidden.0"] is seen["hidden.0"]

@@ -130,6 +130,20 @@ def test_the_report_shows_pictures_with_their_labels_and_marks_wrong_answers() -
     assert "img-src data:" in page
 
 
+def test_the_report_shows_pictures_with_their_questions_and_marks_answers_that_are_not_the_one_of_the_data() -> None:
+    seen = {"image": data_uri(torch.zeros(1, 8, 8, dtype=torch.uint8)), "prompt": "What is <it>?", "label": "A bag." + " And a long strap" * 5}
+    page = render({**SUMMARY, "unit": "token", "writes": False}, samples=[{**seen, "teacher": seen["label"], "student": "A shirt."}])
+    assert "<span>What is &lt;it&gt;?</span>" in page and "<mark>A shirt.</mark>" in page and f"teacher: {seen['label']}" in page
+    assert "an answer that is not the one of the data" in page
+
+
+def test_what_cannot_write_without_an_image_is_compared_with_labels_and_not_offered_to_talk_to() -> None:
+    close = {"run": "seen-1", "unit": "token", "writes": False, "closeness": "agreement", "student": {"top1": 0.5, "top1_error": 0.01}}
+    assert "baseline=[labels_only]" in verdict({**close, "teacher": {"top1": 1.0}}) and "text alone" not in verdict(close)
+    assert "limbeck chat" not in "".join(summary_lines(close, Path("runs/seen-1")))
+    assert "limbeck chat" in "".join(summary_lines({**close, "writes": True}, Path("runs/seen-1")))
+
+
 @pytest.mark.parametrize("image", ["https://elsewhere/x.png", "data:image/svg+xml;base64,AAAA", 'data:image/png;base64,A" onload="x', 7])
 def test_an_image_from_elsewhere_is_not_shown(image: Any) -> None:
     page = render(SUMMARY, samples=[{"image": image, "label": "Bag", "student": "Bag"}])

@@ -52,13 +52,14 @@ class SharedVocab(Align):
         return SharedVocab(num=self.num or num)
 
     def __call__(self, role, said, batch):
-        if "logits" not in said.values:
-            return said
-        logits, num = said.values["logits"], self.num
+        num = self.num
         assert num is not None, "settled before it is used"
-        if isinstance(logits, Logits):
-            head = logits.head.cut(num) if isinstance(logits.head, Head) else lambda hidden: logits.head(hidden)[..., :num]
-            cut = Logits(logits.hidden, head, logits.learns)
-        else:
-            cut = logits[..., :num]
-        return replace(said, values={**said.values, "logits": cut})
+        return replace(said, values={name: cut(x, num) if name in ("logits", "patch_logits") else x for name, x in said.values.items()})
+
+
+def cut(logits: Any, num: int) -> Any:
+    """The logits of the first so many ids, lazy ones as lazy ones."""
+    if not isinstance(logits, Logits):
+        return logits[..., :num]
+    head = logits.head.cut(num) if isinstance(logits.head, Head) else lambda hidden: logits.head(hidden)[..., :num]
+    return Logits(logits.hidden, head, logits.learns)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from limbeck.check.contract import NotClaimed, contract
-from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, family_of, hearing_model, pictures
+from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, family_of, hearing_model, pictures, sighted_of
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
@@ -146,6 +146,9 @@ def write_pictures(base: Path, broken: bool) -> None:
         folder = base / "pictures" / row.tag
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{i:02d}.png").write_bytes(png(row.content["pixels"]) if i or not broken else b"no picture")
+    talk = [{"role": "user", "content": "<image>\nWhat is it?"}, {"role": "assistant", "content": "A line."}]
+    names = [f"pictures/{row.tag}/{i:02d}.png" for i, row in enumerate(rows)]
+    (base / "seen.jsonl").write_text("".join(json.dumps({"image": name, "messages": talk, "tag": name[9]}) + "\n" for name in names))
     labels = bytes(row.content["label"] for row in rows)
     pixels = b"".join(row.content["pixels"].numpy().tobytes() for row in rows)
     cut = pixels[:-1] if broken else pixels
@@ -191,6 +194,8 @@ def given(step: Step) -> Rows:
     """What comes in: nothing for a source, texts, answers and pairs of both for what changes rows."""
     if isinstance(step, Source) or type(step).rows is Step.rows:
         return Rows()
+    if "pixels" in step.inputs:
+        return Rows((Part(pictures()),), pictures(split="held_out"))
     texts = tuple(Row(f"text-{i}", {"text": record["text"]}, record["tag"], source=f"doc-{i // 2}") for i, record in enumerate(records()))
     answers = tuple(
         Row(
@@ -317,7 +322,14 @@ def readable(step: Step, seed: int = 0) -> None:
         rows = made(step, seed)
     except LimbeckError as error:
         raise NotClaimed(str(error)) from None
-    if (pixels := (*rows.train, *rows.held_out)[0].content.get("pixels")) is not None:
+    first = (*rows.train, *rows.held_out)[0].content
+    if "pixels" in first and not first.keys().isdisjoint({"prompt", "messages"}):
+        sees = sighted_of(context=CONTEXT, channels=first["pixels"].shape[0])
+        sees.tokenizer = Chatting()
+        view = sees.view([*rows.train, *rows.held_out])
+        assert (view.span("vision").sum(), view.span("response").any()) == (view.num_rows * sees.num_patches, True), "an image or an answer lacks"
+        return
+    if (pixels := first.get("pixels")) is not None:
         view = classifier(channels=pixels.shape[0], side=pixels.shape[1]).view([*rows.train, *rows.held_out])
         assert view.num_rows == len(view.inputs["label"]), "a row has no class"
         return

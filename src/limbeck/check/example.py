@@ -20,6 +20,8 @@ LENGTHS, PROMPTS = (4, 5, 3, 4, 6, 3), (1, 2, 1, 1, 3, 0)
 """Positions of each row, and how many of them are not asked for."""
 INSTANTS = 8
 """Numbers of the waveform that a position is made of, where one is asked for."""
+PATCHES = 3
+"""Visual tokens of each row, at its first positions."""
 SHARED = {"vocab": 11, "channel": 2, "height": 4, "width": 4, "past": max(LENGTHS)}
 """Axes that all roles agree on."""
 WHOLE = {name for name, (_, axes) in VOCABULARY.items() if axes == "vocab"}
@@ -52,6 +54,8 @@ def batch(objective: Objective) -> Batch:
         place = torch.arange(len(row)) - torch.searchsorted(row, row)
         starts = place % 2 == 0
         view = replace(view, chunk_of=starts.cumsum(0) - 1, chunk_row=row[starts])
+    if "patch" in {unit_of(name) for needs in objective.needs.values() for name in needs}:
+        view = replace(view, patches=view.offsets < PATCHES)
     seats = {objective.role(seat): view for seat in objective.needs}
     return Batch({"student": view, **seats}, ("chosen", "rejected") * (ROWS // 2), torch.tensor(GROUP), tuple("abcdef"), torch.ones(ROWS))
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -20,8 +21,10 @@ from limbeck.model.pixels import Preprocessing
 from limbeck.model.ranker import BiEncoder, CrossEncoder
 from limbeck.model.sound import Hearing, Sound
 from limbeck.model.text import Text
+from limbeck.model.vision_family import vision_family
+from limbeck.model.vision_language import VisionLanguage
 from limbeck.numerics import Streams
-from limbeck.signals import Loss, Row
+from limbeck.signals import Loss, Row, unit_of
 from limbeck.teacher.base import Teacher
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 from limbeck.text.spans import fingerprint
@@ -176,9 +179,63 @@ def lists(seed: int = 0) -> Rows:
     return Rows((Part(tuple(found)),))
 
 
+def sighted_of(
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    layers: int = 2,
+    width: int = 16,
+    patch: int = 4,
+    tower: int = 12,
+    context: int = 64,
+    channels: int = 1,
+) -> VisionLanguage:
+    """A small untrained vision-language model, with a tokenizer of bytes."""
+    import transformers
+
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 2 * width}
+    sees = {"hidden_size": tower, "image_size": SIDE, "patch_size": patch, "num_channels": channels}
+    vision = transformers.CLIPVisionConfig(**sizes, **sees)  # type: ignore[arg-type]
+    reads = {"hidden_size": width, "num_key_value_heads": 1, "vocab_size": len(TOKENIZER), "max_position_embeddings": context}
+    text = transformers.LlamaConfig(**sizes, **reads)  # type: ignore[arg-type]
+    text.pad_token_id = TOKENIZER.pad_token_id
+    how: dict[str, Any] = {"image_token_index": 255, "vision_feature_layer": -1}  # a byte that no text has
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, **how)
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: Any = transformers.LlavaForConditionalGeneration(config)
+        for parameter in module.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    module.preprocessing = Preprocessing((0.5,) * channels, (0.25,) * channels, (SIDE, SIDE))
+    family = vision_family(module)
+    assert family is not None
+    role = VisionLanguage(module.to(dtype).eval(), TOKENIZER, anatomy(module), family)
+    role.requires_grad_(False)
+    return role
+
+
+@cache
+def sighted(seed: int = 0) -> Models:
+    """A student and a teacher that see, in double precision, of other widths and as many visual tokens."""
+    return Models({"student": sighted_of(seed), "teacher": sighted_of(seed + 1, layers=3, width=WIDE, tower=16)})
+
+
+@cache
+def described(seed: int = 0, split: str = "train") -> Rows:
+    """Images with a question and its answer, of different lengths; pairs of answers to one question."""
+    found = []
+    for i, row in enumerate(pictures(seed, 2 * GROUPS, split)):
+        answer = WORDS[(3 * i + seed) % len(WORDS)] + " " + WORDS[(7 * i + seed) % len(WORDS)]
+        content = {**row.content, "prompt": f"{WORDS[i // 2]}<image>\n", "answer": answer}
+        found.append(replace(row, key=f"seen-{seed}-{i}", content=content, tag=("chosen", "rejected")[i % 2], group=f"pair-{i // 2}"))
+    return Rows((Part(tuple(found)),)) if split == "train" else Rows(held_out=tuple(found))
+
+
 def heard(objectives: Sequence[Any], seed: int = 0, width: int = WIDE) -> tuple[Models, Rows]:
     """Models that can say what objectives ask for, and rows that they read."""
     asked = {name for objective in objectives for names in objective.needs.values() for name in names}
+    if "patch" in {unit_of(name) for name in asked}:
+        return sighted(seed), described(seed)
     if asked.isdisjoint({"score", "embedding"}):
         return pair(seed, width), rows(seed)
     return rankers(seed, pairs="embedding" not in asked), lists(seed)

@@ -30,7 +30,7 @@ def chat(folder: Path, new_tokens: int) -> None:
     teacher = Cast(recipe, Cache(), base_of(folder)).originals["teacher"]
     student = as_role(open_pretrained(f"path:{folder / 'student'}", cache=Cache()))
     if student.tokenizer is None or "text" not in student.offers:
-        raise Refused("run", str(folder), "a student that reads and writes text", "one that does not", f"limbeck evaluate {folder.name}")
+        raise Refused("run", str(folder), "a student that answers text alone", "one that does not", f"limbeck evaluate {folder.name}")
     roles = {"teacher": teacher, "student": student} if teacher.at_hand else {"student": student}
     out, messages = console(), []
     if not teacher.at_hand:

@@ -75,6 +75,8 @@ def tells(count: np.ndarray) -> bool:
 def text_of(row: Row) -> str:
     """All words of a row but those of the system, which many chats share."""
     content = row.content
+    if "pixels" in content:  # many images are asked about in the same words; what is new is the image, by which rows are parted
+        return ""
     if isinstance(content.get("query"), str):  # documents of a collection are searched for by all; what is new is the query
         return content["query"]
     said: list[Any] = [m.get("content") for m in content.get("messages", ()) if m.get("role") not in ("system", "developer")]

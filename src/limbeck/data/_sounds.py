@@ -5,7 +5,7 @@ import math
 import wave
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ class Sounds(Source):
 
     The split is by a hash of the waveform, so that a clip that comes twice is on one side.
     """
+
+    makes: ClassVar[str] = "audio"
 
     rate: Annotated[int, Field(ge=1000, le=192_000)] = 16_000
     """Numbers a second that all are brought to."""

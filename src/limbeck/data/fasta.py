@@ -5,7 +5,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -44,6 +44,7 @@ class Fasta(Source):
     """
 
     kind: Literal["fasta"] = "fasta"
+    makes: ClassVar[str] = "dna"
     path: str
     """Files to read, as in `genomes/*.fa.gz`; a relative one starts at the recipe, `package:NAME/data/*.fa` at an installed package."""
     bases: Annotated[int, Field(ge=1)] = 600

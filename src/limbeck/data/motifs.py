@@ -1,7 +1,7 @@
 """Random DNA, in some of which a motif is hidden."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -33,6 +33,7 @@ class Motifs(Source):
     """
 
     kind: Literal["motifs"] = "motifs"
+    makes: ClassVar[str] = "dna"
     num: Annotated[int, Field(ge=2, le=1_000_000)] = 1000
     """Sequences drawn, with those held out."""
     bases: Annotated[int, Field(ge=8, le=100_000)] = 100

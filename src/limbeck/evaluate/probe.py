@@ -26,7 +26,8 @@ NAME = "labels read out by a linear probe"
 class Probe(Evaluator):
     r"""How often a linear map from a layer's frozen states, averaged over each row, finds the row's label.
 
-    $$ W = \arg\min_W \frac{1}{n} \sum_{i} \| W \hat h_i - y_i \|^2 + \lambda \| W \|^2, \qquad \hat h_i = \text{the mean over positions, standardised} $$
+    $$ W = \arg\min_W \frac{1}{n} \sum_{i} \| W \hat h_i - y_i \|^2 + \lambda \| W \|^2,
+       \qquad \hat h_i = \text{the mean over positions, standardised} $$
 
     in closed form, with y the label as one of its kinds; the answer is the largest entry. Held-out rows that have a `label` are shared out to
     `folds` by the name of their document; each fold is answered by a map of the others, so that none has seen a row, or another piece of
@@ -47,7 +48,7 @@ class Probe(Evaluator):
 
     kind: Literal["probe"] = "probe"
     measures: ClassVar[Literal["logits", "label", "score", "hidden"]] = "hidden"
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"probe_accuracy": (0.0, 1.0), "probe_accuracy_error": (0.0, 1.0), "steady_0db": (-1.0, 1.0)}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"probe_accuracy": (0.0, 1.0), "probe_accuracy_0db": (0.0, 1.0), "steady_0db": (-1.0, 1.0)}
     layer: int = -1
     """Layer whose states are read: 1 is the first block, -1 the last; of image models, a stage."""
     folds: Annotated[int, Field(ge=2, le=100)] = 5
@@ -116,7 +117,8 @@ class Probe(Evaluator):
         for name, each in zip(heard, right, strict=True):
             value, error = clustered(each.double(), torch.ones(len(rows)), documents(rows))
             out |= {f"probe_accuracy{name}": value, f"probe_accuracy{name}_error": error}
-            out["metrics"][titled(name)] = {"value": 100 * value, "error": None if error is None else 100 * error, "unit": "%", "lower_is_better": False}
+            percent = None if error is None else 100 * error
+            out["metrics"][titled(name)] = {"value": 100 * value, "error": percent, "unit": "%", "lower_is_better": False}
         return out
 
     def gap(self, heard: Sequence[str], student: Sequence[Tensor], other: Sequence[Tensor], rows: Sequence[Row]) -> dict[str, float | None]:

@@ -79,7 +79,7 @@ class Speed(Evaluator):
             for role in roles.values():
                 stack.enter_context(listening(role))
             out = self.timings(roles, exam.rows)
-            writers = {name for name, role in roles.items() if role.tokenizer is not None and callable(getattr(role.module, "generate", None))}
+            writers = {name for name, role in roles.items() if writes(role)}
             sizes = {name: sum(p.numel() for p in role.module.parameters()) for name, role in roles.items()}  # tied ones once
         context = max((entry["context"] for entry in out["decode_by_context"]), default=self.prompt_tokens)
         for name in subjects:
@@ -88,7 +88,7 @@ class Speed(Evaluator):
             if folder is None or not Path(folder).is_dir():
                 continue
             out[name]["disk_bytes"] = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-            if name not in writers:  # the memory that is measured is that of writing text
+            if name not in writers:  # the memory that is measured is that of writing text alone
                 continue
             if (memory := measured(Path(folder), context, self.new_tokens)) is not None:
                 out[name], out["memory_context"] = out[name] | memory, context
@@ -96,7 +96,7 @@ class Speed(Evaluator):
 
     def timings(self, roles: Mapping[str, Role], rows: Sequence[Row], clock: Clock = time.perf_counter) -> dict[str, Any]:
         """All that is timed: figures by subject, and `decode_by_context`."""
-        writers = {name: role for name, role in roles.items() if role.tokenizer is not None and callable(getattr(role.module, "generate", None))}
+        writers = {name: role for name, role in roles.items() if writes(role)}
         readers = {
             name: partial(forward, role, rows[:ROWS], clock) for name, role in roles.items() if name not in writers and "logits" in role.offers
         }
@@ -122,6 +122,11 @@ class Speed(Evaluator):
                     "prefill_tokens_per_second": statistics.median(length / prefill for prefill, _ in found),
                 }
         return out
+
+
+def writes(role: Role) -> bool:
+    """Whether it writes text after text alone."""
+    return role.tokenizer is not None and not role.puts_in and callable(getattr(role.module, "generate", None))
 
 
 class Ticks:

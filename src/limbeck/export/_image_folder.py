@@ -13,8 +13,9 @@ from limbeck.export.base import Parcel
 from limbeck.model.base import listening
 from limbeck.model.folder import WEIGHTS
 from limbeck.model.from_timm import config_json
-from limbeck.model.image import PROCESSOR, Image
+from limbeck.model.image import Image
 from limbeck.model.opening import open_pretrained
+from limbeck.model.pixels import PROCESSOR
 from limbeck.model.role import as_role
 from limbeck.store import write_json, write_text
 
@@ -39,7 +40,7 @@ def write(role: Image, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
         save_file({name: x.contiguous() for name, x in module.state_dict().items()}, str(parcel.folder / WEIGHTS), {"format": "pt"})
     else:
         module.save_pretrained(parcel.folder, safe_serialization=True)
-        write_json(parcel.folder / PROCESSOR, processor(role))
+        write_json(parcel.folder / PROCESSOR, role.preprocessing.processor())
     write_text(parcel.folder / "README.md", model_card(parcel.summary, parcel.provenance, loads=TIMM if isinstance(module.config, dict) else STOCK))
     again = as_role(open_pretrained(f"path:{Path(parcel.folder).absolute()}", dtype="float32"))
     again.to(next(role.module.parameters()).device)
@@ -63,22 +64,6 @@ def as_float(role: Image) -> Image:
     """The role with its rounded weights, computed with in float32."""
     role.module.float()
     return role
-
-
-def processor(role: Image) -> dict[str, Any]:
-    """What transformers reads beside a model: how pixels from 0 to 255 become what the model hears."""
-    found = role.preprocessing
-    size = {} if found.size is None else {"size": {"height": found.size[0], "width": found.size[1]}}
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": found.size is not None,
-        **size,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(found.mean),
-        "image_std": list(found.std),
-    }
 
 
 def probe(role: Image) -> torch.Tensor:

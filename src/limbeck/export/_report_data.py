@@ -106,11 +106,12 @@ def marked(text: Any, marks: Any, limit: int) -> list[tuple[bool, str]]:
 
 
 def picture(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A held-out picture with its class and both answers, ready for the template; None for what is no small picture in place."""
+    """A held-out picture with its class, or a question and its answer, and what both say; None for what is no small picture in place."""
     image = entry.get("image")
     if not isinstance(image, str) or len(image) > MOST_PICTURE or not PICTURE.fullmatch(image):
         return None
-    said = {name: for_report(value, 40) if isinstance(value := entry.get(name), str) else "" for name in ("label", "teacher", "student")}
+    most = 40 if "prompt" not in entry else 240  # with a question, answers are sentences
+    said = {name: for_report(x, most) if isinstance(x := entry.get(name), str) else "" for name in ("prompt", "label", "teacher", "student")}
     return {"image": image, **said}
 
 

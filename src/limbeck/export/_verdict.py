@@ -66,10 +66,15 @@ def sources(summary: Mapping[str, Any]) -> str:
     return {"token": "documents", "position": "documents", "candidate": "queries"}.get(unit, f"{unit}s")
 
 
+def of_text(summary: Mapping[str, Any]) -> bool:
+    """Whether rows are text and nothing else; a model that cannot write without an image learns from labels."""
+    return word(summary, "unit", "token") in TEXT_UNITS and summary.get("writes") is not False
+
+
 def text_only(summary: Mapping[str, Any]) -> bool:
     """Whether the baseline learns from text alone; of any other it is only said that it has no teacher."""
     name = arm(summary, "baseline", "name")
-    return word(summary, "unit", "token") in TEXT_UNITS and (not isinstance(name, str) or "text" in name)
+    return of_text(summary) and (not isinstance(name, str) or "text" in name)
 
 
 def alone(summary: Mapping[str, Any]) -> str:
@@ -80,7 +85,7 @@ def alone(summary: Mapping[str, Any]) -> str:
 
 def other_baseline(summary: Mapping[str, Any]) -> str:
     """The baseline that this run could have had."""
-    return "text_only" if word(summary, "unit", "token") in (*TEXT_UNITS, "position") else "labels_only"
+    return "text_only" if of_text(summary) or word(summary, "unit") == "position" else "labels_only"
 
 
 def closeness(summary: Mapping[str, Any]) -> str | None:

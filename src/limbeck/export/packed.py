@@ -65,7 +65,7 @@ class Packed(Exporter):
         write_config(module, scheme, packed, parcel)
         again = open_folder(check_folder(folder, str(folder)), str(folder), str(module.dtype).removeprefix("torch."))[0].to(module.device)
         again.set_attn_implementation(module.config._attn_implementation)
-        probe = torch.arange(PROBE_TOKENS, device="cpu")[None] % module.config.vocab_size
+        probe = parcel.role.probe(PROBE_TOKENS)  # type: ignore[operator]
         gap = float((Safetensors.says(again, probe) - Safetensors.says(module, probe)).abs().max())
         if gap > 0:
             got = f"a difference of {gap:.3g} after loading"

@@ -42,7 +42,8 @@ provenance       [{name, revision, licence, role}]
 A metric is a record of `metrics.jsonl`: {step, stage, arm, name, sum, count}, or with `value` in place of sum and count;
 `held_out_kl` of both arms draws the curve of KL. A sample is {prompt, teacher, student, teacher_seconds, student_seconds,
 agreement, marks [[start, end], ...]}; marks are characters of the student's answer that the teacher would not have written. Of pictures
-it is {image (a PNG as data URI), label, teacher, student}, of sounds {sound (a WAV as data URI), label}.
+it is {image (a PNG as data URI), label, teacher, student}, and of pictures with a question also prompt; label is then its answer; of sounds
+{sound (a WAV as data URI), label}.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,7 +60,7 @@ from limbeck.export._table import Row, header, table
 from limbeck.export._verdict import ARMS, entries, outcome, parts, unmeasured, verdict, weakest, word
 from limbeck.text.show import finite, for_report, number
 
-__all__ = ["Row", "apart", "header", "outcome", "render", "table", "unmeasured", "verdict", "weakest"]
+__all__ = ["Row", "header", "outcome", "render", "table", "unmeasured", "verdict", "weakest"]
 
 FIRST_SAMPLES, MOST_SAMPLES, MOST_WORST, MOST_LINES, MOST_DOUBTS = 5, 25, 50, 60, 20
 SAMPLE_LIMIT, MORE_LIMIT = 2_000, 600

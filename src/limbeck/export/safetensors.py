@@ -1,6 +1,7 @@
 """A folder that stock transformers loads."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ class Safetensors(Exporter):
             return _sound_folder.write(parcel.role, parcel, self.dtype)
         whole = merged(parcel.role)
         module: Any = stock(whole).module
-        probe = torch.arange(PROBE_TOKENS)[None] % module.config.vocab_size
+        probe = parcel.role.probe(PROBE_TOKENS)  # type: ignore[operator]
         before = self.says(module, probe)
         apart = None if module is parcel.role.module else self.says(parcel.role.module, probe) - before
         if self.dtype != "as_trained":
@@ -89,8 +90,8 @@ class Safetensors(Exporter):
 
     @staticmethod
     @torch.no_grad()
-    def says(module: Any, probe: torch.Tensor) -> torch.Tensor:
-        said = module.eval()(probe.to(module.device))
+    def says(module: Any, probe: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        said = module.eval()(**{name: x.to(module.device, module.dtype if x.is_floating_point() else x.dtype) for name, x in probe.items()})
         return (said.logits if "logits" in said else said.last_hidden_state).float()
 
 

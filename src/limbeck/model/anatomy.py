@@ -17,6 +17,7 @@ from limbeck.component import Document, validate
 from limbeck.errors import Failed, Refused
 from limbeck.model.folder import HYBRID
 from limbeck.model.headers import quoted, read_json
+from limbeck.model.vision_family import vision_family
 from limbeck.store import home
 
 PARTS = {
@@ -193,6 +194,7 @@ class Anatomy:
 
     def size(self, config: Any, name: str) -> int:
         """A size by its plain name: layers, width, heads, kv_heads, head_dim, mlp_width, vocab, context."""
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config  # of a model that also sees
         value = getattr(config, self.family.sizes[name], None) if name in self.family.sizes else None
         if value is None and name == "kv_heads":
             return self.size(config, "heads")
@@ -228,6 +230,8 @@ def anatomy(what: Any) -> Anatomy:
     config = getattr(what, "config", what)
     model_type = what if isinstance(what, str) else getattr(config, "model_type", None)
     model_type = model_type.removeprefix(HYBRID) if isinstance(model_type, str) else model_type
+    if (whole := vision_family(config)) is not None and (not isinstance(what, nn.Module) or type(what).__name__ == whole.model_class):
+        return Anatomy(anatomy(config.text_config).family, whole.model_class, Places(body=whole.language, head=whole.head))
     files = family_files()
     if not isinstance(model_type, str) or model_type not in files:
         raise unknown(what, model_type, sorted(files))

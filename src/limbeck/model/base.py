@@ -39,6 +39,8 @@ class Role(nn.Module):
     """Its rows have positions, which a tokenizer cuts out; else each row is one thing."""
     reads_as: tuple[Any, ...] = ()
     """How it lays out a row, where that is a way of its own: roles of one tokenizer share a view only if they read alike."""
+    puts_in: Mapping[str, int] = {}
+    """Unit -> how many of it the role puts into each row, beside what its tokenizer reads there."""
     vocab: int | None = None
     """Entries of its logits, where it knows them."""
     state: Literal["frozen", "through", "trained"] = "frozen"

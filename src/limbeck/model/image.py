@@ -14,12 +14,10 @@ from limbeck.component import Document, validate
 from limbeck.errors import Refused
 from limbeck.model.base import Role, Tap, listening, taps
 from limbeck.model.headers import quoted, read_json
-from limbeck.model.pixels import Preprocessing
+from limbeck.model.pixels import PROCESSOR, Preprocessing, refuse_pixels
 from limbeck.signals import Head, Logits, Row, View
 from limbeck.store import home
 
-PROCESSOR = "preprocessor_config.json"
-"""Where a folder of transformers says what the model expects of pixels."""
 HEARD = frozenset({"features", "stage"})
 NUMBER = str.maketrans("", "", "0123456789")
 
@@ -97,7 +95,8 @@ def read_family(path: Path) -> ImageFamily:
 
 def processed(module: Any, folder: Path | None) -> Preprocessing:
     """What a model of transformers expects of pixels: as its folder says, at the size that its config fixes, if it fixes one."""
-    size, channels = getattr(module.config, "image_size", None), getattr(module.config, "num_channels", 3)
+    config = getattr(module.config, "vision_config", module.config)
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
     plain: dict[str, Any] = {"size": size if type(size) is int or size is None else list(size)}
     path = folder / PROCESSOR if folder is not None else None
     if path is not None and path.is_file():
@@ -145,21 +144,13 @@ class Image(Role):
         return View({"pixels": pixels, "label": torch.tensor([row.content["label"] for row in rows], dtype=torch.long, device="cpu")})
 
     def refuse(self, rows: Sequence[Row]) -> None:
-        expected, classes = self.preprocessing.channels, self.vocab
+        classes = self.vocab
+        refuse_pixels(rows, self.preprocessing.channels)
         for row in rows:
-            pixels, label = row.content.get("pixels"), row.content.get("label", 0)
-            if not isinstance(pixels, Tensor) or pixels.ndim != 3:
-                got = "none" if pixels is None else f"shape {tuple(getattr(pixels, 'shape', ()))}"
-                raise Refused("data", f"row {row.key}", "pixels of [channel, height, width]", got, "use a source of images: image_folder, idx_images")
-            if pixels.shape[0] != expected:
-                do = f"write channels: {expected} at the source of the rows, or start from a model that takes {pixels.shape[0]}"
-                raise Refused("channels", f"row {row.key}", f"images of {expected} channels", f"{pixels.shape[0]}", do)
+            label = row.content.get("label", 0)
             if classes is not None and not 0 <= int(label) < classes:
                 do = "give the model as many classes as the data has (num_classes), or drop these rows"
                 raise Refused("label", f"row {row.key}", f"a class from 0 to {classes - 1:,}", f"{label}", do)
-            if pixels.shape != rows[0].content["pixels"].shape:
-                sizes = " and ".join("x".join(map(str, shape[1:])) for shape in (rows[0].content["pixels"].shape, pixels.shape))
-                raise Refused("size", f"row {row.key}", "images of one size", sizes, "write size: at the sources, so that all are scaled to it")
         for shape in {tuple(row.content["pixels"].shape) for row in rows} - self.known:
             self.dry(shape)
 

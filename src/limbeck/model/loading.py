@@ -14,6 +14,7 @@ from limbeck.model.folder import Folder, is_hybrid
 from limbeck.model.headers import corrupt, quoted
 from limbeck.model.packed import CONFIG, Scheme, scheme_of, unpacked
 from limbeck.model.quantised import quantise
+from limbeck.model.vision_family import vision_family
 from limbeck.text.nucleotides import NAMES as NUCLEOTIDES
 from limbeck.text.nucleotides import nucleotide_tokenizer
 
@@ -75,7 +76,8 @@ def model_class(config: Any, where: str) -> Any:
     import transformers
 
     family = family_files().get(config.model_type)
-    for name in (*(config.architectures or ()), *(list(read_family(family).classes)[:1] if family else ())):
+    whole = vision_family(config)
+    for name in (*(config.architectures or ()), *([whole.model_class] if whole else ()), *(list(read_family(family).classes)[:1] if family else ())):
         named = getattr(transformers, str(name), None)
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel) and isinstance(config, named.config_class or ()):
             return named

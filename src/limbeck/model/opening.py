@@ -1,7 +1,7 @@
 """Opening a model by reference: from a folder, a GGUF file, a package, the hub, a run or a config."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,9 @@ from limbeck.model.image import image_families, is_image, processed
 from limbeck.model.loading import BYTES_KEY, build_config, build_meta, fit_length, foreign, model_class, named_tokenizer, open_folder, tokenizer_names
 from limbeck.model.reference import Reference, existing, in_folder, known, provenance, snapshot
 from limbeck.model.sound import Hearing, is_sound, sound_families
+from limbeck.model.vision_family import vision_families, vision_family
+from limbeck.model.vision_language import MARK
+from limbeck.text.bytes_tokenizer import ByteTokenizer
 from limbeck.text.document import load
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -82,7 +85,7 @@ def open_pretrained(
             return opened_timm(from_timm.open_weights(checked, reference.text), reference, dtype)
         module, tokenizer = open_folder(checked, reference.text, dtype)
     module.config._name_or_path = reference.text
-    if is_image(module):
+    if is_image(module) or vision_family(module):
         module.preprocessing = processed(module, folder)  # type: ignore[assignment]
     if is_sound(module):
         module.hearing = Hearing.read(folder)  # type: ignore[assignment]
@@ -108,7 +111,7 @@ def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tupl
             return from_timm.build(plain, reference.text, "meta"), plain
         config = read_config(reference, cache)
         module = build_meta(config, reference.text)
-        if is_image(module):
+        if is_image(module) or vision_family(module):
             module.preprocessing = processed(module, own_folder(reference))  # type: ignore[assignment]
         if is_sound(module):
             module.hearing = Hearing.read(own_folder(reference))  # type: ignore[assignment]
@@ -233,19 +236,48 @@ def config_file(reference: Reference) -> tuple[Any, int, Any]:
     Raises:
         Refused: `key` or `value`, with the field.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     path = existing(reference)
     values, lines = load(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str) or values["model_type"] not in CONFIG_MAPPING:
-        got = quoted(values.get("model_type", "nothing")) if isinstance(values, dict) else type(values).__name__
-        raise Refused("key", f"{path}  model_type", "a model type of transformers, like llama", got, "write model_type: llama")
+    mapping = isinstance(values, dict)
+    seed, kind = (values.pop("seed", 0), values.pop("tokenizer", ...)) if mapping else (0, ...)
+    check_fields(values, path, lines)
     check_sizes(path, values)
-    seed, kind = values.pop("seed", 0), values.pop("tokenizer", None if values["model_type"] in {**image_families(), **sound_families()} else "bytes")
+    kind = kind if kind is not ... else None if values["model_type"] in {**image_families(), **sound_families()} else "bytes"
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise Refused("value", f"{path}  seed", "a whole number from 0", quoted(seed), "write seed: 0")
     if kind not in (*tokenizer_names(), None):
         raise Refused("value", f"{path}  tokenizer", f"{', '.join(tokenizer_names())}, or null for none", quoted(kind), "write tokenizer: bytes")
+    tokenizer = named_tokenizer(kind) if kind else None
+    inner, place = values, ""
+    if values["model_type"] in vision_families():
+        for name in ("vision_config", "text_config"):
+            check_fields(values.get(name), path, lines, name)
+        inner, place = values["text_config"], "text_config."
+        values |= {name: x for name, x in image_token(tokenizer).items() if not {name, "image_token_id"} & values.keys()}
+    if tokenizer is not None:
+        values |= {BYTES_KEY: kind} if kind == "bytes" else {}
+        inner["vocab_size"] = inner.get("vocab_size", len(tokenizer))
+        for name in ("bos_token_id", "eos_token_id"):  # no pad: an embedding does not learn the row it is told to pad with
+            inner.setdefault(name, getattr(tokenizer, name))
+        if type(inner["vocab_size"]) is int and inner["vocab_size"] < len(tokenizer):
+            raise Refused(
+                "value",
+                f"{path}  {place}vocab_size",
+                f"at least {len(tokenizer)}, for tokenizer: {kind}",
+                str(inner["vocab_size"]),
+                f"write vocab_size: {len(tokenizer)}, or tokenizer: null",
+            )
+    return build_config(values, reference.text), seed, tokenizer
+
+
+def check_fields(values: Any, path: Path, lines: Mapping[tuple, int], part: str = "") -> None:
+    """Refuses a config, or a part of one, without a `model_type` of transformers, or with a field that such a config does not have."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    place = f"{part}." if part else ""
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str) or values["model_type"] not in CONFIG_MAPPING:
+        got = quoted(values.get("model_type", "nothing")) if isinstance(values, dict) else type(values).__name__
+        raise Refused("key", f"{path}  {place}model_type", "a model type of transformers, like llama", got, f"write {place}model_type: llama")
     mapped = CONFIG_MAPPING[values["model_type"]]
     fields = {*mapped().to_dict(), *getattr(mapped, "attribute_map", {}), "architectures", "rope_theta", "rope_scaling", "model_type", "num_labels"}
     for name in values:
@@ -253,22 +285,18 @@ def config_file(reference: Reference) -> tuple[Any, int, Any]:
             near = nearest(name, fields)
             raise Refused(
                 "key",
-                f"{path}:{lines.get((name,), 1)}  {name}",
+                f"{path}:{lines.get((part, name) if part else (name,), 1)}  {place}{name}",
                 f"a field of {mapped.__name__}",
                 name,
                 f"write {near}" if near in fields else f"remove {name}",
             )
-    tokenizer = named_tokenizer(kind) if kind else None
-    if tokenizer is not None:
-        values |= {"vocab_size": values.get("vocab_size", len(tokenizer)), **({BYTES_KEY: kind} if kind == "bytes" else {})}
-        for name in ("bos_token_id", "eos_token_id"):  # no pad: an embedding does not learn the row it is told to pad with
-            values.setdefault(name, getattr(tokenizer, name))
-        if type(values["vocab_size"]) is int and values["vocab_size"] < len(tokenizer):
-            raise Refused(
-                "value",
-                f"{path}  vocab_size",
-                f"at least {len(tokenizer)}, for tokenizer: {kind}",
-                str(values["vocab_size"]),
-                f"write vocab_size: {len(tokenizer)}, or tokenizer: null",
-            )
-    return build_config(values, reference.text), seed, tokenizer
+
+
+def image_token(tokenizer: Any) -> dict[str, int]:
+    """The id that stands for an image: of bytes one that no text has, else of a token that is added."""
+    from tokenizers import AddedToken
+
+    if tokenizer is None or isinstance(tokenizer, ByteTokenizer):
+        return {} if tokenizer is None else {"image_token_index": 255}
+    tokenizer.add_tokens([AddedToken(MARK, special=True, normalized=False)], special_tokens=True)
+    return {"image_token_index": tokenizer.convert_tokens_to_ids(MARK)}

@@ -9,7 +9,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from limbeck.errors import Refused
+from limbeck.signals import Row
 
+PROCESSOR = "preprocessor_config.json"
+"""Where a folder of transformers says what the model expects of pixels."""
 HALF = (0.5, 0.5, 0.5)
 MOST_SIDE = 4096
 
@@ -42,6 +45,20 @@ class Preprocessing:
         mean, std = (x.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
         return (x - mean) / std
 
+    def processor(self) -> dict[str, Any]:
+        """What transformers reads beside a model: how pixels from 0 to 255 become what the model hears."""
+        size = {} if self.size is None else {"size": {"height": self.size[0], "width": self.size[1]}}
+        return {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": self.size is not None,
+            **size,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
     @classmethod
     def read(cls, plain: Mapping[str, Any], where: str) -> "Preprocessing":
         """From plain data of a config: mean, std, size.
@@ -65,3 +82,18 @@ def numbers(value: Any, where: str) -> tuple[float, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not 0 < len(value) <= 64 or not all(type(x) in (int, float) for x in value):
         raise Refused("value", where, "numbers, one a channel", str(value)[:80], "write [0.5, 0.5, 0.5]")
     return tuple(float(x) for x in value)
+
+
+def refuse_pixels(rows: Sequence[Row], channels: int) -> None:
+    """Refuses rows that do not all hold an image of so many channels and one size: `data`, `channels`, `size`."""
+    for row in rows:
+        pixels = row.content.get("pixels")
+        if not isinstance(pixels, Tensor) or pixels.ndim != 3:
+            got = "none" if pixels is None else f"shape {tuple(getattr(pixels, 'shape', ()))}"
+            raise Refused("data", f"row {row.key}", "pixels of [channel, height, width]", got, "use a source of images: image_folder, idx_images")
+        if pixels.shape[0] != channels:
+            do = f"write channels: {channels} at the source of the rows, or start from a model that takes {pixels.shape[0]}"
+            raise Refused("channels", f"row {row.key}", f"images of {channels} channels", f"{pixels.shape[0]}", do)
+        if pixels.shape != rows[0].content["pixels"].shape:
+            sizes = " and ".join("x".join(map(str, shape[1:])) for shape in (rows[0].content["pixels"].shape, pixels.shape))
+            raise Refused("size", f"row {row.key}", "images of one size", sizes, "write size: at the sources, so that all are scaled to it")

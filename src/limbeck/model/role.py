@@ -16,6 +16,8 @@ from limbeck.model.ranker import BiEncoder, CrossEncoder
 from limbeck.model.reference import Reference, sentence_encoder
 from limbeck.model.sound import Sound, is_sound
 from limbeck.model.text import Text
+from limbeck.model.vision_family import vision_family
+from limbeck.model.vision_language import VisionLanguage
 from limbeck.text.spans import fingerprint
 
 
@@ -32,6 +34,8 @@ def as_role(opened: Opened) -> Role:
     if opened.tokenizer is None:
         raise Refused("tokenizer", str(opened.reference.text), "a tokenizer beside the weights", "none", "save the tokenizer into the folder")
     role = speaking(opened.module, opened.tokenizer, opened.reference)
+    if isinstance(role, VisionLanguage) and hasattr(role.module.config, "image_seq_length"):
+        opened.config.image_seq_length = role.num_patches  # as its own tower has it, for whoever reads the config
     role.provenance = opened.provenance
     return role.eval()
 
@@ -45,7 +49,9 @@ def without_weights(module: Any, tokenizer: Callable[[], Any], reference: Refere
 
 def speaking(module: Any, tokenizer: Any, reference: Reference) -> Text:
     """The role of a model that reads, by its class, and for a bare encoder by what lies beside its weights; it may be on the meta device."""
-    found = anatomy(module)
+    found, whole = anatomy(module), vision_family(module)
+    if whole is not None:
+        return VisionLanguage(module, tokenizer, found, whole)
     if type(module).__name__.endswith("ForSequenceClassification") and module.config.num_labels == 1:
         return CrossEncoder(module, tokenizer, found)
     sentences = None if found.causal or found.has("head") else sentence_encoder(reference)

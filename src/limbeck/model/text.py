@@ -126,7 +126,18 @@ class Text(Role):
         return Tap(self.anatomy.path(signal, layer - 1), part=self.anatomy.part(signal))
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
-        flat, unflat, inputs = self.lay_out(view)
+        return self.run(view, names, inject, *self.lay_out(view))
+
+    def run(
+        self,
+        view: View,
+        names: Sequence[str],
+        inject: Mapping[str, Tensor],
+        flat: Callable[[Tensor], Tensor],
+        unflat: Callable[[Tensor], Tensor],
+        inputs: Mapping[str, Tensor],
+    ) -> dict[str, Any]:
+        """What is said of laid out inputs; by the name `final` also the states that the head hears, at all positions."""
         reads = {name: self.tap(name) for name in names if name.split(".")[0] in LAYERED}
         writes = {name: (self.tap(name), unflat(x)) for name, x in inject.items()}
         mixers = {name: self.anatomy.path("mixer", self.layer(name) - 1) for name in names if name.split(".")[0] == "mixing"}
@@ -137,10 +148,10 @@ class Text(Role):
         targets = view.targets
         out: dict[str, Any] = {name: flat(x) for name, x in heard.items()}
         out |= {name: by_position(matrix, view, flat) for name, matrix in matrices.items()}
-        out["label"] = view.inputs.get("original", view.inputs["ids"])[targets]
+        out |= {"final": final, "label": view.inputs.get("original", view.inputs["ids"])[targets]}
         out["asked"] = torch.zeros_like(view.inputs["ids"], dtype=torch.bool).index_fill(0, targets, True)
-        final = self.before_head(final[targets - view.shift])  # the label shift, in this one place
-        out["logits"] = Logits(final, self.head, torch.is_grad_enabled())
+        before = self.before_head(final[targets - view.shift])  # the label shift, in this one place
+        out["logits"] = Logits(before, self.head, torch.is_grad_enabled())
         if "target_logprob" in names or "boundary_logprob" in names:
             boundary = self.boundary(view.device) if "boundary_logprob" in names else None
             out |= zip(("target_logprob", "boundary_logprob"), of_labels(out["logits"], out["label"], boundary).unbind(-1), strict=False)
@@ -169,6 +180,11 @@ class Text(Role):
         if type(part) is nn.Linear and not any(hooks for name, hooks in vars(part).items() if name.endswith("_hooks")):
             return Head(part.weight, part.bias, scale, cap)
         return lambda hidden: shaped(part(hidden), scale, cap)
+
+    def probe(self, num: int) -> dict[str, Tensor]:
+        """A text of so many ids, as its own class takes it."""
+        ids = torch.arange(num, device="cpu") % self.module.config.vocab_size  # type: ignore[operator]
+        return {"input_ids": ids[None]}
 
     def lay_out(self, view: View) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], dict[str, Tensor]]:
         """Functions between flat [pos, ...] and the model's layout, and the model's inputs."""

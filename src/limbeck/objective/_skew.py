@@ -46,8 +46,8 @@ class AbstractSkew(AbstractDivergence):
 
     @model_validator(mode="after")
     def whole_texts(self) -> "AbstractSkew":
-        if self.adaptive and self.per == "chunk":
-            raise ValueError("adaptive: target or row as `per`; it looks at whole texts, which two tokenizers cut differently")
+        if self.adaptive and self.per in ("chunk", "patch"):
+            raise ValueError("adaptive: target or row as `per`; it looks at whole texts, which two tokenizers cut differently, and images are not")
         return self
 
     @property

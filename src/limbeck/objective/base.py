@@ -90,8 +90,8 @@ def by_chunks(part: Any, chunk: int, *aligned: Any) -> Float[Tensor, " target"]:
 
 
 def per_target(factors: Float[Tensor, " unit"] | None, said: Signals, per: str, name: str = "logits") -> Float[Tensor, " target"]:
-    """What each target (or chunk) is multiplied by, where it is a unit, or the mean over the targets of a row; in the precision of the states."""
-    rows, dtype = said.rows["chunk" if per == "chunk" else "target"], upcast(said[name].hidden).dtype
+    """What each target (chunk, patch) is multiplied by, where it is a unit, or the mean over the targets of a row; in the precision of the states."""
+    rows, dtype = said.rows["target" if per == "row" else per], upcast(said[name].hidden).dtype
     each = torch.ones(len(rows), dtype=dtype, device=rows.device)
     if factors is not None:
         each = each * (factors[rows] if per == "row" else factors)
@@ -109,8 +109,9 @@ class AbstractDivergence(Objective):
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Softens both distributions; the loss is scaled back by its power `order`."""
-    per: Literal["target", "row", "chunk"] = "target"
-    """row: mean over the targets of each row, then one number a row; chunk: where two tokenizers have read the same bytes, see `byte_chunks`."""
+    per: Literal["target", "row", "chunk", "patch"] = "target"
+    """row: mean over the targets of each row, then one number a row; chunk: where two tokenizers have read the same bytes, see `byte_chunks`;
+    patch: at the positions of images, a mean of their own, so that many visual tokens do not drown an answer."""
     chunk: int = Field(default=256, gt=0)
     """Targets whose logits exist at the same time."""
 
@@ -121,7 +122,8 @@ class AbstractDivergence(Objective):
     @property
     def compared(self) -> tuple[str, str]:
         """What is heard of student and teacher; of chunks, the entries that both vocabularies spell alike, as if there were no others."""
-        return ("chunk_logits", "chunk_logits") if self.per == "chunk" else ("logits", self.teacher_needs)
+        own = f"{self.per}_logits"
+        return (own, own) if self.per in ("chunk", "patch") else ("logits", self.teacher_needs)
 
     @property
     def needs(self) -> Needs:

@@ -185,9 +185,9 @@ def put(role: Role, blocks: nn.ModuleList, members: Sequence[nn.Module], config:
 
 def shorter(config: Any, field: str, keep: Sequence[int], num: int) -> Any:
     """A copy of a config for fewer blocks, with its lists of one entry a block (`layer_types`, `no_rope_layers`) cut to match."""
-    out = copy.deepcopy(config)
-    for name, value in vars(config).items():
+    inner = (out := copy.deepcopy(config)).get_text_config()  # of a model that also sees; else itself
+    for name, value in list(vars(inner).items()):
         if "layer" in name and isinstance(value, (list, tuple)) and len(value) == num:
-            setattr(out, name, type(value)(value[i] for i in keep))
-    setattr(out, field, len(keep))
+            setattr(inner, name, type(value)(value[i] for i in keep))
+    setattr(inner, field, len(keep))
     return out

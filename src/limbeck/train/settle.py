@@ -100,10 +100,21 @@ def exist(needs: Needs, models: Models, align: Sequence[Align], where: str) -> N
 
 
 def same_text(turn: Turn, models: Models, where: str) -> None:
-    """Refuses to compare roles of different tokenizers target by target or position by position: there they have not read the same."""
+    """Refuses to compare roles of different tokenizers target by target or position by position: there they have not read the same.
+
+    Nor roles that put other numbers of a unit into each row.
+    """
     for i, objective in enumerate(turn.objective):
-        aligned = {"target", "pos"}
-        compared = [objective.role(seat) for seat, names in objective.needs.items() if any(unit_of(name) in aligned for name in names)]
+        asked = {objective.role(seat): {unit_of(name) for name in names} for seat, names in objective.needs.items()}
+        for unit in sorted(set.union(*asked.values())):
+            numbers = {role: models[role].puts_in[unit] for role, units in asked.items() if unit in units and unit in models[role].puts_in}
+            if len(set(numbers.values())) > 1:
+                got = " and ".join(f"{num:,} of {role}" for role, num in numbers.items())
+                expected = f"as many in each row ({unit}) of all that {dict(objective)['kind']} compares"
+                do = "compare targets, whose numbers agree, or other models"
+                raise Refused("units", f"{where}.objective.{i}", expected, got, do)
+        by_ids = {objective.role(seat) for seat, names in objective.needs.items() if whole(names)}
+        compared = [role for role, units in asked.items() if units & {"target", "pos"} or role in by_ids]
         roles = {role: models[role].tokenizer for role in compared if models[role].tokenizer is not None}
         other = next((role for role, tokenizer in roles.items() if not same(tokenizer, next(iter(roles.values())))), None)
         if other is not None:
@@ -112,13 +123,18 @@ def same_text(turn: Turn, models: Models, where: str) -> None:
             raise Refused("tokenizer", f"{where}.objective.{i}", "roles of one tokenizer, or chunks", f"{kind} between {sizes} ids", do)
 
 
+def whole(names: Sequence[str]) -> bool:
+    """Whether logits over all entries of a vocabulary are among these signals."""
+    return any("logits" in name and unit_of(name) != "chunk" for name in names)
+
+
 def same_ids(turn: Turn, settled: Needs, models: Models, align: tuple[Align, ...], notes: list[str], where: str) -> tuple[Align, ...]:
     """The alignments, before them one that cuts heads of one tokenizer to the ids they share, where an objective compares heads of other sizes."""
     heads: dict[str, Role] = {}
     compared: list[list[str]] = []
     """Roles without a tokenizer whose heads an objective compares."""
     for i, objective in enumerate(turn.objective):
-        seats = [seat for seat, names in objective.needs.items() if any("logits" in name and unit_of(name) == "target" for name in names)]
+        seats = [seat for seat, names in objective.needs.items() if whole(names)]
         said = {objective.role(seat): settled[objective.role(seat)] for seat in seats}
         if any(PARTIAL & set(names) for names in said.values()) and getattr(objective, "temperature", 1) != 1:
             raise Refused(
