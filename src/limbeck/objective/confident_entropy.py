@@ -1,6 +1,6 @@
 """Certainty where the student is right."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -21,7 +21,7 @@ class ConfidentEntropy(Objective):
     learns: weigh it by 2 or so. Alone it teaches nothing new.
 
     Example:
-        >>> ConfidentEntropy(temperature=0.5).needs
+        >>> ConfidentEntropy().needs
         {'student': ('logits', 'label')}
 
     References:
@@ -30,8 +30,6 @@ class ConfidentEntropy(Objective):
     """
 
     kind: Literal["confident_entropy"] = "confident_entropy"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of the distribution whose entropy it is."""
     chunk: int = Field(default=256, gt=0)
     """Targets whose logits exist at the same time."""
 
@@ -44,6 +42,6 @@ class ConfidentEntropy(Objective):
 
     def part(self, q: Any, label: Any) -> Float[Tensor, " target"]:
         """The entropy of one chunk, where it counts: this function compiles whole."""
-        log_q = log_probs(dense(q), self.temperature)
+        log_q = log_probs(dense(q))
         entropy = -(log_q.exp() * log_q).sum(-1)
         return entropy * (log_q.argmax(-1) == label)
