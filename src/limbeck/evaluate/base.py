@@ -66,8 +66,8 @@ class Evaluator(Component):
     """Measures all subjects of an exam."""
 
     room: ClassVar[str] = "evaluate"
-    measures: ClassVar[Literal["logits", "label", "score"]] = "logits"
-    """What rows must be for it to find anything: predicted piece by piece, of one class each, or scored."""
+    measures: ClassVar[Literal["logits", "label", "score", "blocks"]] = "logits"
+    """What rows must be for it to find anything: predicted piece by piece, of one class each, scored, or filled in block by block."""
     perfect: ClassVar[Mapping[str, float]] = {}
     """Claim: values that the teacher gets against itself."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}

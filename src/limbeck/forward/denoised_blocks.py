@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.errors import Refused
 from limbeck.forward.base import Forward
-from limbeck.model.block_mask import hidden_tokens, maskable, whole_blocks
+from limbeck.model.block_mask import hidden_tokens, hiding, maskable, whole_blocks
 from limbeck.schedule import Count, NonNegative
 from limbeck.signals import Batch, Logits, Signals, View, unit_of
 
@@ -81,18 +81,12 @@ class DenoisedBlocks(Forward):
         if self.whole:
             whole_blocks(view, batch.keys, view.inputs["block_length"], "forward.block")
         masked, share = hidden_tokens(view, batch.keys, self.rate, self.per, streams, place)
-        can = maskable(view)
         weight = 0.5 / torch.where(masked, share, 1 - share) if self.complement else 1 / share
-        hidden = {
-            "block_length": view.inputs["block_length"],
-            "masked": masked,
-            "mask_weight": weight,
-            "maskable": torch.bincount(view.rows("pos"), can.double(), minlength=view.num_rows),
-        }
+        hidden = hiding(view, masked, weight)
         if self.noise:
             seeds = [[float(self.noise), streams.number("embedding_noise", *place, key) % 2**52] for key in batch.keys]
             hidden["embedding_noise"] = torch.tensor(seeds, dtype=torch.float64, device=view.device).reshape(-1, 2)
-        asked = can if self.complement else can & masked
+        asked = maskable(view) if self.complement else masked
         return replace(batch, views={role: noised(one, hidden, asked) for role, one in batch.views.items()})
 
     def refuse(self, batch: Batch, student: View) -> None:

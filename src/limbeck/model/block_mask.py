@@ -81,27 +81,26 @@ def whole_blocks(view: View, names: Sequence[str], block: Int[Tensor, " row"], w
 
 
 def hidden_tokens(
-    view: View,
-    names: Sequence[str],
-    rate: tuple[float, float],
-    per: Literal["block", "row"],
-    streams: Streams,
-    place: tuple[object, ...],
-    phase: float = 0.0,
+    view: View, names: Sequence[str], rate: tuple[float, float], per: Literal["block", "row"], streams: Streams, place: tuple[object, ...]
 ) -> tuple[Bool[Tensor, " pos"], Float[Tensor, " pos"]]:
-    """Which of the positions that may be are masked, and the probability with which each was: drawn once a block or a row, evenly from `rate`.
+    """Which of the positions that may be are hidden, and the probability with which each was: drawn once a block or a row, evenly from `rate`.
 
-    Each row has a stream of its own, which goes by its name. `phase` in 0 to 1 moves all rates around within their range by that share, so
-    that several draws cover it evenly.
+    Each row has a stream of its own, which goes by its name.
     """
     rates, draws, (low, high) = [], [], rate
     for name, length, block in zip(names, view.ragged.tolist(), view.inputs["block_length"].tolist(), strict=True):
         stream = streams("mask", *place, name)
         num = -(-length // block) if per == "block" else min(length, 1)
-        rates.append((low + (high - low) * torch.rand(num, generator=stream, device="cpu").add(phase).fmod(1))[block_of(length, block, per)])
+        rates.append((low + (high - low) * torch.rand(num, generator=stream, device="cpu"))[block_of(length, block, per)])
         draws.append(torch.rand(length, generator=stream, device="cpu"))
     share, drawn = (torch.cat(x).to(view.device) for x in (rates, draws)) if rates else (torch.zeros(0, device=view.device),) * 2
     return (drawn < share) & maskable(view), share
+
+
+def hiding(view: View, masked: Bool[Tensor, " pos"], weight: Float[Tensor, " pos"]) -> dict[str, Tensor]:
+    """Inputs by which a view says which of its positions are hidden, what each counts for, and how many might have been."""
+    might = torch.bincount(view.rows("pos"), maskable(view).double(), minlength=view.num_rows)
+    return {"block_length": view.inputs["block_length"], "masked": masked, "mask_weight": weight, "maskable": might}
 
 
 def block_of(length: int, block: int, per: str) -> Int[Tensor, " pos"]:
