@@ -95,7 +95,7 @@ class Speed(Evaluator):
 
     def timings(self, roles: Mapping[str, Role], rows: Sequence[Row], clock: Clock = time.perf_counter) -> dict[str, Any]:
         """All that is timed: figures by subject, and `decode_by_context`."""
-        writers = {name: role for name, role in roles.items() if role.tokenizer is not None and callable(getattr(role.module, "generate", None))}
+        writers = {name: role for name, role in roles.items() if role.writes}
         readers = {
             name: partial(forward, role, rows[:ROWS], clock) for name, role in roles.items() if name not in writers and "logits" in role.offers
         }

@@ -86,7 +86,7 @@ class TokensPerForward(Evaluator):
     def tasks(self, role: Role, exam: Exam) -> list[Task]:
         """Rows that are long enough, each as a beginning and what follows; none for a role that does not write."""
         out: list[Task] = []
-        if not {"text", "target_weight"} & role.offers or not callable(getattr(role.module, "generate", None)):
+        if not role.writes and "target_weight" not in role.offers:
             return out
         for i in torch.randperm(len(exam.rows), generator=Streams(exam.seed)("tokens_per_forward"), device="cpu").tolist():
             view = role.view([exam.rows[i]])

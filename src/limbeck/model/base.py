@@ -67,6 +67,11 @@ class Role(nn.Module):
         return (self,)
 
     @property
+    def writes(self) -> bool:
+        """Whether its module writes text by itself, one token after the other."""
+        return self.tokenizer is not None and callable(getattr(self.module, "generate", None))
+
+    @property
     def last_layer(self) -> str:
         """How names of the parameters of its last layer begin: here, of the last part that has any."""
         part, dot, _ = [name for name, _ in self.module.named_parameters()][-1].rpartition(".")

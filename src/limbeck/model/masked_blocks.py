@@ -67,6 +67,11 @@ class MaskedBlocks(Text):
         self.shift = self.blocks.shift
 
     @property
+    def writes(self) -> bool:
+        """No: `generate` of its class would go from left to right. See `limbeck.model.block_decoding`."""
+        return False
+
+    @property
     def vocab(self) -> int | None:
         """Entries of its logits: without the mask, where that was added."""
         num = super().vocab

@@ -44,9 +44,9 @@ def write(
         Refused: `generate`, for a role that cannot write.
     """
     module, end = role.module, role.tokenizer.eos_token_id
-    if not callable(getattr(module, "generate", None)):
+    if not role.writes:
         expected = "a causal language model with its weights at hand"
-        raise Refused("generate", type(module).__name__, expected, "a role that cannot write", "name another")
+        raise Refused("generate", type(module).__name__, expected, "a role that does not write so", "name another")
     how = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=end, eos_token_id=end)
     device = next(module.parameters()).device
     out: list[list[int]] = [[] for _ in prompts]
