@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from limbeck.export._verdict import closeness
 from limbeck.export.report import header, table, unmeasured, verdict, weakest
 from limbeck.text.show import duration, visible
 
@@ -82,7 +83,7 @@ def summary_lines(summary: dict[str, Any], path: Path) -> list[str]:
     missing = unmeasured(summary)
     weak = weakest(summary)
     notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, "± is the standard error over documents."]
-    talk = f" · talk to it: limbeck chat {path.name}" if summary.get("unit", "token") == "token" else ""
+    talk = f" · talk to it: limbeck chat {path.name}" if summary.get("unit", "token") == "token" and closeness(summary) else ""
     return [
         "",
         *(f"  {line}" for line in columns(rows, set(range(1, 9)))),

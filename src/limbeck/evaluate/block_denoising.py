@@ -18,6 +18,7 @@ from limbeck.signals import Row, dense
 
 ROWS, CHUNK = 8, 256
 """Rows in one pass, and targets whose logits exist at the same time."""
+SHOWN = "Bound on held-out text"
 
 
 class BlockDenoising(Evaluator):
@@ -51,22 +52,26 @@ class BlockDenoising(Evaluator):
     """How often tokens of each row are hidden anew."""
 
     def __call__(self, exam: Exam) -> dict[str, Any]:
-        out: dict[str, Any] = {}
+        document = documents(exam.rows).repeat(self.draws)
+        found: dict[str, tuple[Tensor, ...]] = {}
         for name in exam.subjects:
             with exam.open(name) as role:
                 if "target_weight" in role.offers:
-                    out[name] = self.measured(role, exam.rows, Streams(exam.seed))
+                    found[name] = self.measured(role, exam.rows, Streams(exam.seed))
+        out: dict[str, Any] = {name: figures(each, document) for name, each in found.items()}
+        if "student" in found:
+            mine, might = found["student"][0], found["student"][3]
+            others = {name: each[0] for name, each in found.items() if name != "student"}
+            pairs = {name: clustered(mine - theirs, might, document) for name, theirs in others.items()}
+            out["gaps"] = {name: {SHOWN: mean, f"{SHOWN}_error": error} for name, (mean, error) in pairs.items()}
         return out
 
-    def measured(self, role: Role, rows: Sequence[Row], streams: Streams) -> dict[str, Any]:
-        """The figures of one subject."""
+    def measured(self, role: Role, rows: Sequence[Row], streams: Streams) -> tuple[Tensor, ...]:
+        """The columns of `part` for all rows, draw after draw."""
         with listening(role), torch.no_grad():
             some = [(d, i) for d in range(self.draws) for i in range(0, len(rows), ROWS)]
             parts = [self.part(role, rows[i : i + ROWS], streams, d) for d, i in some]
-        bound, right, hidden, might = (torch.cat(x).cpu().double() for x in zip(*parts, strict=True))
-        document = documents(rows).repeat(self.draws)
-        mean, error = clustered(bound, might, document)
-        return {"denoising": mean, "denoising_error": error, "denoising_accuracy": float(right.sum() / hidden.sum().clamp(min=1))}
+        return tuple(torch.cat(x).cpu().double() for x in zip(*parts, strict=True))
 
     def part(self, role: Role, rows: Sequence[Row], streams: Streams, draw: int) -> tuple[Tensor, ...]:
         """Of some rows, each: the bound of all its tokens, how many hidden ones are right, how many there are, how many might be hidden."""
@@ -83,6 +88,18 @@ class BlockDenoising(Evaluator):
         cost, right = (torch.cat(x) for x in zip(*(told(said["logits"][i], said["label"][i]) for i in slices), strict=True))
         columns = cost * said["target_weight"], right, torch.ones_like(cost)
         return (*(segment_sum(x, view.rows("target"), len(rows)) for x in columns), inputs["maskable"])
+
+
+def figures(found: tuple[Tensor, ...], document: Int[Tensor, " row"]) -> dict[str, Any]:
+    """Bound, its error, and share of the hidden tokens that are right; the bound also as the table of a run shows it."""
+    bound, right, hidden, might = found
+    mean, error = clustered(bound, might, document)
+    share = float(right.sum() / hidden.sum().clamp(min=1))
+    shown = {
+        SHOWN: {"value": mean, "error": error, "unit": "nats/token", "lower_is_better": True},
+        "Hidden tokens right": {"value": 100 * share, "unit": "%", "lower_is_better": False},
+    }
+    return {"denoising": mean, "denoising_error": error, "denoising_accuracy": share, "metrics": shown}
 
 
 def told(logits: Any, label: Int[Tensor, " target"]) -> tuple[Float[Tensor, " target"], Bool[Tensor, " target"]]:

@@ -76,7 +76,7 @@ class TokensPerForward(Evaluator):
                 fills |= "target_weight" in role.offers
                 if curve := self.curve(role, self.tasks(role, exam)):
                     curves[name] = curve
-        if not fills:
+        if not fills or not curves:
             return {}
         out: dict[str, Any] = {name: named(curve[0]) for name, curve in curves.items()}
         at = [{name: curve[min(i, len(curve) - 1)]._asdict() for name, curve in curves.items()} for i in range(len(self.thresholds))]
@@ -123,6 +123,10 @@ class TokensPerForward(Evaluator):
         return Point(rate, sum(right) / sum(sizes), sum(a == b for a, b in zip(right, sizes, strict=True)) / len(sizes))
 
 
-def named(point: Point) -> dict[str, float]:
-    """The figures of a subject."""
-    return {"tokens_per_forward": point.tokens_per_forward, "text_agreement": point.agreement, "exact": point.exact}
+def named(point: Point) -> dict[str, Any]:
+    """The figures of a subject, plain and as the table of a run shows them."""
+    shown = {
+        "Tokens a pass": {"value": point.tokens_per_forward, "unit": "", "lower_is_better": False},
+        "Written as the text goes on": {"value": 100 * point.agreement, "unit": "%", "lower_is_better": False},
+    }
+    return {"tokens_per_forward": point.tokens_per_forward, "text_agreement": point.agreement, "exact": point.exact, "metrics": shown}

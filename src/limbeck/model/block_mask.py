@@ -76,7 +76,7 @@ def whole_blocks(view: View, names: Sequence[str], block: Int[Tensor, " row"], w
     over = (view.ragged % block).nonzero()[:, 0].tolist()
     if over:
         length, size = int(view.ragged[over[0]]), int(block[over[0]])
-        do = f"cut rows with {{kind: pack, length: N, shortest: N}}, N a multiple of {size}; fill them up with {{kind: fill_blocks, length: {size}}}"
+        do = f"pack with a length that {size} divides, and a shortest of as many (less begin and end); or add {{kind: fill_blocks, length: {size}}}"
         raise Refused("block", where, f"rows of a multiple of {size} tokens", f"row {names[over[0]]} of {length}", f"{do}; or whole: false")
 
 
