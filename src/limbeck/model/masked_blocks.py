@@ -59,6 +59,10 @@ class MaskedBlocks(Text):
 
     offers = (Text.offers - {"text", "mixing"}) | {"target_weight", "maskable"}
     reads_as = ("masked_blocks",)
+    loads = (
+        "Loads with `transformers` as a causal language model, and is none: it fills in masked tokens, block by block, as `limbeck_blocks` in "
+        "its `config.json` says. `limbeck.model.block_decoding.fill` writes with it; `generate` of its class would not."
+    )
 
     def __init__(self, module: Any, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
         super().__init__(module, tokenizer, anatomy, layout)
