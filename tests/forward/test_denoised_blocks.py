@@ -13,6 +13,7 @@ from limbeck.forward.denoised_blocks import DenoisedBlocks
 from limbeck.model.base import Models
 from limbeck.model.block_mask import maskable
 from limbeck.numerics import Streams
+from limbeck.objective.elbo_preference import ElboPreference
 from limbeck.objective.forward_kl import ForwardKL
 from limbeck.objective.hidden_mse import HiddenMSE
 from limbeck.objective.masked_elbo import MaskedElbo
@@ -155,6 +156,16 @@ def test_a_model_of_blocks_learns_what_is_hidden():
     loop = Loop(Stage(steps=12, turn=(turn,)), World(Models({"student": role}), data))
     loop.run(lambda _, records: told.extend(r["sum"] / r["count"] for r in records if r["name"] == "masked_elbo"))
     assert told[0] > 3.0 and sum(told[-3:]) / 3 < 1.0  # log 258 is 5.55
+
+
+def test_preference_moves_the_chosen_rows_ahead_of_a_reference_that_sees_the_same_hidden_tokens():
+    policy, reference = (MaskedBlocks(length=4)(family_of("llama", dtype=torch.float32)) for _ in range(2))
+    turn = Turn(forward=DenoisedBlocks(whole=False), objective=(ElboPreference(),), batch=5, optimiser=Optimiser(lr=1e-2))
+    told: list[float] = []
+    loop = Loop(Stage(steps=12, turn=(turn,)), World(Models({"student": policy, "reference": reference}), rows()))
+    loop.run(lambda _, records: told.extend(r["sum"] / r["count"] for r in records if r["name"] == "elbo_preference"))
+    assert told[0] == pytest.approx(0.6931, abs=1e-4)  # log 2: policy and reference are the same model, on the same hidden tokens
+    assert sum(told[-3:]) / 3 < 0.5
 
 
 def test_a_block_size_that_does_not_divide_is_refused():

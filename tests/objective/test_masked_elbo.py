@@ -93,6 +93,7 @@ def test_preference_by_hand():
 @pytest.mark.parametrize("tags", [("chosen", "chosen"), ("chosen", ""), ("rejected", "rejected")])
 def test_groups_that_are_no_pairs_are_refused(tags):
     one = torch.zeros(2, dtype=torch.float64)
-    signals = {"student": said([0, 1], tags, [0, 0], target_logprob=one, target_weight=one), "reference": said([0, 1], tags, [0, 0], target_logprob=one)}
+    reference = said([0, 1], tags, [0, 0], target_logprob=one)
+    signals = {"student": said([0, 1], tags, [0, 0], target_logprob=one, target_weight=one), "reference": reference}
     with pytest.raises(Refused, match="a chosen and a rejected row in each group"):
         ElboPreference()(signals)

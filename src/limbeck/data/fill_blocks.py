@@ -37,7 +37,8 @@ class FillBlocks(Step):
     def rows(self, rows: Rows, place: Place) -> Rows:
         tokenizer = place.models["student"].tokenizer if "student" in place.models else None
         if tokenizer is None or tokenizer.eos_token_id is None:
-            raise Refused("tokenizer", "data fill_blocks", "a student with a tokenizer that knows an end of text", "one without", "remove fill_blocks")
+            expected, do = "a student with a tokenizer that knows an end of text", "remove fill_blocks"
+            raise Refused("tokenizer", "data fill_blocks", expected, "one without", do)
         return rows.each(lambda some: self.filled(some, tokenizer))
 
     def filled(self, rows: Sequence[Row], tokenizer: Any) -> list[Row]:

@@ -1,5 +1,6 @@
 """How much a model that fills in blocks writes in a pass, and what becomes of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -52,7 +53,11 @@ class TokensPerForward(Evaluator):
 
     kind: Literal["tokens_per_forward"] = "tokens_per_forward"
     measures: ClassVar[Literal["logits", "label", "score", "blocks"]] = "blocks"
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"tokens_per_forward": (0.0, float("inf")), "text_agreement": (0.0, 1.0), "exact": (0.0, 1.0)}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "tokens_per_forward": (0.0, math.inf),
+        "text_agreement": (0.0, 1.0),
+        "exact": (0.0, 1.0),
+    }
     num: int = Field(default=16, gt=0)
     """Rows at most, drawn by seed."""
     prompt_tokens: int = Field(default=32, gt=0)

@@ -69,8 +69,8 @@ class DenoisedBlocks(Forward):
     def requires(self, needs):
         for role, names in needs.items() if self.complement else ():
             if odd := [name for name in names if unit_of(name) != "target" and name not in GIVEN]:
-                do = "leave complement out, or compare what is said of targets"
-                raise Refused("complement", "forward.complement", "objectives that hear targets, which both passes share out", f"{odd[0]} of {role}", do)
+                expected, do = "objectives that hear targets, which both passes share out", "leave complement out, or compare what is said of targets"
+                raise Refused("complement", "forward.complement", expected, f"{odd[0]} of {role}", do)
         return {**needs, "student": tuple(dict.fromkeys((*needs.get("student", ()), "target_weight")))}
 
     def draw(self, batch, streams, place):

@@ -89,7 +89,7 @@ class MaskedBlocks(Text):
             return head.cut(mask_id)
         if added:
             return lambda hidden: head(hidden)[..., :mask_id]
-        ruled_out = torch.tensor([mask_id], device=self.module.device)
+        ruled_out = torch.tensor([mask_id], device=next(self.module.parameters()).device)
         return lambda hidden: head(hidden).index_fill(-1, ruled_out, RULED_OUT)
 
     def view(self, rows: Sequence[Row]) -> View:

@@ -1,7 +1,7 @@
 """From left to right to block by block."""
 
 import copy
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,7 +20,8 @@ WHERE = "student.surgery  masked_blocks"
 class MaskedBlocks(Surgery):
     r"""Makes a model that writes from left to right one that fills in the masked tokens of a block, all at once or in a few steps.
 
-    $$ p(x) = \prod_k p(x^k \mid x^{<k}), \qquad p(x^k_{\mathrm{masked}} \mid x^k_{\mathrm{seen}}, x^{<k}) = \prod_i p(x_i \mid x^k_{\mathrm{seen}}, x^{<k}) $$
+    $$ p(x) = \prod_k p(x^k \mid x^{<k}), \qquad
+       p(x^k_{\mathrm{masked}} \mid x^k_{\mathrm{seen}}, x^{<k}) = \prod_i p(x_i \mid x^k_{\mathrm{seen}}, x^{<k}) $$
 
     No weight is changed but for one: the mask, a new row at the end of the embedding, begins as the mean of all rows; a head that shares
     the row never offers it. What changes is who sees whom: inside a block all see all, of other blocks only clean ones before. It must then
@@ -60,9 +61,9 @@ class MaskedBlocks(Surgery):
         blocks = {"length": self.length, "mask_id": mask_id, "added": self.mask is None, "shift": self.shift}
         setattr(config, masked_blocks.CONFIG, blocks)
         use_config(module, config)
-        made = masked_blocks.MaskedBlocks(module, role.tokenizer, role.anatomy, role.layout)
+        made = masked_blocks.MaskedBlocks(module, role.tokenizer, role.anatomy)
         made.provenance, made.learns, made.state = role.provenance, role.learns, role.state
-        made.training = role.training
+        made.layout, made.training = role.layout, role.training
         return made
 
     def known(self, tokenizer: Any) -> int:
@@ -73,8 +74,8 @@ class MaskedBlocks(Surgery):
         """
         found = tokenizer.get_vocab().get(self.mask)
         if found is None or found == tokenizer.eos_token_id:
-            got = "the end of a text" if found is not None else "none of this name"
-            raise Refused("mask", f"{WHERE}.mask", "an entry of the tokenizer that no text holds", f"{self.mask}: {got}", "leave out mask: one is added")
+            got, do = "the end of a text" if found is not None else "none of this name", "leave out mask: one is added"
+            raise Refused("mask", f"{WHERE}.mask", "an entry of the tokenizer that no text holds", f"{self.mask}: {got}", do)
         return int(found)
 
 
