@@ -284,7 +284,7 @@ def continued(role: Role, ids: Int[Tensor, " pos"], new_tokens: int) -> Int[Tens
     """What a role writes after some ids, greedily, up to an end of text."""
     end = role.tokenizer.eos_token_id
     with torch.no_grad():
-        if callable(getattr(role.module, "generate", None)):
+        if role.writes:
             how = {"attention_mask": torch.ones_like(ids)[None], "max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": end}
             return role.module.generate(ids[None], **how)[0, len(ids) :]  # type: ignore[operator]
         made = ids

@@ -249,8 +249,7 @@ class Job:
         folders = {name: folder for name, folder in folders.items() if folder is not None and folder.is_dir()}
         with self.step("evaluate") as said:
             for evaluator in self.recipe.evaluate if self.rows.held_out else ():
-                for name, value in evaluator(self.examiner.exam(folders=folders, base=self.base, teacher=self.teacher)).items():
-                    parts[name] = {**parts.get(name, {}), **value} if isinstance(value, dict) else value
+                parts = together(parts, evaluator(self.examiner.exam(folders=folders, base=self.base, teacher=self.teacher)))
             said.append(f"{len(self.rows.held_out):,} held-out rows")
         return parts
 
@@ -265,3 +264,12 @@ class Job:
         samples = draw_samples(self.examiner, self.recipe.seed)
         checks = [*checks, *trust(self.examiner, int(read_json(self.folder / "steps" / "sessions.json")))]
         return conclude(self.recipe, self.folder, parts, checks, self.rows, self.cast.provenance(self.rows), samples, self.log, facts)
+
+
+def together(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """What two evaluators have found: of what both tell as mappings, the entries of both, at every depth."""
+
+    def joined(old: Any, new: Any) -> Any:
+        return together(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+
+    return {**found, **{name: joined(found.get(name), value) for name, value in more.items()}}

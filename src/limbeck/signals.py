@@ -67,6 +67,12 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "relevance": ("row", ""),  # as labelled: 0 is none
     "rank": ("row", ""),  # place in the list that the data came with: 1 is best
     "given_score": ("row", ""),  # that the data came with
+    "masked": ("pos", ""),  # hidden from a model that fills in
+    "mask_weight": ("pos", ""),  # what a masked position counts for: one over the probability with which it was masked
+    "target_weight": ("target", ""),  # the same, of targets
+    "maskable": ("row", ""),  # how many positions of the row might have been masked
+    "block_length": ("row", ""),  # positions that are filled in together
+    "embedding_noise": ("row", "k"),  # its size in standard deviations of the embedding, and the number that it is drawn from
 }
 """The one table of signals and inputs: a new kind is one line here, reviewed like a change to `numerics`."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from limbeck.export._verdict import sources
+from limbeck.export._verdict import closeness, sources
 from limbeck.export.report import header, table, unmeasured, verdict, weakest
 from limbeck.text.show import duration, visible
 
@@ -83,7 +83,8 @@ def summary_lines(summary: dict[str, Any], path: Path) -> list[str]:
     missing = unmeasured(summary)
     weak = weakest(summary)
     notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, f"± is the standard error over {sources(summary)}."]
-    talk = f" · talk to it: limbeck chat {path.name}" if summary.get("writes", summary.get("unit", "token") == "token") else ""
+    writes = summary.get("writes", summary.get("unit", "token") == "token") and closeness(summary)
+    talk = f" · talk to it: limbeck chat {path.name}" if writes else ""
     return [
         "",
         *(f"  {line}" for line in columns(rows, set(range(1, 9)))),

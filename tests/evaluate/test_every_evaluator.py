@@ -13,6 +13,7 @@ from limbeck.check.models import classifier, lists, pictures, ranker_of
 from limbeck.component import find, members, validate
 from limbeck.evaluate.base import Evaluator
 from limbeck.signals import Row
+from limbeck.student.masked_blocks import MaskedBlocks
 
 SUBJECTS = ("teacher", "start", "student", "text_only")
 SHORT: dict[str, dict[str, Any]] = {
@@ -60,6 +61,8 @@ def test_its_values_are_within_the_ranges_that_it_claims(evaluator, examine, spe
         rows, roles = list(lists(0).train), {name: ranker_of(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     if evaluator.measures == "label":
         rows, roles = list(pictures(0)), {name: classifier(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
+    if evaluator.measures == "blocks":
+        roles = {name: MaskedBlocks(length=8)(role) for name, role in roles.items()}
     made = evaluator(**SHORT.get(evaluator.model_fields["kind"].default, {}))
     found = made(examine(rows, roles))
     for subject in SUBJECTS:

@@ -143,13 +143,13 @@ def schedules(component: Component) -> None:
         raise NotClaimed("no field may move")
     for name in fields:
         now = getattr(component, name)
-        ends = [x for x in (0.25, 0.75, 1.5, -2.0) if accepts(component, name, x)][:2]
+        ends = [x for x in (0.25, 0.75, 1.5, -2.0, 2.0, 6.0) if accepts(component, name, x)][:2]  # the last two: where only whole numbers go
         assert len(ends) == 2, f"{name} takes a schedule, but hardly a number"
         mover = changed(component, **{name: Linear(start=ends[0], end=ends[1], steps=4)})
         for step, share in ((0, 0.0), (1, 0.25), (4, 1.0), (9, 1.0)):
             expected = ends[0] + share * (ends[1] - ends[0])
             got = getattr(mover.at(step), name)
-            assert isinstance(got, float) and math.isclose(got, expected), f"{name} at step {step} is {got!r}, expected {expected}"
+            assert isinstance(got, float | int) and math.isclose(got, expected), f"{name} at step {step} is {got!r}, expected {expected}"
             assert mover.at(step) == changed(component, **{name: expected}), f"at(step) changes more than {name}"
         assert component.at(3) == component or isinstance(now, Schedule), "at(step) changes a component without schedules"
         outside = next((x for x in (-1.0, 2.0, 1e9) if not accepts(component, name, x)), None)

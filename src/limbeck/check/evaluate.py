@@ -15,12 +15,13 @@ import torch
 
 from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.check.models import WORDS, classifier, clips, family_of, hearing_model, lists, pictures, ranker_of
-from limbeck.component import canonical_json
+from limbeck.component import canonical_json, find
 from limbeck.endpoint import Ask, Reply
 from limbeck.evaluate._scoring import score
 from limbeck.evaluate.base import Evaluator, Exam, Table
 from limbeck.model.base import Role
 from limbeck.signals import Row, View
+from limbeck.student.base import Surgery
 
 NUM, BYTES = 12, 440
 CONTEXT = 512
@@ -52,10 +53,12 @@ def roles(seed: int, says: str = "logits") -> dict[str, Role]:
         return {"teacher": ranker_of(seed, torch.float32, layers=3), "student": ranker_of(seed + 1, torch.float32)}
     if says == "hidden":
         return {"teacher": hearing_model(seed, torch.float32, layers=3), "student": hearing_model(seed + 1, torch.float32)}
-    return {
+    made: dict[str, Role] = {
         "teacher": family_of("llama", seed, torch.float32, layers=3, context=CONTEXT),
         "student": family_of("llama", seed + 1, torch.float32, context=CONTEXT),
     }
+    blocks: Any = find(Surgery, "masked_blocks").example()
+    return {name: blocks(role) for name, role in made.items()} if says == "blocks" else made
 
 
 @cache

@@ -25,6 +25,7 @@ from limbeck.model.vision_family import vision_family
 from limbeck.model.vision_language import VisionLanguage
 from limbeck.numerics import Streams
 from limbeck.signals import Loss, Row, unit_of
+from limbeck.student.base import Surgery
 from limbeck.teacher.base import Teacher
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 from limbeck.text.spans import fingerprint
@@ -62,6 +63,13 @@ def family_of(name: str, seed: int = 0, dtype: torch.dtype = torch.float64, **si
     role = Text(module.to(dtype).eval(), TOKENIZER, anatomy(module))
     role.requires_grad_(False)
     return role
+
+
+@cache
+def fillers(seed: int = 0, width: int = WIDE) -> Models:
+    """A student and a teacher that fill in masked blocks, in double precision."""
+    made = {name: copy.deepcopy(role, {id(TOKENIZER): TOKENIZER}) for name, role in pair(seed, width).items()}
+    return Models({name: find(Surgery, "masked_blocks").model_validate({"length": 4})(role) for name, role in made.items()})  # type: ignore[operator]
 
 
 SIDE, CLASSES = 8, 10
@@ -236,6 +244,8 @@ def heard(objectives: Sequence[Any], seed: int = 0, width: int = WIDE) -> tuple[
     asked = {name for objective in objectives for names in objective.needs.values() for name in names}
     if "patch" in {unit_of(name) for name in asked}:
         return sighted(seed), described(seed)
+    if not asked.isdisjoint({"target_weight", "maskable"}):
+        return fillers(seed, width), rows(seed)
     if asked.isdisjoint({"score", "embedding"}):
         return pair(seed, width), rows(seed)
     return rankers(seed, pairs="embedding" not in asked), lists(seed)

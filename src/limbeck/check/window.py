@@ -33,12 +33,15 @@ def uses(component: Component) -> dict[str, Any]:
     from limbeck.objective.forward_kl import ForwardKL
     from limbeck.objective.hidden_mse import HiddenMSE
     from limbeck.objective.hybrid_l1 import HybridL1
+    from limbeck.objective.masked_elbo import MaskedElbo
     from limbeck.objective.sorted_l1 import SortedL1
 
     if component.room == "objective":
         return {"objective": (component,)}
     if component.room == "forward":
         objectives = ForwardKL(), HiddenMSE(layers=(1, 2))  # type: ignore[call-arg]
+        if "target_weight" in component.requires({"student": ()})["student"]:  # type: ignore[attr-defined]
+            objectives = *objectives, MaskedElbo()
         return {"forward": component, "objective": objectives, "width": SIZES["width"]}  # of one width: blocks may hear each other's input
     states = HiddenMSE(signal="chunk_hidden")  # type: ignore[call-arg]
     chunks = ChunkLikelihood(), SortedL1(), HybridL1(), ForwardKL(per="chunk"), states  # type: ignore[call-arg]

@@ -123,7 +123,7 @@ def base_of(exam: Exam) -> str:
 def can_write(exam: Exam, name: str) -> bool:
     """Whether a subject is a language model that can write."""
     with exam.open(name) as role:
-        return role.tokenizer is not None and callable(getattr(role.module, "generate", None))
+        return role.writes
 
 
 def refuse_unknown(name: str, known: Sequence[str], where: str) -> None:

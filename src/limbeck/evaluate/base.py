@@ -66,8 +66,8 @@ class Evaluator(Component):
     """Measures all subjects of an exam."""
 
     room: ClassVar[str] = "evaluate"
-    measures: ClassVar[Literal["logits", "label", "score", "hidden"]] = "logits"
-    """What rows must be for it to find anything: predicted piece by piece, of one class each, scored, or only represented."""
+    measures: ClassVar[Literal["logits", "label", "score", "hidden", "blocks"]] = "logits"
+    """What rows must be for it to find anything: predicted piece by piece, of one class each, scored, only represented, filled in by blocks."""
     perfect: ClassVar[Mapping[str, float]] = {}
     """Claim: values that the teacher gets against itself."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}

@@ -53,7 +53,7 @@ class OnPolicy(Evaluator):
         with exam.open("teacher") as teacher:
             for name in exam.subjects:
                 with exam.open(name) as role:
-                    if callable(getattr(role.module, "generate", None)) and role.tokenizer is not None and not role.puts_in:
+                    if role.writes:
                         out |= {name: found} if (found := self.measured(exam, order, role, teacher)) else {}
         return out
 

@@ -79,7 +79,7 @@ class Speed(Evaluator):
             for role in roles.values():
                 stack.enter_context(listening(role))
             out = self.timings(roles, exam.rows)
-            writers = {name for name, role in roles.items() if writes(role)}
+            writers = {name for name, role in roles.items() if role.writes}
             sizes = {name: sum(p.numel() for p in role.module.parameters()) for name, role in roles.items()}  # tied ones once
         context = max((entry["context"] for entry in out["decode_by_context"]), default=self.prompt_tokens)
         for name in subjects:
@@ -96,7 +96,7 @@ class Speed(Evaluator):
 
     def timings(self, roles: Mapping[str, Role], rows: Sequence[Row], clock: Clock = time.perf_counter) -> dict[str, Any]:
         """All that is timed: figures by subject, and `decode_by_context`."""
-        writers = {name: role for name, role in roles.items() if writes(role)}
+        writers = {name: role for name, role in roles.items() if role.writes}
         readers = {
             name: partial(forward, role, rows[:ROWS], clock) for name, role in roles.items() if name not in writers and "logits" in role.offers
         }
@@ -122,11 +122,6 @@ class Speed(Evaluator):
                     "prefill_tokens_per_second": statistics.median(length / prefill for prefill, _ in found),
                 }
         return out
-
-
-def writes(role: Role) -> bool:
-    """Whether it writes text after text alone."""
-    return role.tokenizer is not None and not role.puts_in and callable(getattr(role.module, "generate", None))
 
 
 class Ticks:

@@ -61,7 +61,7 @@ class Tasks(Evaluator):
             with exam.open(subject) as role:
                 if asked:
                     found["topic_choice"] = accuracy(role, asked)
-                if harness and callable(getattr(role.module, "generate", None)):  # lm-eval drives one model of transformers: a mixture is left out
+                if harness and role.writes:  # lm-eval drives one model of transformers: a mixture is left out
                     found |= lm_eval_scores(role, harness, self.limit, self.num_fewshot, exam.seed, exam.context.get("lm_eval_tasks"))
             out[subject] = {"tasks": found}
         return out

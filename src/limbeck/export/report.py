@@ -22,6 +22,7 @@ classes          [{name, share, student, error, baseline}]    accuracy by class,
 accuracy_gaps    {<arm>: {accuracy, accuracy_error}}          the student minus that arm, errors paired over rows
 slices           [{name, share, student, error, baseline}]    agreement by kind of text
 calibration      [{stated, teacher, student, baseline}]       how often right minus stated, by stated probability
+parallel_decoding [{threshold, student {tokens_per_forward, agreement, exact}, teacher, start, baseline alike}]
 decode_by_context [{context, teacher_ms [median, 10 %, 90 %], student_ms}]
 gaps             {<arm>: {top1, top1_error, kl, kl_error, chunk_gap, chunk_gap_error}}   the student minus that arm, errors paired over documents
 similarity       {reference, control, student, prompts, measures [{name, <who>: {value, low, high}, closer}], judge,
@@ -55,6 +56,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from limbeck.export import _figures_close, _figures_cost, _figures_say
 from limbeck.export import _report_text as text
+from limbeck.export._figures_parallel import parallel
 from limbeck.export._report_data import MOST_SOUNDS, by_arm, clean, curves, flatten, picture, sample, sound
 from limbeck.export._table import Row, header, table
 from limbeck.export._verdict import ARMS, entries, outcome, parts, unmeasured, verdict, weakest, word
@@ -123,7 +125,7 @@ def render(
         figures={
             "close": [x for x in (_figures_close.learning(told, found), _figures_close.calibration(told)) if x],
             "where": [x for x in (_figures_close.certainty(told), _figures_close.kinds(told)) if x],
-            "fast": [x for x in (_figures_cost.decoding(told), _figures_cost.trade(told), _figures_cost.memory(told)) if x],
+            "fast": [x for x in (_figures_cost.decoding(told), _figures_cost.trade(told), _figures_cost.memory(told), parallel(told)) if x],
             "say": [x for x in (_figures_say.alike(told), _figures_say.preference(told), _figures_say.named(told)) if x],
             "trust": [x for x in (_figures_cost.pull(told),) if x],
             "training": _figures_cost.training(told, found),

@@ -65,7 +65,7 @@ class Safetensors(Exporter):
         own_code = is_hybrid(module.config)
         if own_code:
             carry(module, parcel.folder)
-        write_text(parcel.folder / "README.md", model_card(parcel.summary, parcel.provenance, own_code))
+        write_text(parcel.folder / "README.md", model_card(parcel.summary, parcel.provenance, own_code, parcel.role.loads))
         how = {"dtype": module.dtype, "attn_implementation": module.config._attn_implementation}
         again: Any = type(module).from_pretrained(parcel.folder, **how).to(module.device)
         gap = float((self.says(again, probe) - (before if self.dtype == "as_trained" else self.says(module, probe))).abs().max())

@@ -58,6 +58,8 @@ class Role(nn.Module):
     """Name of each parameter that a surgery made anew -> `new`, or what it was copied from; all others are as they were opened."""
     aside: Mapping[int, nn.Module] = {}
     """Block -> the attention that stood there before it was converted: neither trained nor exported."""
+    loads: str | None = None
+    """What the card of its files says of how they are opened and used; none: as all of their class are."""
     self_description: Mapping[str, Any] = {}
     """What its answers depend on beside the models that its references name: what a server says about itself."""
 
@@ -69,6 +71,11 @@ class Role(nn.Module):
     def speakers(self) -> tuple["Role", ...]:
         """The roles that speak in the end, where this one speaks for others: itself."""
         return (self,)
+
+    @property
+    def writes(self) -> bool:
+        """Whether its module writes text by itself after text alone, one token after the other."""
+        return self.tokenizer is not None and not self.puts_in and callable(getattr(self.module, "generate", None))
 
     @property
     def last_layer(self) -> str:

@@ -21,6 +21,9 @@ def causal(role: Role, where: str) -> Text:
     if not isinstance(role, Text) or not role.anatomy.causal or not role.anatomy.has("head"):
         got = role.anatomy.family.family if isinstance(role, Text) else type(role.module).__name__
         raise Refused("family", where, "a causal language model of a family whose parts are known", got, "start from such a model")
+    if "masked_blocks" in role.reads_as:
+        do = "write it before masked_blocks, and once"
+        raise Refused("family", where, "a model that writes from left to right", "one that fills in masked blocks", do)
     return role
 
 

@@ -10,6 +10,7 @@ from limbeck.model.adapters import learning
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
 from limbeck.model.image import Image, is_image
+from limbeck.model.masked_blocks import CONFIG, MaskedBlocks
 from limbeck.model.opening import Opened
 from limbeck.model.plain import Plain
 from limbeck.model.ranker import BiEncoder, CrossEncoder
@@ -54,6 +55,8 @@ def speaking(module: Any, tokenizer: Any, reference: Reference) -> Text:
         return VisionLanguage(module, tokenizer, found, whole)
     if type(module).__name__.endswith("ForSequenceClassification") and module.config.num_labels == 1:
         return CrossEncoder(module, tokenizer, found)
+    if getattr(module.config, CONFIG, None) is not None:
+        return MaskedBlocks(module, tokenizer, found)
     sentences = None if found.causal or found.has("head") else sentence_encoder(reference)
     return Text(module, tokenizer, found) if sentences is None else BiEncoder(module, tokenizer, found, sentences.get("max_seq_length"))
 
@@ -66,7 +69,8 @@ def given(module: Any, **fields: Any) -> Role:
     if isinstance(module, Role):
         return module
     if fields.get("tokenizer") is not None:
-        role: Role = Text(module, fields["tokenizer"], anatomy(module))
+        made = Text if getattr(module.config, CONFIG, None) is None else MaskedBlocks
+        role: Role = made(module, fields["tokenizer"], anatomy(module))
     else:
         assert isinstance(module, nn.Module)
         role = Plain(module, **{name: value for name, value in fields.items() if name != "tokenizer"})

@@ -44,7 +44,7 @@ def write(
         Refused: `generate`, for a role that cannot write.
     """
     module, end = role.module, role.tokenizer.eos_token_id
-    if not callable(getattr(module, "generate", None)) or role.puts_in:
+    if not role.writes:
         expected, got = "a causal language model with its weights at hand", "a role that cannot write" + " after text alone" * bool(role.puts_in)
         raise Refused("generate", type(module).__name__, expected, got, "name another")
     how = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=end, eos_token_id=end)

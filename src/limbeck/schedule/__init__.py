@@ -1,5 +1,5 @@
 """Numbers that move with the step."""
 
-from limbeck.schedule.base import NonNegative, Positive, Scalar, Schedule, Share
+from limbeck.schedule.base import Count, NonNegative, Positive, Scalar, Schedule, Share
 
-__all__ = ["NonNegative", "Positive", "Scalar", "Schedule", "Share"]
+__all__ = ["Count", "NonNegative", "Positive", "Scalar", "Schedule", "Share"]

@@ -36,8 +36,10 @@ class Schedule(Component):
 AnySchedule = Annotated[Schedule, Choice()]
 if TYPE_CHECKING:  # whoever computes has called `at(step)`: to a reader of code they are numbers
     Scalar = Positive = NonNegative = Share = float
+    Count = int
 else:
     Scalar = float | AnySchedule
     Positive = Annotated[float, Field(gt=0)] | AnySchedule  # a bound on the union fails: it sits on the float
     NonNegative = Annotated[float, Field(ge=0)] | AnySchedule
     Share = Annotated[float, Field(ge=0, le=1)] | AnySchedule
+    Count = Annotated[int, Field(ge=1)] | AnySchedule

@@ -13,6 +13,7 @@ from limbeck.align.base import Aligned
 from limbeck.component import Component, changed
 from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Failed
+from limbeck.merge.average import Average
 from limbeck.model.base import Models
 from limbeck.numerics import Streams
 from limbeck.signals import Batch, Loss
@@ -50,7 +51,8 @@ class Loop:
         assert stage.steps != "auto", "the planner settles the number of steps"
         self.stage, self.world, self.number, self.where = stage, world, number, where
         self.steps, self.step, self.ended = int(stage.steps), 0, False
-        self.best: dict[str, Any] | None = None
+        self.best: list[dict[str, Any]] = []
+        """What a selection keeps: value, step and state, the best first."""
         self.waited = 0
         self.memory = [step.build(None) for step in world.steps]
         self.running = [self.begin(t) for t in range(len(stage.turn))]
@@ -105,8 +107,8 @@ class Loop:
             finally:
                 observe(self, records)
         self.ended = True
-        if self.best is not None:
-            self.world.models[self.trained].module.load_state_dict(self.best["state"])
+        if self.best:
+            self.world.models[self.trained].module.load_state_dict(mean([kept["state"] for kept in self.best]))
         return True
 
     @property
@@ -181,14 +183,13 @@ class Loop:
         if how.metric not in found:
             raise Failed("metric", f"{self.where}.select.metric", f"one of {', '.join(found)}", how.metric, "change the metric", code=5)
         value = found[how.metric]
-        if self.best is None or (value > self.best["value"] if how.greater else value < self.best["value"]):
-            self.best, self.waited = (
-                {"value": value, "step": self.step, "state": copy.deepcopy(self.world.models[self.trained].module.state_dict())},
-                0,
-            )
-        else:
-            self.waited += 1
-            self.ended = how.patience is not None and self.waited >= how.patience
+        better = [kept for kept in self.best if (value <= kept["value"] if how.greater else value >= kept["value"])]
+        if len(better) < how.average:
+            state = copy.deepcopy(self.world.models[self.trained].module.state_dict())
+            self.best.insert(len(better), {"value": value, "step": self.step, "state": state})
+            del self.best[how.average :]
+        self.waited = self.waited + 1 if better else 0
+        self.ended = bool(better) and how.patience is not None and self.waited >= how.patience
         return [{"step": self.step - 1, "name": f"held_out.{name}", "sum": value, "count": 1} for name, value in found.items()]
 
     def state(self) -> dict[str, Any]:
@@ -239,6 +240,14 @@ class NotFinite(Exception):
     def __init__(self, loop: Loop, turn: int, batch: Batch, objectives: Sequence[str]):
         super().__init__(f"step {loop.step}: {', '.join(objectives) or 'the gradient'} is not finite")
         self.step, self.turn, self.batch, self.objectives = loop.step, turn, batch, tuple(objectives)
+
+
+def mean(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of several states, tensor by tensor; of what is no floating-point number the first."""
+    first = states[0]
+    if len(states) == 1:
+        return dict(first)
+    return {name: Average()(name, [state[name] for state in states], None) if x.is_floating_point() else x for name, x in first.items()}
 
 
 def states(modules: Sequence[Any]) -> list[Any]:

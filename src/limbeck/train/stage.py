@@ -56,7 +56,7 @@ class Turn(Document):
 
 
 class Select(Document):
-    """Keeps the best state by a held-out metric, and stops when it no longer improves."""
+    """Keeps the best state by a held-out metric, or the mean of the best few, and stops when it no longer improves."""
 
     metric: Literal["kl", "top1", "perplexity"] = "kl"
     """The held-out metric."""
@@ -66,6 +66,8 @@ class Select(Document):
     """Measurements without improvement after which the stage ends; none: it runs to its end."""
     greater: bool = False
     """Whether more is better."""
+    average: int = Field(default=1, gt=0, json_schema_extra={"since": 2})
+    """So many of the best states are kept, each in memory, and the stage ends in the mean of their weights."""
 
 
 class Checkpoint(Document):
