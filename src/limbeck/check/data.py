@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 from limbeck.check.contract import NotClaimed, contract
-from limbeck.check.models import SIDE, WORDS, classifier, family_of, pictures
+from limbeck.check.models import SIDE, WORDS, classifier, denoiser, family_of, pictures
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
@@ -268,7 +268,7 @@ def empty(step: Step, seed: int = 0) -> None:
 @contract
 @over_choices
 def readable(step: Step, seed: int = 0) -> None:
-    """A role can read every row that comes out: a text role, or one that looks at images."""
+    """A role can read every row that comes out: a text role, one that looks at images, or a denoiser."""
     changes_rows(step)
     try:
         rows = made(step, seed)
@@ -277,6 +277,10 @@ def readable(step: Step, seed: int = 0) -> None:
     if (pixels := (*rows.train, *rows.held_out)[0].content.get("pixels")) is not None:
         view = classifier(channels=pixels.shape[0], side=pixels.shape[1]).view([*rows.train, *rows.held_out])
         assert view.num_rows == len(view.inputs["label"]), "a row has no class"
+        return
+    if (clean := (*rows.train, *rows.held_out)[0].content.get("clean")) is not None:
+        view = denoiser(shape=tuple(clean.shape)).view([*rows.train, *rows.held_out])
+        assert view.inputs["clean"].isfinite().all(), "a sample is not finite"
         return
     role = family_of("llama", 0, context=CONTEXT)
     role.tokenizer = Chatting()

@@ -7,6 +7,8 @@ from typing import Annotated, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from limbeck.component import Choice, Component
+from limbeck.model.base import Models
+from limbeck.noise.base import Noise
 from limbeck.numerics import Streams
 from limbeck.signals import Batch, Needs, Signals
 
@@ -19,11 +21,20 @@ class Listen(Protocol):
         """What a role says about a batch, aligned already; `inject` overwrites what its parts hear."""
         ...
 
+    def noise(self, role: str) -> Noise:
+        """The schedule of noise that a role was trained with, where it hears noisy samples."""
+        ...
+
 
 class Forward(Component):
     """Which role sees what, in which order, and what it must say."""
 
     room: ClassVar[str] = "forward"
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """Inputs of rows without which it cannot run; none: it runs whatever the roles read."""
+
+    def suits(self, models: Models, where: str) -> None:
+        """Refuses roles that it cannot run, before anything runs."""
 
     def requires(self, needs: Needs) -> Needs:
         """What the roles must say so that the objectives get what they need."""

@@ -46,6 +46,8 @@ class Role(nn.Module):
     """Patterns of the names of parameters that may ever be trained; none: all of them."""
     provenance: Mapping[str, Any] = {}
     """Where the weights come from: name, revision, licence."""
+    parametrisation: Any = None
+    """What it says of noisy samples, and their schedule of noise, where it hears such."""
     at_hand: bool = True
     """It can be run here; else there is only what was captured of it."""
     lacks: frozenset[str] = frozenset()

@@ -9,6 +9,7 @@ from limbeck.errors import Refused
 from limbeck.model.adapters import learning
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
+from limbeck.model.denoiser import Denoiser, is_denoiser
 from limbeck.model.image import Image, is_image
 from limbeck.model.opening import Opened
 from limbeck.model.plain import Plain
@@ -19,7 +20,7 @@ from limbeck.text.spans import fingerprint
 
 
 def as_role(opened: Opened) -> Role:
-    """A frozen role that speaks for a model of transformers with a tokenizer, or for an image classifier.
+    """A frozen role that speaks for a model of transformers with a tokenizer, for an image classifier, or for a denoiser.
 
     Raises:
         Refused: for a model without a tokenizer, or of a family whose anatomy nobody has written down.
@@ -28,6 +29,10 @@ def as_role(opened: Opened) -> Role:
         image = Image(opened.module)
         image.provenance = opened.provenance
         return image.eval()
+    if is_denoiser(opened.module):
+        denoiser = Denoiser(opened.module)
+        denoiser.provenance = opened.provenance
+        return denoiser.eval()
     if opened.tokenizer is None:
         raise Refused("tokenizer", str(opened.reference.text), "a tokenizer beside the weights", "none", "save the tokenizer into the folder")
     role = speaking(opened.module, opened.tokenizer, opened.reference)
@@ -37,6 +42,8 @@ def as_role(opened: Opened) -> Role:
 
 def without_weights(module: Any, tokenizer: Callable[[], Any], reference: Reference) -> Role:
     """The role of a module on the meta device, which has only shapes; its tokenizer is asked for where it reads with one."""
+    if is_denoiser(module):
+        return Denoiser(module)
     return Image(module) if is_image(module) else speaking(module, tokenizer(), reference)
 
 
