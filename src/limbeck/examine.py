@@ -88,7 +88,7 @@ class Examiner:
     def closeness(self, student: Role) -> str | None:
         """The evaluator that tells how close a student, of which only the tokenizer matters, is to the teacher; None without one."""
         if self.teacher is None or not predicts(self.teacher):
-            return None if self.teacher is None else "ranking"
+            return None if self.teacher is None else "samples" if self.teacher.parametrisation is not None else "ranking"
         return "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes"
 
     def table(self, subject: str) -> Table:
@@ -112,6 +112,8 @@ class Examiner:
         """What tells how close a student is, and what one entry of its table is called."""
         table = self.table("start") if self.rows.held_out else None
         unit = "token" if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else "token"
+        if table is not None and table.denoising_error is not None:
+            unit = "image" if "pixels" in self.rows.held_out[0].content else "sample"
         return {"closeness": self.closeness(student), "unit": unit}
 
     def seconds_a_target(self, subject: str) -> float:
@@ -141,6 +143,8 @@ class Examiner:
     def few(self, table: Table, rows: Sequence[Row]) -> dict[str, float]:
         """Means over all targets."""
         found: dict[str, float] = {}
+        if table.denoising_error is not None:
+            found["denoising_error"] = float(table.denoising_error.double().mean())
         if table.label_rank is not None:
             found["accuracy"] = float((table.best == table.label).double().mean())
         elif table.label_logprob is not None:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.errors import Refused
+from limbeck.evaluate._denoising import denoising_errors
 from limbeck.evaluate._token_bytes import token_bytes
 from limbeck.evaluate.base import Table
 from limbeck.model.base import Role, listening
@@ -39,6 +40,8 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     Raises:
         Refused: `data`, where nothing is to be predicted; `logits`, of a role without; `tokenizer`, where the teacher predicts something else.
     """
+    if "denoised" in role.offers:
+        return Table(torch.arange(len(rows), device="cpu"), denoising_error=denoising_errors(role, rows, rows_at_once or 128))
     if not predicts(role) and "score" not in role.offers:
         got, do = ", ".join(sorted(role.offers)) or "nothing", "leave out this evaluation"
         raise Refused("logits", "evaluate", "a role that says logits, or a score of each row", got, do)
