@@ -82,7 +82,8 @@ def summary_lines(summary: dict[str, Any], path: Path) -> list[str]:
         rows.append([row.name, *(cells[arm] for arm in heads)])
     missing = unmeasured(summary)
     weak = weakest(summary)
-    notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, "± is the standard error over documents." if any(row.error for row in figures) else ""]
+    error = "± is the standard error over documents." if any(row.error for row in figures) else ""
+    notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, error]
     talk = f" · talk to it: limbeck chat {path.name}" if summary.get("unit", "token") == "token" else ""
     return [
         "",

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from limbeck.check.models import points
+from limbeck.evaluate._pictures import drawn
 from limbeck.evaluate._spread import covered, frechet, inside, sliced_w2
 from limbeck.evaluate.base import Exam
-from limbeck.evaluate.samples import Samples, drawn
+from limbeck.evaluate.samples import Samples
 from limbeck.guidance import Guidance
 from limbeck.model.denoiser import Denoiser
 from limbeck.model.gaussian_mixture import GaussianMixture, ring

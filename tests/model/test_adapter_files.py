@@ -19,7 +19,8 @@ from limbeck.student.lora import Lora
 peft = pytest.importorskip("peft")
 pytest.importorskip("diffusers")
 SIZES = {"in_channels": 1, "out_channels": 1, "sample_size": 8, "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
-         "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "attention_head_dim": 8}  # fmt: skip
+         "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+         "attention_head_dim": 8}  # fmt: skip
 
 
 def unet(seed: int = 0) -> Denoiser:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import Refused
+from limbeck.evaluate._pictures import drawn
 from limbeck.evaluate._spread import covered, frechet, inside, sliced_w2
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.guidance import Guidance
@@ -23,8 +24,6 @@ from limbeck.store import write_json
 AT_ONCE = 256
 FEWEST = 8
 """Held-out rows of a class that a Fréchet distance of its own needs."""
-SIDE = 64
-"""Pixels of a picture of samples, each way."""
 NAMES = {
     "frechet": ("Fréchet", True),
     "class_frechet": ("Fréchet by class", True),
@@ -88,7 +87,8 @@ class Samples(Evaluator):
             with exam.open(name) as role, listening(role):
                 if role.parametrisation is None:
                     return {}
-                clean, label = self.truth(role, exam.rows)
+                view = role.view(exam.rows)
+                clean, label = role.says(view, ("clean",), {})["clean"], view.inputs.get("label")
                 if not pictures:
                     pictures.append({"pixels": drawn(clean, exam.rows), "label": "held out"})
                 features, found = self.of(exam, clean, exam.rows), {}
@@ -106,12 +106,9 @@ class Samples(Evaluator):
             write_json(Path(exam.context["evidence"]) / "made.json", pictures)
         return out
 
-    def truth(self, role: Role, rows: Sequence[Row]) -> tuple[Float[Tensor, "row *axes"], Int[Tensor, " row"] | None]:
-        """Held-out rows as denoisers see them, and their classes."""
-        view = role.view(rows)
-        return role.says(view, ("clean",), {})["clean"].cpu(), view.inputs.get("label")
-
-    def made(self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams) -> tuple[Tensor, float]:
+    def made(
+        self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams
+    ) -> tuple[Float[Tensor, "row *axes"], float]:
         """Samples of a role, and the seconds that they took."""
         noise, device = role.parametrisation.noise, next(role.parameters()).device
         few = name not in ("teacher", "start") and self.few == "consistency"
@@ -122,14 +119,14 @@ class Samples(Evaluator):
             num = min(AT_ONCE, self.num - first)
             start = torch.randn(num, *axes, generator=streams("samples", first), device="cpu").to(device)
             some = None if label is None else label[torch.arange(first, first + num, device="cpu") % len(label)].to(device)
-            fresh = None
-            if few:
-                def fresh(i: int, first: int = first, num: int = num) -> Tensor:
-                    return torch.randn(num, *axes, generator=streams("samples", first, i), device="cpu").to(device)
+
+            def fresh(i: int, first: int = first, num: int = num) -> Tensor:
+                return torch.randn(num, *axes, generator=streams("samples", first, i), device="cpu").to(device)
+
             if not first:  # what is done once is not of a sample's time
                 sampled(role, start[:1], times[-2:], None if some is None else some[:1], factor)
             began = time.perf_counter()
-            parts.append(sampled(role, start, times, some, factor, self.boundary if few else None, fresh).cpu())
+            parts.append(sampled(role, start, times, some, factor, self.boundary if few else None, fresh if few else None).cpu())
             seconds += time.perf_counter() - began
         return torch.cat(parts), seconds
 
@@ -167,23 +164,10 @@ class Samples(Evaluator):
             for steps in self.steps if key != ("frechet" if by_class else "class_frechet") else ():
                 value = found[self.teacher_steps if teacher else steps].get(key)
                 if value is not None:
-                    metrics[f"{title}, {in_steps(steps)}{against}"] = {"value": value, "error": None, "unit": "ms" if key == "milliseconds" else "", "lower_is_better": less}
+                    unit = "ms" if key == "milliseconds" else ""
+                    metrics[f"{title}, {in_steps(steps)}{against}"] = {"value": value, "error": None, "unit": unit, "lower_is_better": less}
         return {**first, "samples": {str(steps): dict(values) for steps, values in found.items()}, "metrics": metrics}
 
 
 def in_steps(steps: int) -> str:
     return f"{steps} step{'s' * (steps != 1)}"
-
-
-def drawn(samples: Float[Tensor, "row *axes"], rows: Sequence[Row]) -> list[Any]:
-    """A picture of samples: images side by side, or of points how many lie where, up to the farthest held-out one."""
-    if samples.ndim == 4:
-        pixels = ((samples.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        across = max(1, SIDE // max(pixels.shape[2:]))
-        tiled = [torch.cat(list(pixels[i : i + across]), -1) for i in range(0, min(across**2, len(pixels) // across * across), across)]
-        return torch.cat(tiled, -2).tolist() if tiled else pixels[0].tolist()
-    farthest = 1.2 * float(torch.stack([torch.as_tensor(row.content["clean"]).flatten()[:2].abs().max() for row in rows]).max())
-    place = ((samples.flatten(1)[:, :2].float() / farthest + 1) / 2 * SIDE).long()
-    here = place[((place >= 0) & (place < SIDE)).all(1)]
-    count = torch.bincount(here[:, -1].neg().add(SIDE - 1) * SIDE + here[:, 0], minlength=SIDE**2).reshape(1, SIDE, SIDE)
-    return (count * 255 // max(1, int(count.max()))).tolist()

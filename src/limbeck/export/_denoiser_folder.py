@@ -48,7 +48,8 @@ def write(role: Denoiser, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
             write_json(folder / SCHEDULER, scheduler)
     if whole is not role:
         write_adapter(role, folder / "adapter")
-    write_text(folder / "README.md", model_card(parcel.summary, parcel.provenance, loads=(OURS if role.own else STOCK) + (ADAPTER if whole is not role else "")))
+    loads = (OURS if role.own else STOCK) + (ADAPTER if whole is not role else "")
+    write_text(folder / "README.md", model_card(parcel.summary, parcel.provenance, loads=loads))
     again: Any = as_role(open_pretrained(f"path:{folder.absolute()}", dtype="float32")).to(next(role.module.parameters()).device)
     gap = float((says(again) - says(as_float(written))).abs().max())
     if gap > 0:
@@ -76,7 +77,7 @@ def as_float(role: Any) -> Any:
 def says(role: Denoiser) -> torch.Tensor:
     """What it predicts of noise that is always the same, at times along the way."""
     draw, device = torch.Generator().manual_seed(0), next(role.module.parameters()).device
-    sample = torch.randn(PROBES, *(USUAL if axis is None else axis for axis in role.shape), generator=draw).to(device)
+    sample = torch.randn(PROBES, *(USUAL if axis is None else axis for axis in role.shape), generator=draw, device="cpu").to(device)
     time = role.parametrisation.noise.grid(PROBES)[:-1].to(device)
     inputs = {"sample": sample, "time": time, **({"label": torch.arange(PROBES, device=device) % role.num_classes} if role.num_classes else {})}
     with listening(role.module):

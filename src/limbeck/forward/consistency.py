@@ -60,7 +60,7 @@ class Consistency(Forward):
                 do = "add it under role:, or change the name"
                 raise Refused("role", f"{where}.forward.{field}", f"one of {', '.join(models)}", getattr(self, field), do)
         refuse_unlike(models, (self.solver, self.target), f"{where}.forward")
-        if factor_of(self.guidance, torch.zeros(1)) is not None:
+        if self.guidance is not None and not self.guidance.off:
             refuse_unconditional(models, self.solver, f"{where}.forward.guidance")
 
     def draw(self, batch, streams, place):

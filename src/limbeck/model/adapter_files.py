@@ -101,7 +101,8 @@ def with_adapters(role: Role, adapters: Sequence[tuple[str | Path, float]]) -> R
                 weight = None
             if not isinstance(weight, nn.Parameter) or weight.shape != change.shape:
                 got = "none" if weight is None else f"{tuple(weight.shape)} in the model, {tuple(change.shape)} in the adapter"
-                raise Refused("adapters", str(folder), f"a model with the layer {name}", got, "take the model that it was learned on, or a sister of it")
+                do = "take the model that it was learned on, or a sister of it"
+                raise Refused("adapters", str(folder), f"a model with the layer {name}", got, do)
             with torch.no_grad():
                 weight += (factor * change).to(weight)
     return made

@@ -82,7 +82,7 @@ class Denoiser(Role):
     def view(self, rows: Sequence[Row]) -> View:
         self.refuse(rows)
         name = next(name for name in self.samples if name in rows[0].content)
-        inputs = {name: torch.stack([torch.as_tensor(row.content[name]) for row in rows])}
+        inputs = {name: torch.stack([torch.as_tensor(row.content[name], device="cpu") for row in rows])}
         if all("label" in row.content for row in rows):
             inputs["label"] = torch.tensor([row.content["label"] for row in rows], dtype=torch.long, device="cpu")
         return View(inputs)
@@ -95,7 +95,7 @@ class Denoiser(Role):
             if found is None:
                 do = "use a source of samples: gaussian_mixture, digits, idx_images, image_folder"
                 raise Refused("data", f"row {row.key}", "a sample to add noise to: pixels, or numbers as `clean`", ", ".join(row.content), do)
-            shape = tuple(torch.as_tensor(found).shape)
+            shape = tuple(torch.as_tensor(found, device="cpu").shape)
             if shape not in fitting:
                 self.refuse_shape(shape, f"row {row.key}")
                 fitting.add(shape)
@@ -170,7 +170,7 @@ class Denoiser(Role):
         return {name: said[name] for name in names}
 
     def row_cost(self, rows: Sequence[Row]) -> tuple[float, float] | None:
-        shape = next((tuple(torch.as_tensor(row.content[n]).shape) for row in rows for n in self.samples if n in row.content), None)
+        shape = next((tuple(torch.as_tensor(row.content[n], device="cpu").shape) for row in rows for n in self.samples if n in row.content), None)
         shape = shape or (None if None in self.shape else cast(tuple[int, ...], self.shape))
         if shape is None:
             return None
