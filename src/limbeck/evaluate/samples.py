@@ -21,9 +21,8 @@ from limbeck.numerics import Streams
 from limbeck.signals import Row
 from limbeck.store import write_json
 
-AT_ONCE = 256
-FEWEST = 8
-"""Held-out rows of a class that a Fréchet distance of its own needs."""
+AT_ONCE, FEWEST = 256, 8
+"""Samples that are made together; held-out rows of a class that a Fréchet distance of its own needs."""
 NAMES = {
     "frechet": ("Fréchet", True),
     "class_frechet": ("Fréchet by class", True),

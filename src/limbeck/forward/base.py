@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from limbeck.component import Choice, Component
+from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.noise.base import Noise
 from limbeck.numerics import Streams
@@ -34,7 +35,11 @@ class Forward(Component):
     """Inputs of rows without which it cannot run; none: it runs whatever the roles read."""
 
     def suits(self, models: Models, where: str) -> None:
-        """Refuses roles that it cannot run, before anything runs."""
+        """Refuses roles that it cannot run, before anything runs: here, those that hear noisy samples, which it does not make."""
+        noisy = next((name for name in models if models[name].parametrisation is not None), None)
+        if noisy is not None:
+            kind, do = dict(self)["kind"], "write forward: noised"
+            raise Refused("forward", f"{where}.forward", f"noisy samples with their times, which {noisy} hears", f"{kind}, which makes none", do)
 
     def requires(self, needs: Needs) -> Needs:
         """What the roles must say so that the objectives get what they need."""
