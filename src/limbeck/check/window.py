@@ -41,7 +41,7 @@ def uses(component: Component) -> dict[str, Any]:
     if component.room == "objective":
         noisy = {name for names in component.needs.values() for name in names} & set(PREDICTIONS)  # type: ignore[attr-defined]
         return {"objective": (component,), **({"forward": Noised()} if noisy else {})}
-    if component.room == "forward" and "clean" in component.inputs:  # type: ignore[attr-defined]
+    if component.room == "forward" and component.noisy:  # type: ignore[attr-defined]
         return {"forward": component, "objective": (Denoising(signal="denoised", against="teacher"),)}  # type: ignore[call-arg]
     if component.room == "forward":
         objectives = ForwardKL(), HiddenMSE(layers=(1, 2))  # type: ignore[call-arg]

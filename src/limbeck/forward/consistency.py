@@ -33,7 +33,7 @@ class Consistency(Forward):
     """
 
     kind: Literal["consistency"] = "consistency"
-    inputs: ClassVar[tuple[str, ...]] = ("clean",)
+    noisy: ClassVar[bool] = True
     rungs: Annotated[int, Field(gt=1)] = 50
     """Steps from noise to sample that times are drawn from."""
     guidance: Guidance | None = None

@@ -30,7 +30,7 @@ class Noised(Forward):
     """
 
     kind: Literal["noised"] = "noised"
-    inputs: ClassVar[tuple[str, ...]] = ("clean",)
+    noisy: ClassVar[bool] = True
     drop_label: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of rows that are shown without their class, so that the student can be guided."""
     guidance: Guidance | None = None
