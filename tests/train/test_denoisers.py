@@ -11,6 +11,7 @@ import torch
 from limbeck.check.models import denoiser, points
 from limbeck.errors import Refused
 from limbeck.export.safetensors import Safetensors
+from limbeck.given import distill
 from limbeck.model.base import Models
 from limbeck.model.opening import open_pretrained
 from limbeck.model.role import as_role
@@ -122,3 +123,13 @@ def test_half_precision_is_written_and_opened(tmp_path: Path) -> None:
 
     checks = Safetensors(dtype="bfloat16")(Parcel(denoiser(dtype=torch.float32), tmp_path, {}, ()))
     assert not checks[0]["open"] and as_role(open_pretrained(f"path:{tmp_path}")).parametrisation.null_label == 8
+
+
+def test_denoisers_at_hand_are_distilled_from_a_loader() -> None:
+    student, teacher = denoiser(), denoiser(1, width=24)
+    before = copy.deepcopy(student.module.state_dict())
+    loader = [{"clean": torch.randn(6, 2, dtype=torch.float64), "label": torch.arange(6)}]
+    seen: list[float] = []
+    distill(teacher, student, loader, LEARN, 3, forward="consistency", observe=lambda step, means: seen.append(means["denoising"]))
+    assert len(seen) == 3 and all(x > 0 for x in seen)
+    assert not same(student.module.state_dict(), before)
