@@ -23,7 +23,7 @@ PUBLIC = {
     "Refused": "errors",
     "Failed": "errors",
 }
-ROOMS = ("block", "data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")
+ROOMS = ("noise", "block", "data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")
 __version__ = "0.1.0"
 __all__ = sorted([*PUBLIC, "__version__"])
 

@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from limbeck.errors import Refused
 
 KIND = re.compile(r"([a-z][a-z0-9_]*:)?[a-z][a-z0-9_]*")
-ROOMS = ("schedule", "block", "data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")
+ROOMS = ("schedule", "noise", "block", "data", "teacher", "student", "align", "forward", "objective", "merge", "evaluate", "export")
 ROOM = "limbeck:room"
 """Mark in a JSON schema of a place that holds any component of a room, until `schema` writes the reference."""
 LOADED: dict[tuple[str, str], type["Component"]] = {}

@@ -25,6 +25,8 @@ from limbeck.signals import Row, View, dense
 from limbeck.store import is_sound, load_tensors, new_folder, read_json, save_tensors, write_json
 from limbeck.teacher.base import Teacher
 
+MADE = "made.json"
+"""What an evaluator has kept of what subjects make of noise: [{pixels [channel, height, width], label}]."""
 CALIBRATION_ROWS = 16
 """Training rows that surgeries and searches are measured on."""
 
@@ -90,7 +92,7 @@ class Examiner:
     def closeness(self, student: Role) -> str | None:
         """The evaluator that tells how close a student, of which only the tokenizer matters, is to the teacher; None without one."""
         if self.teacher is None or not predicts(self.teacher):
-            return None if self.teacher is None else "probe" if self.teacher.represents else "ranking"
+            return None if self.teacher is None else self.teacher.compared_by
         return "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes" if student.shift else "probe"
 
     def table(self, subject: str) -> Table:
@@ -122,6 +124,8 @@ class Examiner:
         unit = "position" if self.masked else "token"
         unit = unit if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else unit
         unit = "clip" if table is not None and "wave" in self.rows.held_out[0].content else unit
+        if table is not None and table.denoising_error is not None:
+            unit = "image" if "pixels" in self.rows.held_out[0].content else "sample"
         alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image
         return {"closeness": self.closeness(student), "unit": unit, **alone}
 
@@ -152,6 +156,8 @@ class Examiner:
     def few(self, table: Table, rows: Sequence[Row]) -> dict[str, float]:
         """Means over all targets."""
         found: dict[str, float] = {}
+        if table.denoising_error is not None:
+            found["denoising_error"] = float(table.denoising_error.double().mean())
         if table.label_rank is not None:
             found["accuracy"] = float((table.best == table.label).double().mean())
         elif table.label_logprob is not None:
@@ -216,6 +222,8 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
 def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int = 48, new_tokens: int = 48) -> list[dict[str, Any]]:
     """Held-out beginnings, drawn by seed and not chosen, with what teacher and student make of them (greedy), and where they would differ."""
     rows = examiner.rows.held_out
+    if (drawn := examiner.folder / "evidence" / MADE).is_file():
+        return [{"image": data_uri(torch.tensor(one["pixels"], dtype=torch.uint8)), "label": one["label"], "made": True} for one in read_json(drawn)]
     if rows and "pixels" in rows[0].content:
         return answered(examiner, seed) if rows[0].content.keys().isdisjoint({"prompt", "messages"}) else described(examiner, seed)
     if rows and "wave" in rows[0].content:

@@ -14,20 +14,16 @@ from limbeck.data.base import Rows
 from limbeck.errors import LimbeckError, Refused
 from limbeck.model.base import Models, Role, clone
 from limbeck.model.conversion import conversion_key
-from limbeck.model.image import Image
 from limbeck.model.opening import open_pretrained
 from limbeck.model.recorded import Recorded, facts_of, open_recorded
 from limbeck.model.reference import Reference, existing, identity, in_folder, located
 from limbeck.model.role import as_role, share_tokenizer
 from limbeck.model.served import open_served
-from limbeck.model.sound import Sound
 from limbeck.model.text import Text
-from limbeck.model.vision_language import VisionLanguage
 from limbeck.recipe import Recipe, Student
 from limbeck.signals import unit_of
 from limbeck.store import ANSWERS, Answers, Cache
 from limbeck.student.base import Score, Surgery
-from limbeck.student.drop_blocks import DropBlocks
 from limbeck.teacher._packing import unpack
 from limbeck.teacher._remembering import AbstractRemembering
 from limbeck.teacher.base import Teacher
@@ -59,30 +55,21 @@ class Cast:
                 raise Refused("start", f"{name}.start", "a model reference, since the teacher's weights are not at hand", "teacher", do)
             elif how.start == "teacher" and "teacher" not in self.originals:
                 raise Refused("start", f"{name}.start", "a model reference, since there is no teacher", "teacher", "name a model, or add teacher:")
-        self.refuse_blocks()
+        self.refuse_changes()
         if not plan:
             self.one_tokenizer()
 
-    def refuse_blocks(self) -> None:
-        """Refuses what changes or compiles the blocks of a role that has none which are known: an image classifier."""
+    def refuse_changes(self) -> None:
+        """Refuses changes that a role does not take: surgeries, a search, compiled blocks."""
         hows = {"student": self.recipe.student, **self.recipe.role}
-        asked = {f"{name}.surgery": name for name, how in hows.items() if how.surgery}
-        asked |= {f"train.{i}.surgery": stage.turn[-1].trains for i, stage in enumerate(self.recipe.train) if stage.surgery}
-        asked |= {key: "student" for key in ("search", "compile") if getattr(self.recipe, key)}
-        for where, name in asked.items():
-            how = hows.get(name)
-            begins = self.begins(how) if how else name
-            role = self.originals.get(begins if begins in ("teacher", "student") else name)
-            surgeries = how.surgery if how and where == f"{name}.surgery" else ()
-            if isinstance(role, VisionLanguage) and where != "compile" and not (surgeries and all(isinstance(s, DropBlocks) for s in surgeries)):
-                do = "write drop_blocks alone under student.surgery, or start from another model"
-                got = ", ".join(s.kind for s in surgeries) or where.split(".")[-1]  # type: ignore[attr-defined]
-                raise Refused("part", where, "drop_blocks, which takes blocks of the language part, or no surgery", got, do)
-            if isinstance(role, Image):
-                do = f"remove {where.split('.')[-1]}, and start from another architecture"
-                raise Refused("part", where, "a language model, whose blocks are known", type(role.module).__name__, do)
-            if isinstance(role, Sound) and where in ("search", "compile"):
-                raise Refused("part", where, "a language model", type(role.module).__name__, f"remove {where}")
+        asked: list[tuple[str, str, Sequence[Surgery]]] = [(f"{name}.surgery", name, how.surgery) for name, how in hows.items() if how.surgery]
+        stages = enumerate(self.recipe.train)
+        asked += [(f"train.{i}.surgery", stage.turn[-1].trains, stage.surgery) for i, stage in stages if stage.surgery]
+        asked += [(key, "student", ()) for key in ("search", "compile") if getattr(self.recipe, key)]
+        for where, name, surgeries in asked:
+            begins = self.begins(hows[name]) if name in hows else name
+            if (role := self.originals.get(begins if begins in ("teacher", "student") else name)) is not None:
+                role.refuse_change(where, surgeries)
 
     def begins(self, how: Student) -> str:
         """What a role starts from: where that is a teacher whose answers were recorded, the model that spoke."""

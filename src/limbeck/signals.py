@@ -54,8 +54,15 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "value": ("pos", "dim"),
     "mixing": ("pos", "head past"),  # what each position of the row weighs, from the row's first on; zeros up to the longest row
     "head_draw": ("row", "k"),  # numbers below 1, by which heads are picked: the same ones for all rows
-    "time": ("row", ""),
-    "sample": ("row", "channel"),
+    "time": ("row", ""),  # of a schedule of noise
+    "time_draw": ("row", "k"),  # numbers below 1 that become times, rungs, scales
+    "sample": ("row", "channel"),  # a noisy one; of images also by height and width, as all of these:
+    "clean": ("row", "channel"),
+    "denoised": ("row", "channel"),
+    "epsilon": ("row", "channel"),
+    "velocity": ("row", "channel"),
+    "flow": ("row", "channel"),  # the velocity that sample and noise have by themselves
+    "stein_score": ("row", "channel"),  # gradient of the log-density
     "score": ("row", ""),
     "patch_features": ("patch", "dim"),  # of the vision tower: what the connector hears
     "patch_embedding": ("patch", "dim"),  # what the connector says: a visual token, as the language part hears it

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from limbeck.component import Choice, Component
 from limbeck.model.base import Models
+from limbeck.noise.base import Noise
 from limbeck.signals import Batch, Needs, Row, Signals
 
 
@@ -79,3 +80,7 @@ class Aligned:
         for align in self.aligns:
             said = align(role, said, batch)
         return said
+
+    def noise(self, role: str) -> Noise:
+        """The schedule of noise that a role was trained with."""
+        return self.models[role].parametrisation.noise

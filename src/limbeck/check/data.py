@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from limbeck.check.contract import NotClaimed, contract
-from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, family_of, hearing_model, pictures, sighted_of
+from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, denoiser, family_of, hearing_model, pictures, sighted_of
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
@@ -316,7 +316,7 @@ def empty(step: Step, seed: int = 0) -> None:
 @contract
 @over_choices
 def readable(step: Step, seed: int = 0) -> None:
-    """A role can read every row that comes out: a text role, or one that looks at images."""
+    """A role can read every row that comes out: a text role, one that looks at images, or a denoiser."""
     changes_rows(step)
     try:
         rows = made(step, seed)
@@ -337,6 +337,9 @@ def readable(step: Step, seed: int = 0) -> None:
         listener = hearing_model()
         listener.hearing = replace(listener.hearing, rate=rate)
         assert (listener.view([*rows.train, *rows.held_out]).ragged > 0).all(), "a clip has no frame"
+    if (clean := (*rows.train, *rows.held_out)[0].content.get("clean")) is not None:
+        view = denoiser(shape=tuple(clean.shape)).view([*rows.train, *rows.held_out])
+        assert view.inputs["clean"].isfinite().all(), "a sample is not finite"
         return
     role = family_of("llama", 0, context=CONTEXT)
     role.tokenizer = Chatting()

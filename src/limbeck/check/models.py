@@ -16,13 +16,17 @@ from limbeck.data.base import Part, Place, Rows
 from limbeck.errors import Refused
 from limbeck.model.anatomy import anatomy, family_files, read_family
 from limbeck.model.base import Models, Role
+from limbeck.model.denoiser import PREDICTIONS, Denoiser
 from limbeck.model.image import Image
+from limbeck.model.mlp_denoiser import MLPDenoiser
+from limbeck.model.parametrisation import Parametrisation
 from limbeck.model.pixels import Preprocessing
 from limbeck.model.ranker import BiEncoder, CrossEncoder
 from limbeck.model.sound import Hearing, Sound
 from limbeck.model.text import Text
 from limbeck.model.vision_family import vision_family
 from limbeck.model.vision_language import VisionLanguage
+from limbeck.noise.rectified_flow import RectifiedFlow
 from limbeck.numerics import Streams
 from limbeck.signals import Loss, Row, unit_of
 from limbeck.student.base import Surgery
@@ -72,6 +76,8 @@ def fillers(seed: int = 0, width: int = WIDE) -> Models:
     return Models({name: find(Surgery, "masked_blocks").model_validate({"length": 4})(role) for name, role in made.items()})  # type: ignore[operator]
 
 
+POINT_CLASSES = 8
+"""Classes of example points."""
 SIDE, CLASSES = 8, 10
 """Height and width of example images, and their classes."""
 
@@ -239,6 +245,34 @@ def described(seed: int = 0, split: str = "train") -> Rows:
     return Rows((Part(tuple(found)),)) if split == "train" else Rows(held_out=tuple(found))
 
 
+def denoiser(seed: int = 0, dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (2,), width: int = 16) -> Denoiser:
+    """A small untrained denoiser of points in eight classes, along straight lines."""
+    known = Parametrisation(noise=RectifiedFlow(), predicts="velocity", null_label=POINT_CLASSES)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = MLPDenoiser(known, shape, width, 2, POINT_CLASSES)
+    role = Denoiser(module.to(dtype).eval())
+    role.requires_grad_(False)
+    return role
+
+
+@cache
+def denoisers(seed: int = 0) -> Models:
+    """A student and a teacher that denoise, in double precision."""
+    return Models({"student": denoiser(seed), "teacher": denoiser(seed + 1, width=WIDE)})
+
+
+@cache
+def points(seed: int = 0, num: int = GROUPS * 2, split: str = "train") -> Rows:
+    """Points of eight classes, two of them of each group."""
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for i in range(num):
+        content = {"clean": torch.randn(2, generator=draw), "label": i % POINT_CLASSES}
+        found.append(Row(f"point-{seed}-{i}", content, str(i % 2), f"pair-{i // 2}", split, f"point-{i}"))
+    return Rows((Part(tuple(found)),))
+
+
 def heard(objectives: Sequence[Any], seed: int = 0, width: int = WIDE) -> tuple[Models, Rows]:
     """Models that can say what objectives ask for, and rows that they read."""
     asked = {name for objective in objectives for names in objective.needs.values() for name in names}
@@ -246,6 +280,8 @@ def heard(objectives: Sequence[Any], seed: int = 0, width: int = WIDE) -> tuple[
         return sighted(seed), described(seed)
     if not asked.isdisjoint({"target_weight", "maskable"}):
         return fillers(seed, width), rows(seed)
+    if asked & set(PREDICTIONS):
+        return denoisers(seed), points(seed)
     if asked.isdisjoint({"score", "embedding"}):
         return pair(seed, width), rows(seed)
     return rankers(seed, pairs="embedding" not in asked), lists(seed)

@@ -79,11 +79,14 @@ class Rows:
         Each part is passed through in an order of its own, shuffled anew each time.
         """
         out: list[Row] = []
+        orders: dict[tuple[int, int], list[int]] = {}
         for n in range(first, first + num):
             part, i = self.place(n, streams)
             groups = self.parts[part].groups
-            order = torch.randperm(len(groups), generator=streams("order", part, i // len(groups)))
-            out += groups[int(order[i % len(groups)])]
+            turn = part, i // len(groups)
+            if turn not in orders:
+                orders[turn] = torch.randperm(len(groups), generator=streams("order", *turn)).tolist()
+            out += groups[orders[turn][i % len(groups)]]
         return out
 
     def place(self, n: int, streams: Streams) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.errors import Refused
+from limbeck.evaluate._denoising import denoising_errors
 from limbeck.evaluate._token_bytes import token_bytes
 from limbeck.evaluate.base import Table
 from limbeck.model.base import Role, listening
@@ -30,7 +31,7 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     """One pass over held-out rows, in eval mode and without gradients; afterwards the role is as it was.
 
     Args:
-        role: the subject; it must say logits. Of one that only represents, the table has its rows, and nothing about them.
+        role: the subject; it must say logits. Of one that only represents rows, the table has its rows, and nothing about them.
         rows: a target of `rows[i]` has the number i in the table.
         teacher_logits: what the teacher says; without it the table has no KL.
         rows_at_once: rows in one forward pass, none: 8, or 128 that have no positions; the table does not depend on it.
@@ -39,8 +40,10 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     Raises:
         Refused: `data`, where nothing is to be predicted; `logits`, of a role without; `tokenizer`, where the teacher predicts something else.
     """
-    if role.represents:
+    if role.compared_by == "probe":
         return Table(torch.arange(len(rows), device="cpu"))
+    if "denoised" in role.offers:
+        return Table(torch.arange(len(rows), device="cpu"), denoising_error=denoising_errors(role, rows, rows_at_once or 128))
     if not predicts(role) and "score" not in role.offers:
         got, do = ", ".join(sorted(role.offers)) or "nothing", "leave out this evaluation"
         raise Refused("logits", "evaluate", "a role that says logits, or a score of each row", got, do)

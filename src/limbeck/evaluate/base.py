@@ -18,7 +18,7 @@ from limbeck.signals import Row
 class Table:
     """One pass over held-out rows, one entry a target: all that agreement, perplexity and calibration are computed from.
 
-    Of a subject that says no probabilities, but one score a row, it has one entry a row.
+    Of a subject that says no probabilities, but one score a row, or denoises rows, it has one entry a row.
     """
 
     row: Int[Tensor, " target"]
@@ -42,6 +42,8 @@ class Table:
     """Bytes of text (UTF-8) that the target stands for, 0 for marks such as an end of text; None where the tokenizer does not say."""
     score: Float[Tensor, " row"] | None = None
     """What the subject says of each row, where that is one number."""
+    denoising_error: Float[Tensor, " row"] | None = None
+    """Of a subject that denoises: squared error of the velocity of each row, at times and in noise that are always the same."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class Evaluator(Component):
     """Measures all subjects of an exam."""
 
     room: ClassVar[str] = "evaluate"
-    measures: ClassVar[Literal["logits", "label", "score", "hidden", "blocks"]] = "logits"
-    """What rows must be for it to find anything: predicted piece by piece, of one class each, scored, only represented, filled in by blocks."""
+    measures: ClassVar[Literal["logits", "label", "score", "hidden", "blocks", "sample"]] = "logits"
+    """What rows must be for it to find anything: predicted piece by piece, of one class each, scored, only represented, filled in by blocks, or
+    samples to be denoised."""
     perfect: ClassVar[Mapping[str, float]] = {}
     """Claim: values that the teacher gets against itself."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}

@@ -112,7 +112,7 @@ def picture(entry: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     most = 40 if "prompt" not in entry else 240  # with a question, answers are sentences
     said = {name: for_report(x, most) if isinstance(x := entry.get(name), str) else "" for name in ("prompt", "label", "teacher", "student")}
-    return {"image": image, **said}
+    return {"image": image, "made": entry.get("made") is True, **said}
 
 
 def sound(entry: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -79,6 +79,7 @@ class WithoutAdapters(Role):
         self.others = (other,)  # not registered: whoever sets the mode or the gradients of this role must not reach the other
         self.offers, self.tokenizer, self.num_layers = other.offers, other.tokenizer, other.num_layers
         self.shift, self.vocab, self.provenance = other.shift, other.vocab, other.provenance
+        self.ragged, self.parametrisation = other.ragged, other.parametrisation
 
     @property
     def module(self) -> nn.Module:

@@ -46,10 +46,14 @@ class Role(nn.Module):
     state: Literal["frozen", "through", "trained"] = "frozen"
     learns: tuple[str, ...] = ()
     """Patterns of the names of parameters that may ever be trained; none: all of them."""
+    adaptable: tuple[str, ...] = ()
+    """Patterns of the names of layers that adapters are put beside where none are named, in a model whose blocks are not known."""
     provenance: Mapping[str, Any] = {}
     """Where the weights come from: name, revision, licence."""
-    represents: bool = False
-    """All that it says are states: it has no answer of its own, and is good for what others make of them."""
+    compared_by: str = "ranking"
+    """The evaluator that tells how close a student is, where it predicts nothing: rankings, states (`probe`), or samples."""
+    parametrisation: Any = None
+    """What it says of noisy samples, and their schedule of noise, where it hears such."""
     at_hand: bool = True
     """It can be run here; else there is only what was captured of it."""
     lacks: frozenset[str] = frozenset()
@@ -93,6 +97,9 @@ class Role(nn.Module):
 
     def refuse(self, rows: Sequence[Row]) -> None:
         """Refuses rows that it cannot read: asked of all rows before a run."""
+
+    def refuse_change(self, where: str, surgeries: Sequence[Any]) -> None:
+        """Refuses what cannot be done to it: surgeries at a place of the recipe, or none where that asks to search or to compile."""
 
     def row_cost(self, rows: Sequence[Row]) -> tuple[float, float] | None:
         """Multiplications and additions of one row like these, and bytes that training keeps of it; None where a row has positions, which cost

@@ -136,6 +136,10 @@ class Image(Role):
         config = getattr(self.module, "config", None)
         return getattr(self.module, "num_classes", None) or getattr(config, "num_labels", None)
 
+    def refuse_change(self, where, surgeries):
+        do = f"remove {where.split('.')[-1]}, and start from another architecture"
+        raise Refused("part", where, "a language model, whose blocks are known", type(self.module).__name__, do)
+
     def view(self, rows: Sequence[Row]) -> View:
         self.refuse(rows)
         pixels = torch.stack([row.content["pixels"] for row in rows])

@@ -12,7 +12,7 @@ from torch import nn
 
 from limbeck.component import nearest
 from limbeck.errors import Failed, Refused
-from limbeck.model import from_timm
+from limbeck.model import from_diffusers, from_timm
 from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_gguf, weights_file
 from limbeck.model.folder import check_folder, check_sizes
 from limbeck.model.headers import check_gguf, quoted
@@ -72,7 +72,12 @@ def open_pretrained(
         with own_file(reference):
             packed = reference.scheme == "package"
             module = from_timm.open_packaged(reference, plain) if packed else from_timm.build(plain, reference.text)
-            return opened_timm(module, reference, dtype)
+            return without_tokenizer(module, reference, dtype)
+    if (plain := from_diffusers.described(reference)) is not None:
+        with own_file(reference):
+            here = None if reference.scheme == "config" else existing(reference)
+            text = reference.text
+            return without_tokenizer(from_diffusers.open_folder(here, plain, text) if here else from_diffusers.build(plain, text), reference, dtype)
     if reference.scheme == "config":
         with own_file(reference):
             module, tokenizer = random_model(reference, dtype)
@@ -82,7 +87,7 @@ def open_pretrained(
         folder = fetch(reference, ["*.bin"] * allow_pickle) if reference.scheme == "hf" else existing(reference)
         checked = check_folder(folder, reference.text, allow_pickle=allow_pickle, trust_code=trust_code)
         if from_timm.is_timm(checked.config):
-            return opened_timm(from_timm.open_weights(checked, reference.text), reference, dtype)
+            return without_tokenizer(from_timm.open_weights(checked, reference.text), reference, dtype)
         module, tokenizer = open_folder(checked, reference.text, dtype)
     module.config._name_or_path = reference.text
     if is_image(module) or vision_family(module):
@@ -92,8 +97,8 @@ def open_pretrained(
     return Opened(module.eval(), fit_length(tokenizer, module.config), module.config, reference, provenance(reference))
 
 
-def opened_timm(module: nn.Module, reference: Reference, dtype: str) -> Opened:
-    """A model of timm, in a dtype."""
+def without_tokenizer(module: Any, reference: Reference, dtype: str) -> Opened:
+    """A model that reads no text, in a dtype."""
     module = module if dtype in ("auto", "float32") else module.to(getattr(torch, dtype))
     return Opened(module, None, module.config, reference, provenance(reference))
 
@@ -107,6 +112,8 @@ def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tupl
     """
     reference = Reference.parse(reference) if isinstance(reference, str) else reference
     with own_file(reference):
+        if (plain := from_diffusers.described(reference)) is not None:
+            return from_diffusers.build(plain, reference.text, None if reference.scheme == "config" else existing(reference), "meta"), plain
         if (plain := from_timm.described(reference) or timm_folder(reference)) is not None:
             return from_timm.build(plain, reference.text, "meta"), plain
         config = read_config(reference, cache)

@@ -9,6 +9,7 @@ from limbeck.errors import Refused
 from limbeck.model.adapters import learning
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
+from limbeck.model.denoiser import Denoiser, is_denoiser
 from limbeck.model.image import Image, is_image
 from limbeck.model.masked_blocks import CONFIG, MaskedBlocks
 from limbeck.model.opening import Opened
@@ -23,13 +24,12 @@ from limbeck.text.spans import fingerprint
 
 
 def as_role(opened: Opened) -> Role:
-    """A frozen role that speaks for a model of transformers with a tokenizer, for an image classifier, or for an encoder of speech.
+    """A frozen role that speaks for a model of transformers with a tokenizer, for an image classifier, an encoder of speech, or a denoiser.
 
     Raises:
         Refused: for a model without a tokenizer, or of a family whose anatomy nobody has written down.
     """
-    if is_image(opened.module) or is_sound(opened.module):
-        reader: Role = Image(opened.module) if is_image(opened.module) else Sound(opened.module)
+    if (reader := without_tokenizer(opened.module)) is not None:
         reader.provenance = opened.provenance
         return reader.eval()
     if opened.tokenizer is None:
@@ -41,11 +41,18 @@ def as_role(opened: Opened) -> Role:
     return role.eval()
 
 
-def without_weights(module: Any, tokenizer: Callable[[], Any], reference: Reference) -> Role:
-    """The role of a module on the meta device, which has only shapes; its tokenizer is asked for where it reads with one."""
+def without_tokenizer(module: Any) -> Role | None:
+    """The role of a model that reads no text; None of one that does."""
+    if is_image(module):
+        return Image(module)
     if is_sound(module):
         return Sound(module)
-    return Image(module) if is_image(module) else speaking(module, tokenizer(), reference)
+    return Denoiser(module) if is_denoiser(module) else None
+
+
+def without_weights(module: Any, tokenizer: Callable[[], Any], reference: Reference) -> Role:
+    """The role of a module on the meta device, which has only shapes; its tokenizer is asked for where it reads with one."""
+    return without_tokenizer(module) or speaking(module, tokenizer(), reference)
 
 
 def speaking(module: Any, tokenizer: Any, reference: Reference) -> Text:

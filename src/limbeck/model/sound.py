@@ -80,7 +80,7 @@ class Sound(Role):
     offers = frozenset({"wave", "class"}) | HEARD
     ragged = False
     shift = 0
-    represents = True
+    compared_by = "probe"
 
     def __init__(self, module: Any, hearing: Hearing | None = None):
         super().__init__(getattr(module, str(getattr(module, "base_model_prefix", "")), module))
@@ -90,6 +90,10 @@ class Sound(Role):
         config: Any = self.module.config
         config.apply_spec_augment, config.layerdrop = False, 0.0
         self.num_layers = len(self.module.get_submodule(self.anatomy.path("blocks")))  # type: ignore[arg-type]
+
+    def refuse_change(self, where, surgeries):
+        if not surgeries:
+            raise Refused("part", where, "a language model", type(self.module).__name__, f"remove {where}")
 
     @property
     def strides(self) -> tuple[tuple[int, int], ...]:

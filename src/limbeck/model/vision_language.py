@@ -51,6 +51,12 @@ class VisionLanguage(Text):
         self.preprocessing: Preprocessing = getattr(module, "preprocessing", None) or Preprocessing()
         self.image_id = int(module.config.image_token_id)
 
+    def refuse_change(self, where, surgeries):
+        if where != "compile" and not (surgeries and all(surgery.kind == "drop_blocks" for surgery in surgeries)):
+            do = "write drop_blocks alone under student.surgery, or start from another model"
+            got = ", ".join(surgery.kind for surgery in surgeries) or where.split(".")[-1]
+            raise Refused("part", where, "drop_blocks, which takes blocks of the language part, or no surgery", got, do)
+
     @property
     def reads_as(self) -> tuple[Any, ...]:
         return (type(self).__name__, self.num_patches, self.image_id)

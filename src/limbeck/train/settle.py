@@ -33,6 +33,7 @@ def settle(turn: Turn, steps: Sequence[Step], models: Models, where: str) -> Set
     for field, role in (("trains", turn.trains), *(("through", name) for name in turn.through)):
         if role not in roles:
             raise Refused("role", f"{where}.{field}", f"one of {', '.join(roles)}", role, "add it under role:, or change the name")
+    turn.forward.suits(models, where)
     align = tuple(a.settle(models) for a in turn.align)
     needs: dict[str, tuple[str, ...]] = {}
     for i, objective in enumerate(turn.objective):

@@ -1,0 +1,205 @@
+"""Denoisers: of a noisy sample and its time they say what the clean sample was, in any of the usual ways."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from limbeck.errors import Refused
+from limbeck.model.base import Role, listening
+from limbeck.model.gaussian_mixture import GaussianMixture
+from limbeck.model.mlp_denoiser import MLPDenoiser
+from limbeck.model.parametrisation import Parametrisation
+from limbeck.noise.base import Prediction, spread
+from limbeck.numerics import upcast
+from limbeck.signals import Row, View
+
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+GIVEN = ("noise", "label", "time")
+"""What it repeats of its view, for objectives that hold it against the truth."""
+ADAPTED = ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*proj_in", "*proj_out", "*.ff.net.0.proj", "*.ff.net.2", "*.conv1", "*.conv2",
+           "*.conv_shortcut", "*samplers.*.conv", "*.time_emb_proj", "layers.*", "of_time")  # fmt: skip
+"""Layers of U-Nets, transformers and perceptrons that adapters are put beside: attention, feed-forward, convolutions, and what hears the time."""
+NO_LABEL = -1
+"""In a view: without a condition."""
+
+
+def is_denoiser(module: Any) -> bool:
+    """Whether a module was opened as a denoiser."""
+    return isinstance(getattr(module, "parametrisation", None), Parametrisation)
+
+
+class Denoiser(Role):
+    """Speaks for a network that hears noisy samples.
+
+    Its views hold what a row is (`pixels` or `clean`, and a `label`); a forward adds the noisy `sample`, its `time` and the `noise` in it. It says
+    `denoised`, `epsilon`, `velocity` or `stein_score`, whatever the network predicts, by its own schedule; `clean`, the sample as the network
+    sees it (pixels between -1 and 1), and `flow`, the velocity that sample and noise have by themselves. A label of -1 asks it without a
+    condition.
+    """
+
+    offers: frozenset[str] = frozenset({*PREDICTIONS, *GIVEN, "clean", "flow"})
+    ragged: bool = False
+    adaptable: tuple[str, ...] = ADAPTED
+    compared_by = "samples"
+    samples: ClassVar[tuple[str, ...]] = ("clean", "pixels")
+
+    def __init__(self, module: nn.Module, parametrisation: Parametrisation | None = None):
+        super().__init__(module)
+        self.parametrisation = parametrisation or cast(Parametrisation, module.parametrisation)
+        self.num_layers = 0
+
+    def refuse_change(self, where, surgeries):
+        if not surgeries or any(surgery.on_blocks for surgery in surgeries):
+            do = f"remove {where.split('.')[-1]}, and start from another architecture"
+            raise Refused("part", where, "a language model, whose blocks are known", type(self.module).__name__, do)
+
+    @property
+    def own(self) -> bool:
+        """Whether the network is one of ours, which hear samples, times and classes as views hold them."""
+        return isinstance(self.module, (MLPDenoiser, GaussianMixture))
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Axes of a sample; None where any size will do."""
+        module: Any = self.module
+        if self.own:
+            return module.shape
+        size = None if self.halved > 1 else module.config.sample_size
+        return (module.config.in_channels, *((size, size) if isinstance(size, int) or size is None else size))
+
+    @property
+    def halved(self) -> int:
+        """Sides must be multiples of this: a convolutional network halves its maps so often."""
+        return 1 if self.own else 2 ** (len(getattr(self.module.config, "block_out_channels", (0,))) - 1)  # type: ignore[arg-type, union-attr]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that it is told, without the one that stands for none."""
+        module: Any = self.module
+        if self.own:
+            return module.num_classes
+        found = getattr(module.config, "num_class_embeds", None) or getattr(module.config, "num_embeds_ada_norm", None) or 0
+        return found - (self.parametrisation.null_label == found - 1)
+
+    def view(self, rows: Sequence[Row]) -> View:
+        self.refuse(rows)
+        name = next(name for name in self.samples if name in rows[0].content)
+        inputs = {name: torch.stack([torch.as_tensor(row.content[name], device="cpu") for row in rows])}
+        if all("label" in row.content for row in rows):
+            inputs["label"] = torch.tensor([row.content["label"] for row in rows], dtype=torch.long, device="cpu")
+        return View(inputs)
+
+    def refuse(self, rows: Sequence[Row]) -> None:
+        fitting: set[tuple[int, ...]] = set()
+        classes = self.num_classes
+        for row in rows:
+            found = next((row.content[name] for name in self.samples if name in row.content), None)
+            if found is None:
+                do = "use a source of samples: gaussian_mixture, digits, idx_images, image_folder"
+                raise Refused("data", f"row {row.key}", "a sample to add noise to: pixels, or numbers as `clean`", ", ".join(row.content), do)
+            shape = tuple(torch.as_tensor(found, device="cpu").shape)
+            if shape not in fitting:
+                self.refuse_shape(shape, f"row {row.key}")
+                fitting.add(shape)
+            if len(fitting) > 1:
+                got = " and ".join(" x ".join(map(str, each)) for each in sorted(fitting))
+                raise Refused("size", f"row {row.key}", "samples of one size", got, "write size: at the sources, so that all are scaled to it")
+            label = row.content.get("label", 0)
+            if classes and not 0 <= int(label) < classes:
+                do = "give the model as many classes as the data has (num_classes), or drop these rows"
+                raise Refused("label", f"row {row.key}", f"a class from 0 to {classes - 1:,}", f"{label}", do)
+
+    def refuse_shape(self, shape: tuple[int, ...], where: str) -> None:
+        """Refuses samples of another shape, or of sides that a network cannot halve as often as it does."""
+        own, written = self.shape, " x ".join(str(n) for n in shape)
+        if len(shape) != len(own) or any(n is not None and n != got for n, got in zip(own, shape, strict=True)):
+            expected = "samples of " + " x ".join("any" if n is None else str(n) for n in own)
+            raise Refused("size", where, expected, written, "write size: (and channels:) at the source of the rows, or start from another model")
+        if any(side % self.halved for side in shape[1:]):
+            do = f"write size: {-(-max(shape[1:]) // self.halved) * self.halved} at the source of the rows"
+            raise Refused("size", where, f"sides that are multiples of {self.halved}, which the network halves", written, do)
+
+    def clean(self, view: View) -> Float[Tensor, "row *axes"]:
+        """The sample as the network sees it."""
+        if "pixels" in view.inputs:
+            return view.inputs["pixels"].float() / 127.5 - 1
+        return upcast(view.inputs["clean"])
+
+    def condition(self, view: View) -> Int[Tensor, " row"] | None:
+        """Classes as the network counts them, with that for no condition.
+
+        Raises:
+            Refused: `condition`, where rows are asked without one and the network knows none.
+        """
+        if not self.num_classes:
+            return None
+        null, label = self.parametrisation.null_label, view.inputs.get("label")
+        if label is None:
+            label = torch.full((view.num_rows,), NO_LABEL, device=view.device)
+        if null is None and bool((label < 0).any()):
+            raise no_null("forward")
+        return label if self.own or null is None else torch.where(label < 0, null, label)
+
+    def run(self, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Int[Tensor, " row"] | None) -> Float[Tensor, "row *axes"]:
+        """What the network itself says."""
+        module: Any = self.module
+        if self.own:
+            return module(sample, time, label)
+        noise, dtype = self.parametrisation.noise, next(module.parameters()).dtype
+        heard = (sample * spread(noise.scale_in(time), sample)).to(dtype)
+        said = module(heard, noise.heard(time).to(dtype), **({} if label is None else {"class_labels": label}), return_dict=False)[0]
+        return said[:, : sample.shape[1]]  # some say a variance behind it
+
+    def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
+        if inject:
+            raise Refused("inject", next(iter(inject)), "no parts of a denoiser are known that could be overwritten", "one", "use forward: noised")
+        noise, asked = self.parametrisation.noise, [name for name in PREDICTIONS if name in names]
+        said: dict[str, Any] = {name: view.inputs.get(name) for name in GIVEN}
+        if {"clean", "flow"} & set(names):
+            said["clean"] = self.clean(view)
+        if "flow" in names:
+            said["flow"] = noise.mixed("velocity", said["clean"], view.inputs["noise"], view.inputs["time"])
+        if asked:
+            if not {"sample", "time"} <= view.inputs.keys():
+                raise Refused("forward", "forward", "noisy samples with their times", "rows as they are", "write forward: noised")
+            sample, time, label = view.inputs["sample"], view.inputs["time"], self.condition(view)
+            if view.num_rows:
+                out = self.run(sample, time, label)
+            else:  # some layers cannot be run on nothing: one empty sample is, and nobody listens
+                one = torch.zeros(1, *sample.shape[1:], dtype=sample.dtype, device=sample.device)
+                out = self.run(one, one.new_full((1,), noise.highest), None if label is None else label.new_zeros(1))[:0]
+            said |= {name: noise.converted(out, sample, time, self.parametrisation.predicts, name) for name in asked}
+        return {name: said[name] for name in names}
+
+    def row_cost(self, rows: Sequence[Row]) -> tuple[float, float] | None:
+        shape = next((tuple(torch.as_tensor(row.content[n], device="cpu").shape) for row in rows for n in self.samples if n in row.content), None)
+        shape = shape or (None if None in self.shape else cast(tuple[int, ...], self.shape))
+        if shape is None:
+            return None
+        kept = [0]
+
+        def note(_: nn.Module, __: Any, out: Any) -> None:
+            kept[0] += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
+
+        first = next(self.module.parameters())
+        sample = torch.zeros(1, *shape, dtype=torch.float32, device=first.device)
+        time = torch.full((1,), self.parametrisation.noise.highest, device=first.device)
+        label = torch.zeros(1, dtype=torch.long, device=first.device) if self.num_classes else None
+        hooks = [part.register_forward_hook(note) for part in self.module.modules() if not any(True for _ in part.children())]
+        try:
+            with listening(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.run(sample, time, label)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return float(counter.get_total_flops()), float(kept[0])
+
+
+def no_null(where: str) -> Refused:
+    """The error of a denoiser that is to be guided, or asked without a condition, and knows only conditions."""
+    do = "train with labels left out (drop_label of forward: noised), or write guidance: null"
+    return Refused("condition", where, "a denoiser that knows what no condition is (null_label)", "one that knows only conditions", do)
