@@ -244,8 +244,6 @@ class View:
     """Positions to be predicted: the answers of a chat, the masked words, ...; the first of a row only where `shift` is 0."""
     shift: int = 1
     """A target is predicted so many positions before it stands: 1 for causal models, 0 for masked ones."""
-    instants: Int[Tensor, " row"] | None = None
-    """Numbers of the waveform of each row, where positions are made of one."""
     chunk_of: Int[Tensor, " target"] | None = None
     """Written by an alignment: the chunk each target belongs to, or -1."""
     chunk_row: Int[Tensor, " chunk"] | None = None
@@ -254,6 +252,8 @@ class View:
     """Written by an alignment that asks whether words end with chunks: the chunk that ends just before each target, or -1."""
     shared: Int[Tensor, " vocab"] | None = None
     """Written by an alignment: the ids of what both vocabularies spell alike, in an order that both sides share."""
+    instants: Int[Tensor, " row"] | None = None
+    """Numbers of the waveform of each row, where positions are made of one."""
 
     @property
     def device(self) -> torch.device:
