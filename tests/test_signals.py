@@ -209,3 +209,11 @@ def test_cut_and_laid_end_to_end_every_unit_is_the_whole(rows: list[tuple[int, i
 def test_a_head_works_in_its_own_precision_whatever_a_cache_keeps_its_states_in():
     head, states = Head(torch.eye(3, 2, dtype=torch.float64)), torch.tensor([[1.5, -2.0]], dtype=torch.float16)
     assert head(states).dtype == torch.float64 and head(states).tolist() == [[1.5, -2.0, 0.0]]
+
+
+def test_numbers_of_a_waveform_are_cut_with_their_rows() -> None:
+    view = View({"wave": torch.arange(9.0)}, torch.tensor([1, 2, 0]), shift=0, instants=torch.tensor([3, 5, 1]))
+    assert view.units == ("row", "target", "pos", "instant") and view.rows("instant").tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 2]
+    part = view.at(torch.tensor([1, 2]))
+    assert part.inputs["wave"].tolist() == [3, 4, 5, 6, 7, 8] and part.instants is not None and part.instants.tolist() == [5, 1]
+    assert part.ragged.tolist() == [2, 0] and part.rows("target").tolist() == [0, 0]

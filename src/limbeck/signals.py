@@ -266,8 +266,6 @@ class View:
     """Positions to be predicted: the answers of a chat, the masked words, ...; the first of a row only where `shift` is 0."""
     shift: int = 1
     """A target is predicted so many positions before it stands: 1 for causal models, 0 for masked ones."""
-    instants: Int[Tensor, " row"] | None = None
-    """Numbers of the waveform of each row, where positions are made of one."""
     chunk_of: Int[Tensor, " target"] | None = None
     """Written by an alignment: the chunk each target belongs to, or -1."""
     chunk_row: Int[Tensor, " chunk"] | None = None
@@ -280,6 +278,8 @@ class View:
     """Positions that stand for pieces of the row's image; None: rows have no such positions."""
     shared: Int[Tensor, " vocab"] | None = None
     """Written by an alignment: the ids of what both vocabularies spell alike, in an order that both sides share."""
+    instants: Int[Tensor, " row"] | None = None
+    """Numbers of the waveform of each row, where positions are made of one."""
 
     @property
     def device(self) -> torch.device:

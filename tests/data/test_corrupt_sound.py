@@ -46,7 +46,7 @@ def test_the_student_hears_noise_and_the_teacher_hears_the_rows_as_they_are() ->
     assert set(changed.views) == {"student", "teacher"}
     assert all(torch.equal(x, row.content["wave"]) for x, row in zip(waves(changed, "teacher"), rows, strict=True))
     assert not any(torch.equal(x, row.content["wave"]) for x, row in zip(waves(changed, "student"), rows, strict=True))
-    assert changed.keys == tuple(row.key for row in rows), "what was captured of the teacher is about these rows"
+    assert changed.keys == tuple(row.key for row in rows), "what the teacher says is about these rows"
     both = window(CorruptSound(**NOISY, hears=("student", "teacher")))
     assert torch.equal(both.view("student").inputs["wave"], both.view("teacher").inputs["wave"])
     assert not set(both.keys) & {row.key for row in rows}, "then it is not"

@@ -9,14 +9,19 @@ import pytest
 import torch
 import transformers
 
+from limbeck.data.base import Part, Rows
 from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.model.opening import open_meta, open_pretrained
 from limbeck.model.reference import Reference
 from limbeck.model.role import as_role, without_weights
 from limbeck.model.sound import Hearing, Sound
+from limbeck.numerics import Streams
 from limbeck.signals import Row
 from limbeck.student.drop_blocks import DropBlocks
+from limbeck.teacher.cached import Cached
+from limbeck.train.loop import Loop, World
+from limbeck.train.stage import Stage
 
 LENGTHS = (90, 41, 90, 64)
 """Two clips are of one length."""
@@ -27,7 +32,7 @@ def module(kind: str, norm: str = "group", **more: Any) -> Any:
     front = {"conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2, "feat_extract_norm": norm}
     places = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "do_stable_layer_norm": norm == "layer"}
     still = dict.fromkeys(("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout"), 0.0)
-    config: Any = transformers.AutoConfig.for_model(kind, **sizes, **front, **places, **still, **more)
+    config: Any = transformers.AutoConfig.for_model(kind, **{**sizes, **front, **places, **still, **more})
     torch.manual_seed(0)
     made: Any = transformers.AutoModel.from_config(config)
     for parameter in made.parameters():
@@ -191,3 +196,31 @@ def test_every_family_of_sounds_in_the_folder_is_tested_here() -> None:
     from limbeck.model.sound import __file__ as here
 
     assert {path.stem for path in (Path(here).parent / "families" / "sound").glob("*.json")} == {"wav2vec2", "hubert", "wavlm"}
+
+
+def test_answers_of_an_encoder_are_not_kept_and_that_is_said_before_it_is_asked() -> None:
+    with pytest.raises(Refused, match="one that says states alone") as caught:
+        Cached(model="config:tiny.json", taps=("hidden.1",)).open(lambda text: Sound(module("hubert")))
+    assert "write teacher: config:tiny.json" in caught.value.do
+
+
+def after_a_step(micro: int, **more: Any) -> torch.Tensor:
+    """What a student has become after one step on corrupted clips of unequal lengths."""
+    models = Models({"student": Sound(module("hubert")), "teacher": Sound(module("wavlm", hidden_size=24))})
+    heads = [{"kind": "layer_heads", "layers": [1, 3]}, {"kind": "enhancement_head", "hop": 5, "window": 10, "size": 10, "width": 4, "depth": 1}]
+    turn = {"objective": heads, "batch": 4, "micro": micro, "data": [{"kind": "corrupt_sound", **{"noisy": 1.0, **more}}], "optimiser": {"lr": 0.01}}
+    some = Rows((Part(tuple(rows(*LENGTHS))),))
+    loop = Loop(Stage.model_validate({"steps": 1, "turn": [turn]}), World(models, some, (), None, {}, Streams(0)))
+    for running in loop.running:
+        for learned in running.learned:
+            assert learned is not None
+            learned.double()
+    assert loop.run()
+    return torch.cat([p.detach().flatten() for p in models["student"].parameters()])
+
+
+def test_how_a_window_is_cut_changes_no_step_and_what_the_student_hears_does() -> None:
+    whole, cut, other = after_a_step(1), after_a_step(3), after_a_step(1, noisy=0.0)
+    start = torch.cat([p.detach().flatten() for p in Sound(module("hubert")).parameters()])
+    assert (whole - start).abs().max() > 1e-3 and not torch.allclose(whole, other, atol=1e-4)
+    assert torch.allclose(whole, cut, rtol=1e-5, atol=1e-7)

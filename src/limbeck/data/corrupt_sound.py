@@ -33,7 +33,7 @@ class CorruptSound(Step):
     `low` and `high`; h is the answer of a room, from a file or a decaying noise. A room delays what is heard by the place d of its
     greatest value: that is taken off, or else each frame would be held against another one of the teacher. At the defaults the four cases are
     equally likely. `low` and `echoing` may follow a schedule over windows, from easy to hard. Each row is drawn by its own key and
-    the window's number. The teacher's sounds are those of the rows, so what was captured of it holds. Silent sounds stay silent.
+    the window's number; rows keep their names as long as the student alone hears them changed. Silent sounds stay silent.
 
     Example:
         >>> CorruptSound(low=0, high=10).hears
