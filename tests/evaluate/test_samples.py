@@ -130,6 +130,7 @@ def test_guidance_is_of_the_teacher_and_of_no_student_that_has_it_built_in() -> 
     guidance = Guidance(scale=(1.0, 3.0), convention="extra")
     roles = {"teacher": exact(), "student": exact()}
     plain, pushed = (Samples(steps=(2,), teacher_steps=4, num=80, guidance=g)(exam(roles, held_out())) for g in (None, guidance))
+    assert (pushed["teacher"]["samples"]["4"]["forwards"], pushed["student"]["samples"]["2"]["forwards"]) == (8, 2)  # twice a step where guided
     assert plain["student"]["sliced_w2"] == pushed["student"]["sliced_w2"] and plain["teacher"]["sliced_w2"] != pushed["teacher"]["sliced_w2"]
 
 

@@ -25,3 +25,8 @@ def drawn(samples: Float[Tensor, "row *axes"], rows: Sequence[Row]) -> list[Any]
     here = place[((place >= 0) & (place < SIDE)).all(1)]
     count = torch.bincount(here[:, -1].neg().add(SIDE - 1) * SIDE + here[:, 0], minlength=SIDE**2).reshape(1, SIDE, SIDE)
     return (count * 255 // max(1, int(count.max()))).tolist()
+
+
+def in_steps(steps: int) -> str:
+    """What a picture or a figure is called."""
+    return f"{steps} step{'s' * (steps != 1)}"

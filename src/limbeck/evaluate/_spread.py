@@ -8,6 +8,8 @@ from torch import Tensor
 
 Points = Float[Tensor, "row dim"]
 SLICES, NEIGHBOURS = 128, 3
+FEWEST = 8
+"""Points of a class that a distance of its own needs."""
 AT_ONCE = 512
 
 
@@ -19,6 +21,12 @@ def frechet(a: Points, b: Points) -> float:
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     both = torch.linalg.eigvalsh(root @ of_b @ root).clamp(min=0).sqrt().sum()
     return float((a.mean(0) - b.mean(0)).square().sum() + of_a.trace() + of_b.trace() - 2 * both)
+
+
+def frechet_by_class(a: Points, of_a: Tensor, b: Points, of_b: Tensor) -> dict[str, float]:
+    """The mean of that distance over classes with enough points on both sides; nothing where there is none."""
+    some = [c for c in of_b.unique() if min((of_a == c).sum(), (of_b == c).sum()) >= FEWEST]
+    return {"class_frechet": sum(frechet(a[of_a == c], b[of_b == c]) for c in some) / len(some)} if some else {}
 
 
 def sliced_w2(a: Points, b: Points, stream: torch.Generator) -> float:

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import Refused
-from limbeck.evaluate._pictures import drawn
-from limbeck.evaluate._spread import covered, frechet, inside, sliced_w2
+from limbeck.evaluate._pictures import drawn, in_steps
+from limbeck.evaluate._spread import covered, frechet, frechet_by_class, inside, sliced_w2
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.guidance import Guidance
 from limbeck.model.base import Role, listening
@@ -21,8 +21,8 @@ from limbeck.numerics import Streams
 from limbeck.signals import Row
 from limbeck.store import write_json
 
-AT_ONCE, FEWEST = 256, 8
-"""Samples that are made together; held-out rows of a class that a Fréchet distance of its own needs."""
+AT_ONCE = 256
+"""Samples that are made together."""
 NAMES = {
     "frechet": ("Fréchet", True),
     "class_frechet": ("Fréchet by class", True),
@@ -93,7 +93,8 @@ class Samples(Evaluator):
                 features, found = self.of(exam, clean, exam.rows), {}
                 for steps in dict.fromkeys((*self.steps, *((self.teacher_steps,) if name == "teacher" else ()))):
                     made, seconds = self.made(role, name, steps, label, clean.shape[1:], streams)
-                    found[steps] = {"forwards": float(steps), "milliseconds": 1000 * seconds / self.num}
+                    forwards = steps * (1 if label is None or self.factor(name) == 1 else 2)
+                    found[steps] = {"forwards": float(forwards), "milliseconds": 1000 * seconds / self.num}
                     if made.isfinite().all():
                         found[steps] |= self.measured(self.of(exam, made, exam.rows), features, label, streams)
                         pictures.append({"pixels": drawn(made, exam.rows), "label": f"{name}, {in_steps(steps)}"})
@@ -105,14 +106,20 @@ class Samples(Evaluator):
             write_json(Path(exam.context["evidence"]) / "made.json", pictures)
         return out
 
+    def as_consistency(self, name: str) -> bool:
+        return name not in ("teacher", "start") and self.few == "consistency"
+
+    def factor(self, name: str) -> float:
+        """By which a subject is guided: the middle of a range."""
+        return 1.0 if self.guidance is None or self.as_consistency(name) else self.guidance.factor(sum(self.guidance.ends) / 2)
+
     def made(
         self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams
     ) -> tuple[Float[Tensor, "row *axes"], float]:
         """Samples of a role, and the seconds that they took."""
         noise, device = role.parametrisation.noise, next(role.parameters()).device
-        few = name not in ("teacher", "start") and self.few == "consistency"
+        few, factor = self.as_consistency(name), self.factor(name)
         times = rungs(noise, steps, self.rungs) if few else noise.grid(steps)
-        factor = 1.0 if few or self.guidance is None else self.guidance.factor(sum(self.guidance.ends) / 2)
         parts, seconds = [], 0.0
         for first in range(0, self.num, AT_ONCE):
             num = min(AT_ONCE, self.num - first)
@@ -148,9 +155,7 @@ class Samples(Evaluator):
         found |= {"precision": inside(ours, features), "recall": inside(features, ours)}
         if label is not None:
             mine = label[torch.arange(self.num, device="cpu") % len(label)]
-            each = [frechet(ours[mine == c], features[label == c]) for c in label.unique() if min((label == c).sum(), (mine == c).sum()) >= FEWEST]
-            found |= {"class_frechet": sum(each) / len(each)} if each else {}
-            found["covered"] = covered(ours, features, label)
+            found |= frechet_by_class(ours, mine, features, label) | {"covered": covered(ours, features, label)}
         return found
 
     def told(self, found: Mapping[int, Mapping[str, float]], name: str, against: str) -> dict[str, Any]:
@@ -166,7 +171,3 @@ class Samples(Evaluator):
                     unit = "ms" if key == "milliseconds" else ""
                     metrics[f"{title}, {in_steps(steps)}{against}"] = {"value": value, "error": None, "unit": unit, "lower_is_better": less}
         return {**first, "samples": {str(steps): dict(values) for steps, values in found.items()}, "metrics": metrics}
-
-
-def in_steps(steps: int) -> str:
-    return f"{steps} step{'s' * (steps != 1)}"
