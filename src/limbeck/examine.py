@@ -269,6 +269,7 @@ def differences(teacher: Role, tokenizer: Any, prompt: Any, answer: Any) -> dict
         "marks": [[a, b] for a, b, ok in zip(ends, ends[1:], same.tolist(), strict=False) if not ok and b > a],
     }
 
+
 def together(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """What two evaluators have found: of what both tell as mappings, the entries of both, at every depth."""
 

@@ -13,7 +13,7 @@ import torch
 from limbeck.conclude import conclude, exported
 from limbeck.data.base import Place, Rows
 from limbeck.errors import Refused
-from limbeck.examine import CALIBRATION_ROWS, Calibration, Examiner, draw_samples, trust, together
+from limbeck.examine import CALIBRATION_ROWS, Calibration, Examiner, draw_samples, together, trust
 from limbeck.model.adapters import merged
 from limbeck.model.base import Models, Role
 from limbeck.numerics import Streams
