@@ -57,7 +57,7 @@ def test_the_readme_names_no_member_that_is_not_there():
 def test_every_shipped_recipe_and_its_toy_load(path):
     whole, toy = load(path), load(path, toy=True)
     changed = whole.toy.keys()
-    sizes = r"steps|length|shortest|batch|minutes|model|path|data|rows|keep|drop|num$|evaluate|^teacher$|start$"
+    sizes = r"steps|boundaries|length|shortest|batch|minutes|model|path|data|rows|keep|drop|num$|evaluate|^teacher$|start$"
     assert all(re.search(sizes, key) for key in changed), (
         "a toy changes sizes, steps, data and models only"
     )

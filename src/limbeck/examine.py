@@ -314,3 +314,12 @@ def differences(teacher: Role, tokenizer: Any, prompt: Any, answer: Any) -> dict
         "agreement": float(same.double().mean()),
         "marks": [[a, b] for a, b, ok in zip(ends, ends[1:], same.tolist(), strict=False) if not ok and b > a],
     }
+
+
+def together(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """What two evaluators have found: of what both tell as mappings, the entries of both, at every depth."""
+
+    def joined(old: Any, new: Any) -> Any:
+        return together(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+
+    return {**found, **{name: joined(found.get(name), value) for name, value in more.items()}}

@@ -13,7 +13,7 @@ import torch
 from limbeck.conclude import conclude, exported
 from limbeck.data.base import Place, Rows
 from limbeck.errors import Refused
-from limbeck.examine import CALIBRATION_ROWS, Calibration, Examiner, draw_samples, trust
+from limbeck.examine import CALIBRATION_ROWS, Calibration, Examiner, draw_samples, together, trust
 from limbeck.model.adapters import merged
 from limbeck.model.base import Models, Role
 from limbeck.numerics import Streams
@@ -264,12 +264,3 @@ class Job:
         samples = draw_samples(self.examiner, self.recipe.seed)
         checks = [*checks, *trust(self.examiner, int(read_json(self.folder / "steps" / "sessions.json")))]
         return conclude(self.recipe, self.folder, parts, checks, self.rows, self.cast.provenance(self.rows), samples, self.log, facts)
-
-
-def together(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """What two evaluators have found: of what both tell as mappings, the entries of both, at every depth."""
-
-    def joined(old: Any, new: Any) -> Any:
-        return together(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
-
-    return {**found, **{name: joined(found.get(name), value) for name, value in more.items()}}
