@@ -60,7 +60,7 @@ class Probe(Evaluator):
             with exam.open(subject) as role:
                 if role.at_hand and role.offers & {"hidden", "stage"}:
                     right = self.right(pooled(role, rows, self.layer), label, len(kinds), fold)
-                    value, error = clustered(right.double(), torch.ones(len(rows)), documents(rows))
+                    value, error = clustered(right.double(), torch.ones(len(rows), device="cpu"), documents(rows))
                     figure = {"value": 100 * value, "error": None if error is None else 100 * error, "unit": "%"}
                     out[subject] = {"probe_accuracy": value, "probe_accuracy_error": error, "metrics": {"labels read out by a linear probe": figure}}
         share = float(torch.bincount(label).max() / len(label))

@@ -79,7 +79,6 @@ class Speed(Evaluator):
             for role in roles.values():
                 stack.enter_context(listening(role))
             out = self.timings(roles, exam.rows)
-            writers = {name for name, role in roles.items() if role.tokenizer is not None and callable(getattr(role.module, "generate", None))}
             sizes = {name: sum(p.numel() for p in role.module.parameters()) for name, role in roles.items()}  # tied ones once
         context = max((entry["context"] for entry in out["decode_by_context"]), default=self.prompt_tokens)
         for name in subjects:
@@ -88,7 +87,7 @@ class Speed(Evaluator):
             if folder is None or not Path(folder).is_dir():
                 continue
             out[name]["disk_bytes"] = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-            if name not in writers:  # the memory that is measured is that of writing text
+            if roles[name].tokenizer is None or not hasattr(roles[name].module, "generate"):  # the memory that is measured is that of writing text
                 continue
             if (memory := measured(Path(folder), context, self.new_tokens)) is not None:
                 out[name], out["memory_context"] = out[name] | memory, context
