@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from limbeck.align.shared_vocab import SharedVocab
+from limbeck.check.models import family_of
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import CHUNK, bin_of, by_document, clustered, documents, score
 from limbeck.evaluate.base import Table
@@ -256,3 +257,12 @@ def test_the_teacher_is_given_the_subjects_view(speaker, rows):
     teacher = speaker(0)
     score(speaker(1), rows, lambda some, view: seen.append((len(some), view)) or live(teacher)(some, view), rows_at_once=4)
     assert [num for num, _ in seen] == [4, 3] and [view.num_rows for _, view in seen] == [4, 3]
+
+
+def test_a_masked_model_is_not_scored_on_tokens_that_it_has_seen_and_offers_no_text() -> None:
+    """Nothing is hidden of held-out rows: what it says of a token that stands before it is no prediction, and no perplexity."""
+    role, causal = family_of("bert", dtype=torch.float32), family_of("llama", dtype=torch.float32)
+    rows = [Row("a", {"text": "less dense"}), Row("b", {"text": "ice"})]
+    table, other = score(role, rows, None), score(causal, rows, None)
+    assert table.label is None and table.label_logprob is None and table.pos is not None and len(table.row) == 15  # with a mark each
+    assert other.label_logprob is not None and "text" in causal.offers and "text" not in role.offers

@@ -115,7 +115,7 @@ class Probe(Evaluator):
         """Shares with their errors over documents, plain and as the table of a run shows them."""
         out: dict[str, Any] = {"metrics": {}}
         for name, each in zip(heard, right, strict=True):
-            value, error = clustered(each.double(), torch.ones(len(rows)), documents(rows))
+            value, error = clustered(each.double(), torch.ones(len(rows), device="cpu"), documents(rows))
             out |= {f"probe_accuracy{name}": value, f"probe_accuracy{name}_error": error}
             percent = None if error is None else 100 * error
             out["metrics"][titled(name)] = {"value": 100 * value, "error": percent, "unit": "%", "lower_is_better": False}
@@ -125,7 +125,7 @@ class Probe(Evaluator):
         """The student's shares minus another subject's, with errors paired over documents, in percent."""
         out: dict[str, float | None] = {}
         for name, mine, theirs in zip(heard, student, other, strict=True):
-            value, error = clustered(mine.double() - theirs.double(), torch.ones(len(rows)), documents(rows))
+            value, error = clustered(mine.double() - theirs.double(), torch.ones(len(rows), device="cpu"), documents(rows))
             out |= {titled(name): 100 * value, f"{titled(name)}_error": None if error is None else 100 * error}
         return out
 

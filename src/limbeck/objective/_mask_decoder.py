@@ -16,7 +16,7 @@ class MaskDecoder(nn.Module):
         self.heads = heads
         self.query, self.key, self.value = nn.Linear(inner, inner), nn.Linear(width, inner), nn.Linear(width, inner)
         self.place = nn.Linear(inner, inner, bias=False)
-        self.empty = nn.Parameter(torch.randn(inner) / math.sqrt(inner))
+        self.empty = nn.Parameter(torch.randn_like(self.query.bias) / math.sqrt(inner))
         self.states, self.norm, self.inside = nn.LayerNorm(width), nn.LayerNorm(inner), nn.LayerNorm(inner)
         self.up, self.down, self.out = nn.Linear(inner, 2 * inner), nn.Linear(2 * inner, inner), nn.Linear(inner, classes)
 
