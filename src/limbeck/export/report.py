@@ -6,7 +6,7 @@ before training), `student`, or `baseline` (the same student without the teacher
 
 ```
 schema, run, about, date (2026-11-24), wall_seconds, steps, num_stages, tokens, seed, verdict, machine ("one 24 GB GPU")
-unit             what one prediction is called: token, image, ...
+unit             what one prediction is called: token, image, ...; position of a masked model, which predicts nothing where nothing is hidden
 held_out         {documents, targets, overlap_dropped}
 closeness        the evaluator that tells how close this student is to its teacher (agreement, or aligned_bytes across tokenizers); null: no teacher
 <arm>            {name, accuracy, accuracy_error, top5_accuracy, top5_accuracy_error, kl, kl_error, top1, top1_error,
@@ -20,6 +20,7 @@ memory_context   tokens of context at which memory_bytes was measured
 by_certainty     [{low, high, share, student, baseline}]      agreement where the teacher's first choice has that probability
 classes          [{name, share, student, error, baseline}]    accuracy by class, the weakest first
 accuracy_gaps    {<arm>: {accuracy, accuracy_error}}          the student minus that arm, errors paired over rows
+probe            {rows, kinds, most_frequent, layer}          rows whose label was read out of frozen states; accuracy is <arm>.probe_accuracy
 slices           [{name, share, student, error, baseline}]    agreement by kind of text
 calibration      [{stated, teacher, student, baseline}]       how often right minus stated, by stated probability
 parallel_decoding [{threshold, student {tokens_per_forward, agreement, exact}, teacher, start, baseline alike}]
