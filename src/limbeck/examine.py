@@ -93,7 +93,7 @@ class Examiner:
         """The evaluator that tells how close a student, of which only the tokenizer matters, is to the teacher; None without one."""
         if self.teacher is None or not predicts(self.teacher):
             return None if self.teacher is None else self.teacher.compared_by
-        return "agreement" if one_tokenizer(student, self.teacher) else "aligned_bytes" if student.shift else "probe"
+        return "agreement" if one_tokenizer(student, self.teacher) else "probe" if student.sees_targets else "aligned_bytes"
 
     def table(self, subject: str) -> Table:
         """One entry a held-out target; made once, then read from the run's folder."""
@@ -234,7 +234,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
         if subject not in examiner.openers:
             continue
         with examiner.open(subject) as role:
-            if role.tokenizer is None or not predicts(role) or "text" not in role.offers and (subject == "student" or not role.shift):
+            if role.tokenizer is None or not predicts(role) or "text" not in role.offers and (subject == "student" or role.sees_targets):
                 return []
             for sample, i in zip(out, pick, strict=True):
                 ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens].to(next(role.parameters()).device)

@@ -83,7 +83,7 @@ def predicts(role: Role) -> bool:
 
 def compare(role: Role, rows: Sequence[Row], view: View, teacher_logits: Answers | None, align: Aligner | None) -> dict[str, Tensor]:
     """The columns of some rows, a slice of targets at a time."""
-    labelled = "label" in view.inputs if view.lengths is None else view.shift > 0  # text is its own label, unless the model has seen it
+    labelled = "label" in view.inputs if view.lengths is None else not role.sees_targets  # text is its own label
     said = role.says(view, ("logits", "label") if labelled else ("logits",), {})
     answer = None if teacher_logits is None else teacher_logits(rows, view)
     heard = {} if answer is None else {"top_logits" if isinstance(answer, TopK) else "logits": answer}

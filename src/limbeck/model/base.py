@@ -35,6 +35,8 @@ class Role(nn.Module):
     num_layers: int = 0
     shift: int = 1
     """Of its views: how many positions before it stands a target is predicted."""
+    sees_targets: bool = False
+    """What it predicts stands in what it reads, unless something hides it: a masked language model."""
     ragged: bool = True
     """Its rows have positions, which a tokenizer cuts out; else each row is one thing."""
     reads_as: tuple[Any, ...] = ()

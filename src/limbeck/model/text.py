@@ -68,7 +68,7 @@ class Text(Role):
         self.tokenizer, self.anatomy, self.layout = tokenizer, anatomy, layout
         self.num_layers = len(module.get_submodule(anatomy.path("blocks")))  # type: ignore[arg-type]
         self.context: int | None = anatomy.context(module.config)
-        self.shift = 1 if anatomy.causal else 0
+        self.shift, self.sees_targets = (1, False) if anatomy.causal else (0, True)
         self.hear_parts()
 
     def hear_parts(self) -> None:
