@@ -88,8 +88,9 @@ def claim(name: str, recipe: Recipe) -> list[str]:
     if record is None:
         return [*out, f"Not measured yet: `make claims NAME={name}`."]
     ((path, values),) = record["grid"].items()
+    used = f" by the clock, {record['cpu_minutes']} of a processor" if record.get("cpu_minutes") is not None else " by the clock"
     out += [
-        f"**Found: {record['found']}** ({record['date']}, `{record['command']}`, {record['machine']}, {record['minutes']} minutes). "
+        f"**Found: {record['found']}** ({record['date']}, `{record['command']}`, {record['machine']}, {record['minutes']} minutes{used}). "
         f"`{record['metric']}` on seeds {', '.join(map(str, record['seeds']))}, by `{path}`; bold is what each arm is compared at.",
         "",
         f"| arm | {' | '.join(str(value) for value in values)} |",

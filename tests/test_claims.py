@@ -98,6 +98,9 @@ def test_a_claim_is_measured_over_arms_grid_and_seeds(tmp_path: Path, monkeypatc
     best = [read_json(tmp_path / "runs" / f"claim-small-two-{record['best']['two']}-{seed}" / "summary.json") for seed in (0, 1, 2)]
     assert record["told"]["two"] == {"student.top1": [summary["student"]["top1"] for summary in best]} and set(record["told"]) == set(record["arms"])
     assert (tmp_path / "runs" / "claim-small-first" / "summary.json").is_file()
+    every = [read_json(path) for path in sorted((tmp_path / "runs").glob("claim-small-*/summary.json"))]
+    assert len(every) == 1 + 3 * 9 and record["minutes"] == round(sum(summary["wall_seconds"] for summary in every) / 60, 1)
+    assert record["cpu_minutes"] == round(sum(summary["cpu_seconds"] for summary in every) / 60, 1)
     plain["claim"]["setting"] = {"evaluate": ["agreement"], "train.0.batch": 1}
     path.write_text(json.dumps(plain))
     assert identity(str(path)) != record["identity"]

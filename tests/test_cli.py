@@ -158,6 +158,19 @@ def test_every_room_is_listed_with_a_sentence_for_each_member(room, cli):
         assert rows == [] and out.strip() == "no run yet"
 
 
+def test_recipes_are_found_by_the_rows_that_one_has(cli):
+    every = {row["recipe"] for row in json.loads(cli("list", "recipe", "--json")[1])}
+    asked = {have: json.loads(cli("list", "recipe", "--have", have, "--json")[1]) for have in ("text", "images", "rankings")}
+    found = {have: {row["recipe"] for row in rows} for have, rows in asked.items()}
+    assert {"quickstart", "taid"} <= found["text"] and {"image_teacher", "ofa"} <= found["images"] and "rank_distillm" in found["rankings"]
+    assert not found["text"] & (found["images"] | found["rankings"]) and set().union(*found.values()) <= every
+    for wrong, told in (("rnkings", "--have rankings"), ("nothing", "limbeck list recipe")):
+        code, _, err = cli("list", "recipe", "--have", wrong)
+        assert code == 2 and "images, rankings, text" in err and told in err
+    code, _, err = cli("list", "paper", "--have", "images")
+    assert code == 2 and "limbeck list recipe --have images" in err
+
+
 def test_runs_are_listed_with_their_verdict(cli, finished):
     rows = json.loads(cli("list", "run", "--json")[1])
     assert [row["run"] for row in rows] == ["tutor-1"] and rows[0]["verdict"].endswith(".")

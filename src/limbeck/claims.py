@@ -107,12 +107,16 @@ def value_of(summary: Mapping[str, Any], metric: str) -> float:
     return float(place)
 
 
+def minutes(summaries: Sequence[Mapping[str, Any]], clock: str) -> float | None:
+    """What all runs took, by one of their clocks; None where a run did not have it."""
+    seconds = [summary.get(clock) for summary in summaries]
+    return None if None in seconds else round(sum(seconds) / 60, 1)  # type: ignore[arg-type]
+
+
 def measure(name: str) -> dict[str, Any]:
     """Runs all arms, and says what came of them."""
-    claim, seconds = claim_of(name), 0.0
-    own = Path(name).stem
-    for key, plain in claim.prepare.items():
-        seconds += run(plain, name=f"claim-{own}-{key}", base=find(name).parent).summary["wall_seconds"]
+    claim, own = claim_of(name), Path(name).stem
+    summaries = [run(plain, name=f"claim-{own}-{key}", base=find(name).parent).summary for key, plain in claim.prepare.items()]
     ((path, values),) = claim.grid.items()
     tables: dict[str, dict[str, list[float]]] = {}
     told: dict[tuple[str, str], dict[str, list[float]]] = {}
@@ -125,7 +129,7 @@ def measure(name: str) -> dict[str, Any]:
                 borrow(folder, load(name, words), done_before)
                 done = run(name, *words, name=folder.name)
                 done_before.append(folder)
-                seconds += done.summary["wall_seconds"]
+                summaries.append(done.summary)
                 found = value_of(done.summary, claim.metric)
                 tables.setdefault(arm, {}).setdefault(str(value), []).append(found)
                 for further in claim.told:
@@ -143,7 +147,8 @@ def measure(name: str) -> dict[str, Any]:
         "command": f"make claims NAME={own}",
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "torch": torch.__version__,
-        "minutes": round(seconds / 60, 1),
+        "minutes": minutes(summaries, "wall_seconds"),
+        "cpu_minutes": minutes(summaries, "cpu_seconds"),
         "identity": identity(name),
         "grid": {path: list(values)},
         "seeds": list(claim.seeds),

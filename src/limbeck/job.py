@@ -34,7 +34,7 @@ from limbeck.train.graph import Arm
 from limbeck.train.loop import Loop, World
 from limbeck.train.stage import Stage
 from limbeck.train.window import drawn
-from limbeck.workspace import same_inputs
+from limbeck.workspace import same_inputs, spent, timed
 
 CLOSING_SECONDS = 75
 """What timings of decoding, samples and the report take."""
@@ -114,12 +114,9 @@ class Job:
         """Times a step, and tells what came of it: what is put into the list. A stop is heard before each."""
         if self.stop():
             raise Stopped
-        began, said, path = time.perf_counter(), [], self.folder / "steps" / "clock.json"
-        try:
+        began, said = time.perf_counter(), []
+        with timed(self.folder / "steps", name):
             yield said
-        finally:
-            clock = read_json(path) if path.is_file() else {}
-            write_json(path, {**clock, name: clock.get(name, 0.0) + time.perf_counter() - began})
         self.tell.done(name, " · ".join(said), time.perf_counter() - began)
 
     def place(self, number: int = 0, models: Models | None = None) -> Place:
@@ -260,7 +257,7 @@ class Job:
     def close(self, checks: list[dict[str, Any]], parts: dict[str, Any]) -> dict[str, Any]:
         """Samples, summary and report."""
         facts = {
-            "wall_seconds": sum(read_json(self.folder / "steps" / "clock.json").values()),
+            **spent(self.folder / "steps"),
             "steps": sum(self.steps_in(s) * s.repeat for s in self.recipe.train),
             "held_out_targets": len(self.examiner.table("student").row) if self.rows.held_out else 0,
             **self.examiner.about(self.cast.readers()["student"]),

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from limbeck.export._verdict import sources
 from limbeck.export.report import header, table, unmeasured, verdict, weakest
 from limbeck.text.show import duration, visible
 
@@ -81,7 +82,7 @@ def summary_lines(summary: dict[str, Any], path: Path) -> list[str]:
         rows.append([row.name, *(cells[arm] for arm in heads)])
     missing = unmeasured(summary)
     weak = weakest(summary)
-    notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, "± is the standard error over documents."]
+    notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, f"± is the standard error over {sources(summary)}."]
     talk = f" · talk to it: limbeck chat {path.name}" if summary.get("unit", "token") == "token" else ""
     return [
         "",

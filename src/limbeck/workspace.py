@@ -1,9 +1,12 @@
 """The folder of a run: which one, what it was made with, and on what machine."""
 
+import contextlib
 import os
 import platform
 import re
 import sys
+import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ from limbeck.store import read_json, write_json, write_text
 ALLOWED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "LIMBECK_HOME", "LIMBECK_RUNS", "LIMBECK_LOG")
 """Variables that may be written down; no other leaves the machine's environment, so that no key does."""
 PACKAGES = ("limbeck", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
+
+CLOCKS = {"wall_seconds": "clock.json", "cpu_seconds": "processor.json"}
+"""What a run is timed by -> the file that holds the seconds of each step."""
 
 
 def runs_folder() -> Path:
@@ -135,3 +141,27 @@ def environment() -> dict[str, Any]:
 def machine() -> str:
     """One line about where a figure was measured."""
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+@contextlib.contextmanager
+def timed(steps: Path, name: str) -> Iterator[None]:
+    """Adds the seconds that pass inside to those of a step of a run: by the clock, and of the processors that this process and its children used."""
+    began = time.perf_counter(), processor_seconds()
+    try:
+        yield
+    finally:
+        for now, before, file in zip((time.perf_counter(), processor_seconds()), began, CLOCKS.values(), strict=True):
+            kept = read_json(steps / file) if (steps / file).is_file() else {}
+            write_json(steps / file, {**kept, name: kept.get(name, 0.0) + now - before})
+
+
+def processor_seconds() -> float:
+    """Of this process and the children that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def spent(steps: Path) -> dict[str, float | None]:
+    """Seconds of all steps of a run, in all its sessions; None for a clock that an earlier session did not have."""
+    found = {name: read_json(steps / file) if (steps / file).is_file() else {} for name, file in CLOCKS.items()}
+    every = set().union(*found.values())
+    return {name: sum(clock.values()) if clock.keys() == every else None for name, clock in found.items()}

@@ -20,6 +20,7 @@ from limbeck.export.safetensors import Safetensors
 from limbeck.model.opening import open_meta, open_pretrained
 from limbeck.model.reference import Reference
 from limbeck.model.role import as_role, without_weights
+from limbeck.terminal import summary_lines
 
 RESNET = "timm:resnet10t?num_classes=5&in_chans=1&channels=[8,8,16,16]&size=24"
 
@@ -105,6 +106,14 @@ def test_the_verdict_of_a_classifier_is_about_images_and_labels() -> None:
     rows = {row.name: row for row in table(SUMMARY)}
     assert rows["Right, %"].student == "86" and "Perplexity, held-out" not in rows
     assert weakest(SUMMARY) == "Weakest on Shirt: 60 % (10 % of the held-out images)."
+
+
+@pytest.mark.parametrize(
+    "unit, told", [("image", "360 held-out images. ± is the standard error over images."), ("candidate", "360 held-out queries, 2,880 candidates.")]
+)
+def test_errors_are_over_what_was_drawn_as_a_whole_which_of_images_are_no_documents(unit: str, told: str) -> None:
+    summary = {**SUMMARY, "unit": unit, "held_out": {"documents": 360, "targets": 360 if unit == "image" else 2880}}
+    assert f"Measured on {told}" in render(summary).replace("\u00a0", " ") and "documents" not in "\n".join(summary_lines(summary, Path("x")))
 
 
 def test_no_help_is_said_of_images_too() -> None:

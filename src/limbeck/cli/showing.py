@@ -10,14 +10,18 @@ from typing import Any
 import limbeck.component
 from limbeck.component import ROOMS, Component, find, members, nearest
 from limbeck.errors import Refused
-from limbeck.recipe import SHIPPED, load
+from limbeck.recipe import SHIPPED, Recipe, load
 from limbeck.text import document
 from limbeck.text.show import visible
 from limbeck.workspace import runs_folder
 
 
-def listed(what: str) -> list[dict[str, Any]]:
-    """One mapping a thing: a room's members, recipes, papers, families or runs."""
+def listed(what: str, have: str | None = None) -> list[dict[str, Any]]:
+    """One mapping a thing: a room's members, recipes (with `have`: those for such rows), papers, families or runs."""
+    if have is not None and what != "recipe":
+        raise Refused("usage", f"list {what} --have {have}", "recipe, which alone asks for rows", what, f"limbeck list recipe --have {have}")
+    if have is not None:
+        return recipes_for(have)
     if what in ROOMS:
         return [{"kind": kind, "does": text, **asked(what, kind)} for kind, text in members(what).items()]
     if what == "recipe":
@@ -33,6 +37,24 @@ def listed(what: str) -> list[dict[str, Any]]:
     raise Refused(
         "usage", f"list {what}", f"one of {', '.join((*ROOMS, 'recipe', 'paper', 'family', 'run'))}", what, f"limbeck list {nearest(what, ROOMS)}"
     )
+
+
+def recipes_for(have: str) -> list[dict[str, Any]]:
+    """Recipes whose rows are such ones."""
+    rows = {row["recipe"]: rows_of(load(row["recipe"])) for row in listed("recipe")}
+    there = sorted({kind for kinds in rows.values() for kind in kinds})
+    if have not in there:
+        near = nearest(have, there)
+        do = f"limbeck list recipe --have {near}" if near in there else "limbeck list recipe"
+        raise Refused("usage", f"list recipe --have {have}", f"one of {', '.join(there)}", have, do)
+    return [row for row in listed("recipe") if have in rows[row["recipe"]]]
+
+
+def rows_of(recipe: Recipe) -> set[str]:
+    """What the rows are that a recipe trains on: of each list of data steps, what the last one says that makes any."""
+    every = (recipe.data, *(stage.data or () for stage in recipe.train), *(turn.data or () for stage in recipe.train for turn in stage.turn))
+    made = ([step.makes for step in steps if step.makes] for steps in every)  # type: ignore[attr-defined]
+    return {kinds[-1] for kinds in made if kinds}
 
 
 def asked(room: str, kind: str) -> dict[str, Any]:

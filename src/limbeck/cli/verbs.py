@@ -122,13 +122,15 @@ def chat(
 
 @app.command("list")
 def listing(
-    what: Annotated[str, typer.Argument(help="A room (objective, student, ...), recipe, paper, family, or run.")] = "recipe", as_json: Json = False
+    what: Annotated[str, typer.Argument(help="A room (objective, student, ...), recipe, paper, family, or run.")] = "recipe",
+    have: Annotated[str | None, typer.Option(help="Recipes for the rows that you have: text, images, rankings, ...")] = None,
+    as_json: Json = False,
 ) -> None:
     """Lists what there is, with one sentence each."""
     from limbeck.cli.showing import listed
     from limbeck.terminal import columns
 
-    rows = listed(what)
+    rows = listed(what, have)
     heads = [list(rows[0])] if what == "paper" else []
     out(rows) if as_json else print("\n".join(columns([*heads, *([str(v) for v in row.values()] for row in rows)])) or f"no {what} yet")
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import UInt8
@@ -19,6 +19,8 @@ class Images(Source):
 
     The split is by a hash of the pixels, so that a picture that comes twice is on one side.
     """
+
+    makes: ClassVar[str] = "images"
 
     size: Annotated[int, Field(gt=0, le=4096)] | None = None
     """Height and width that images are scaled to; none: as they are. Roles scale further to what they were made for."""

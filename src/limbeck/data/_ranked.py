@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -41,6 +41,8 @@ class Collection:
 
 class Listing(Step):
     """How lists are made of a run. Held-out queries get all candidates of the run, whatever is drawn for training."""
+
+    makes: ClassVar[str] = "rankings"
 
     depth: Annotated[int, Field(ge=2)] = 100
     """Hits of the run that are candidates, from the first."""

@@ -125,6 +125,8 @@ class Step(Component):
     """Makes or changes rows once, before the run; or each window, before it is counted and cut."""
 
     room: ClassVar[str] = "data"
+    makes: ClassVar[str] = ""
+    """What the rows that it makes are: text, images, rankings; empty: what they were before. `limbeck list recipe --have images` asks it."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """Inputs of rows without which it cannot change a window; none: it reads whatever there is."""
 
@@ -144,6 +146,8 @@ class Step(Component):
 
 class Source(Step):
     """Rows from somewhere, split into rows to train on and held-out ones by a hash of their document."""
+
+    makes: ClassVar[str] = "text"
 
     split: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of documents that is held out for evaluation, chosen by hash of their name or content."""

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from limbeck.export import _findings as findings
 from limbeck.export._report_data import Curves
-from limbeck.export._verdict import alone, arm, closeness, entries, measure, other_baseline, word
+from limbeck.export._verdict import alone, arm, closeness, entries, measure, other_baseline, sources, word
 from limbeck.text.show import duration, finite, number, percent, times
 
 MONTHS = "January February March April May June July August September October November December".split()
@@ -72,8 +72,10 @@ def close(summary: Mapping[str, Any], found: Curves) -> list[str]:
     held = summary.get("held_out")
     if isinstance(held, Mapping) and finite(held.get("documents")):
         documents, targets, dropped = (finite(held.get(x)) for x in ("documents", "targets", "overlap_dropped"))
-        line = f"Measured on {number(int(documents or 0))} held-out documents" + (f", {number(int(targets))} {unit}s" if targets else "") + "."
-        line += " ± is the standard error over documents." if has_error(summary) else ""
+        whole = sources(summary)
+        line = f"Measured on {number(int(documents or 0))} held-out {whole}"
+        line += (f", {number(int(targets))} {unit}s" if targets and whole != f"{unit}s" else "") + "."
+        line += f" ± is the standard error over {whole}." if has_error(summary) else ""
         lines.append(line + (f" {number(int(dropped))} that overlap the training data were left out." if dropped else ""))
     return lines
 

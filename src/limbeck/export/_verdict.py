@@ -60,6 +60,12 @@ def word(summary: Mapping[str, Any], key: str, default: str = "") -> str:
     return visible(found, 80).replace("`", "'") if isinstance(found, str) and found else default
 
 
+def sources(summary: Mapping[str, Any]) -> str:
+    """What errors are over, in the plural: where one prediction is a piece of something larger, that."""
+    unit = word(summary, "unit", "token")
+    return {"token": "documents", "candidate": "queries"}.get(unit, f"{unit}s")
+
+
 def text_only(summary: Mapping[str, Any]) -> bool:
     """Whether the baseline learns from text alone; of any other it is only said that it has no teacher."""
     name = arm(summary, "baseline", "name")

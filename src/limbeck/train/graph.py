@@ -19,6 +19,7 @@ from limbeck.merge.base import Merge, merge, refuse
 from limbeck.model.base import Models, Role, clone
 from limbeck.store import Log, disk, inside, is_sound, load_state, new_folder, save_state, sweep, verify
 from limbeck.student.base import Score, Surgery
+from limbeck.train.alarm import Alarmed
 from limbeck.train.loop import Loop, NotFinite, World
 from limbeck.train.stage import Stage
 
@@ -166,13 +167,16 @@ class Arm:
         def watch(loop: Loop, records: list[dict[str, Any]]) -> None:
             self.log.append([{"v": 1, "arm": self.name, "stage": node.name, **record} for record in records])
             observe(self.name, node.name, loop, records)  # before the checkpoint: it may log more about this step
-            if loop.step % stage.checkpoint.every == 0 and loop.step < loop.steps:
+            if loop.step % stage.checkpoint.every == 0 and loop.step < loop.steps and not loop.sounding:
                 self.save(loop, folder)
 
         try:
             finished = loop.run(watch, stop)
         except NotFinite as error:
             raise self.not_finite(node, error) from None
+        except Alarmed as error:
+            safe = sorted(folder.glob("step-*"))
+            raise error.failed(f"{safe[-1]} is from before" if safe else "no checkpoint is from before: lower checkpoint.every") from None
         if not finished:
             self.save(loop, folder)
             return False

@@ -17,6 +17,7 @@ from limbeck.model.base import Models
 from limbeck.numerics import Streams
 from limbeck.signals import Batch, Loss
 from limbeck.teacher.base import Teacher
+from limbeck.train.alarm import Watch
 from limbeck.train.settle import settle
 from limbeck.train.stage import Stage
 from limbeck.train.window import Running, count, device_of, prepare, window
@@ -53,6 +54,7 @@ class Loop:
         self.waited = 0
         self.memory = [step.build(None) for step in world.steps]
         self.running = [self.begin(t) for t in range(len(stage.turn))]
+        self.watches = [Watch(alarm) for alarm in stage.alarm]
 
     def begin(self, t: int) -> Running:
         """Settles a turn, and builds what it learns and remembers."""
@@ -97,11 +99,20 @@ class Loop:
                 self.world.teacher.at(self.step).follow(self.world.models)  # type: ignore[attr-defined]
             self.step += 1
             records += self.select()
-            observe(self, records)
+            try:
+                for watch in self.watches:
+                    watch.hear(self.step - 1, records, self.where)
+            finally:
+                observe(self, records)
         self.ended = True
         if self.best is not None:
             self.world.models[self.trained].module.load_state_dict(self.best["state"])
         return True
+
+    @property
+    def sounding(self) -> bool:
+        """Whether a figure is beyond the bound of an alarm: this is no state to go back to."""
+        return any(watch.beyond for watch in self.watches)
 
     @property
     def trained(self) -> str:
@@ -188,6 +199,7 @@ class Loop:
             ],
             "memory": states(self.memory),
             "best": self.best,
+            **({"alarms": [watch.state() for watch in self.watches]} if self.watches else {}),
         }
 
     def built(self, running: Running) -> list[Any]:
@@ -205,6 +217,8 @@ class Loop:
         self.step, self.ended, self.waited, self.best = at["step"], at["ended"], at["waited"], state["best"]
         for name, tensors in state["roles"].items():
             self.world.models[name].module.load_state_dict(tensors)
+        for watch, heard in zip(self.watches, state.get("alarms", ()), strict=True):
+            watch.load(heard)
         pairs = list(zip(self.memory, state["memory"], strict=True))
         for running, drawn, kept in zip(self.running, at["drawn"], state["turns"], strict=True):
             running.drawn = drawn

@@ -12,6 +12,7 @@ from limbeck.forward.paired import Paired
 from limbeck.objective.base import AnyObjective
 from limbeck.student.base import AnySurgery
 from limbeck.teacher.base import AnyTeacher, spelled
+from limbeck.train.alarm import Alarm
 from limbeck.train.optimiser import Optimiser
 
 
@@ -101,6 +102,8 @@ class Stage(Document):
     """Keep the best state instead of the last."""
     checkpoint: Checkpoint = Checkpoint()
     """How often the run is made safe."""
+    alarm: tuple[Alarm, ...] = Field(default=(), json_schema_extra={"since": 2})
+    """Figures that end the run, since they say that it has failed."""
 
     @field_validator("teacher", mode="before")
     @classmethod

@@ -1,0 +1,53 @@
+"""How long does a step wait for its data? The seconds in which a window is made, as a share of the whole step, of a shipped recipe.
+
+`python benchmarks/data_waiting.py ofa` takes the recipe's claim setting, trains for 60 steps, and leaves the first 10 out.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from record import record, spread
+
+import limbeck.train.loop as loop
+from limbeck.claims import claim_of
+from limbeck.recipe import find
+from limbeck.start import run
+
+STEPS, WARM = 60, 10
+TEACHERS = {"ofa": "timm:resnet10t?num_classes=10&in_chans=1&channels=[40,80,160,320]"}
+"""In place of the teacher that a claim prepares: as large, and untrained, since only seconds are looked at."""
+
+
+def main(name: str) -> None:
+    waited: list[float] = []
+    prepare = loop.prepare
+
+    def timed(*given: Any) -> Any:
+        began = time.perf_counter()
+        made = prepare(*given)
+        waited.append(time.perf_counter() - began)
+        return made
+
+    setting = {key: value for key, value in claim_of(name).setting.items() if not key.startswith("prepare")}
+    changes = {**setting, "claim": None, "train.0.steps": STEPS, "baseline": [], "evaluate": [], "export": [], "threads": 2}
+    changes |= {"teacher": TEACHERS[name]} if name in TEACHERS else {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LIMBECK_RUNS"] = folder
+        loop.prepare = timed
+        done = run(name, *[f"{key}={json.dumps(value)}" for key, value in changes.items()], base=find(name).parent)
+        lines = [json.loads(line) for line in (Path(done.path) / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["sum"] for line in lines if line.get("name") == "step_seconds"]
+    waits = waited[-len(steps) :]  # before them, one window was made to see what signals look like
+    shares = [wait / step for wait, step in zip(waits, steps, strict=True)][WARM:]
+    total = sum(waits[WARM:]) / sum(steps[WARM:])
+    print(f"{name}: {total:.1%} of the time of {len(shares)} steps; a step {min(shares):.1%} to {max(shares):.1%}")
+    record(f"data_waiting_{name}", {"recipe": name, "share": total, "each": spread(shares), "step_seconds": spread(steps[WARM:])})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
