@@ -14,6 +14,7 @@ from limbeck.data.base import Rows
 from limbeck.errors import LimbeckError, Refused
 from limbeck.model.base import Models, Role, clone
 from limbeck.model.conversion import conversion_key
+from limbeck.model.denoiser import Denoiser
 from limbeck.model.image import Image
 from limbeck.model.opening import open_pretrained
 from limbeck.model.recorded import Recorded, facts_of, open_recorded
@@ -61,16 +62,18 @@ class Cast:
             self.one_tokenizer()
 
     def refuse_blocks(self) -> None:
-        """Refuses what changes or compiles the blocks of a role that has none which are known: an image classifier."""
+        """Refuses what changes or compiles the blocks of a role that has none which are known: an image classifier, or a denoiser but for its adapters."""
         hows = {"student": self.recipe.student, **self.recipe.role}
         asked = {f"{name}.surgery": name for name, how in hows.items() if how.surgery}
         asked |= {f"train.{i}.surgery": stage.turn[-1].trains for i, stage in enumerate(self.recipe.train) if stage.surgery}
+        every = {**{f"{name}.surgery": how.surgery for name, how in hows.items()}, **{f"train.{i}.surgery": s.surgery for i, s in enumerate(self.recipe.train)}}
         asked |= {key: "student" for key in ("search", "compile") if getattr(self.recipe, key)}
         for where, name in asked.items():
             how = hows.get(name)
             begins = self.begins(how) if how else name
             role = self.originals.get(begins if begins in ("teacher", "student") else name)
-            if isinstance(role, Image):
+            beside = isinstance(role, Denoiser) and where in every and not any(surgery.on_blocks for surgery in every[where])
+            if isinstance(role, (Image, Denoiser)) and not beside:
                 do = f"remove {where.split('.')[-1]}, and start from another architecture"
                 raise Refused("part", where, "a language model, whose blocks are known", type(role.module).__name__, do)
 

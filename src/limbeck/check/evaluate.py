@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.models import WORDS, classifier, family_of, lists, pictures, ranker_of
+from limbeck.check.models import POINT_CLASSES, WORDS, classifier, denoiser, family_of, lists, pictures, points, ranker_of
 from limbeck.component import canonical_json
 from limbeck.endpoint import Ask, Reply
 from limbeck.evaluate._scoring import score
@@ -30,11 +30,13 @@ LAST: dict[tuple[type, str, int], dict[str, Any]] = {}
 
 
 def held_out(seed: int, says: str = "logits") -> list[Row]:
-    """Texts of some documents, long enough for questions about their second half; images with their classes; or lists of candidates."""
+    """Texts of some documents, long enough for questions about their second half; images with their classes; points; or lists of candidates."""
     if says == "label":
         return list(pictures(seed, split="held_out"))
     if says == "score":
         return [replace(row, split="held_out") for row in lists(seed).train]
+    if says == "sample":
+        return list(points(seed, 10 * POINT_CLASSES, "held_out").train)
     texts = [" ".join(WORDS[(i * i + (1 + i % 3) * j + seed) % len(WORDS)] for j in range(80))[:BYTES] for i in range(NUM)]
     return [
         Row(f"{seed}-{i}", {"text": text}, ("docs", "chat")[i % 2], split="held_out", source=f"document-{i // 2}") for i, text in enumerate(texts)
@@ -46,6 +48,8 @@ def roles(seed: int, says: str = "logits") -> dict[str, Role]:
     """A small teacher and a smaller student, untrained."""
     if says == "label":
         return {"teacher": classifier(seed, torch.float32, width=24), "student": classifier(seed + 1, torch.float32)}
+    if says == "sample":
+        return {"teacher": denoiser(seed, torch.float32, width=24), "student": denoiser(seed + 1, torch.float32)}
     if says == "score":
         return {"teacher": ranker_of(seed, torch.float32, layers=3), "student": ranker_of(seed + 1, torch.float32)}
     return {
@@ -66,7 +70,7 @@ def table_of(seed: int, subject: str, rows_at_once: int, teacher: bool, says: st
 
 
 def exam(seed: int = 0, subjects: Sequence[str] = ("teacher", "student"), rows_at_once: int = 8, teacher: bool = True, says: str = "logits") -> Exam:
-    """An exam of both: of models of text, of classifiers, or of rankers."""
+    """An exam of both: of models of text, of classifiers, of denoisers, or of rankers."""
     every, rows = roles(seed, says), held_out(seed, says)
 
     @contextmanager

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import torch
 
 from limbeck.errors import Failed
-from limbeck.export import _image_folder
+from limbeck.export import _denoiser_folder, _image_folder
 from limbeck.export._card import model_card
 from limbeck.export._carried import carry
 from limbeck.export.base import Exporter, Parcel
 from limbeck.model.adapters import adapted, merged, stock
+from limbeck.model.denoiser import Denoiser
 from limbeck.model.folder import is_hybrid
 from limbeck.model.image import Image
 from limbeck.model.quantised import quantised
@@ -28,7 +29,8 @@ class Safetensors(Exporter):
     The folder needs nothing of limbeck; adapters are added to the weights, and rounded weights are written as the numbers that they stand
     for (`packed` keeps their codes). A student with other modules in its blocks carries their code along: transformers opens it with
     `trust_remote_code=True`, or without after `limbeck.register()`. Weights are safetensors only; the card names what the student was
-    made of, with the licences that it inherits. An image classifier of timm is written as timm keeps it, and opens there.
+    made of, with the licences that it inherits. An image classifier of timm is written as timm keeps it, and opens there;
+    a denoiser as diffusers keeps it.
 
     Example:
         >>> Safetensors(dtype="bfloat16").dtype
@@ -45,6 +47,8 @@ class Safetensors(Exporter):
     def __call__(self, parcel: Parcel) -> list[dict[str, Any]]:
         if isinstance(parcel.role, Image):
             return _image_folder.write(parcel.role, parcel, self.dtype)
+        if isinstance(parcel.role, Denoiser):
+            return _denoiser_folder.write(parcel.role, parcel, self.dtype)
         whole = merged(parcel.role)
         module: Any = stock(whole).module
         probe = torch.arange(PROBE_TOKENS)[None] % module.config.vocab_size

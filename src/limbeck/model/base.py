@@ -44,6 +44,8 @@ class Role(nn.Module):
     state: Literal["frozen", "through", "trained"] = "frozen"
     learns: tuple[str, ...] = ()
     """Patterns of the names of parameters that may ever be trained; none: all of them."""
+    adaptable: tuple[str, ...] = ()
+    """Patterns of the names of layers that adapters are put beside where none are named, in a model whose blocks are not known."""
     provenance: Mapping[str, Any] = {}
     """Where the weights come from: name, revision, licence."""
     parametrisation: Any = None

@@ -20,6 +20,9 @@ from limbeck.signals import Row, View
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 GIVEN = ("noise", "label", "time")
 """What it repeats of its view, for objectives that hold it against the truth."""
+ADAPTED = ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*proj_in", "*proj_out", "*.ff.net.0.proj", "*.ff.net.2", "*.conv1", "*.conv2",
+           "*.conv_shortcut", "*samplers.*.conv", "*.time_emb_proj", "layers.*", "of_time")  # fmt: skip
+"""Layers of U-Nets, transformers and perceptrons that adapters are put beside: attention, feed-forward, convolutions, and what hears the time."""
 NO_LABEL = -1
 """In a view: without a condition."""
 
@@ -40,6 +43,7 @@ class Denoiser(Role):
 
     offers: frozenset[str] = frozenset({*PREDICTIONS, *GIVEN, "clean", "flow"})
     ragged: bool = False
+    adaptable: tuple[str, ...] = ADAPTED
     samples: ClassVar[tuple[str, ...]] = ("clean", "pixels")
 
     def __init__(self, module: nn.Module, parametrisation: Parametrisation | None = None):

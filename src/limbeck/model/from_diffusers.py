@@ -20,6 +20,7 @@ from limbeck.model.parametrisation import Parametrisation
 from limbeck.model.reference import Reference, existing
 from limbeck.noise.base import AnyNoise, Predicts
 from limbeck.noise.rectified_flow import RectifiedFlow
+from limbeck.noise.vp import VP
 from limbeck.text.document import load
 
 WEIGHTS, SCHEDULER, OWN = "diffusion_pytorch_model.safetensors", "scheduler_config.json", "parametrisation.json"
@@ -230,3 +231,23 @@ def of_scheduler(values: Mapping[str, Any], where: str) -> Parametrisation:
     if kind not in TYPES:
         raise Refused("noise", f"{where}  prediction_type", f"one of {', '.join(TYPES)}", quoted(kind), f"write {OWN} beside the weights")
     return validate(Parametrisation, {"noise": noise, "predicts": TYPES[kind]}, where)
+
+
+def scheduler_of(known: Parametrisation) -> dict[str, Any] | None:
+    """The config of a scheduler of diffusers that samples along this schedule; None where there is none."""
+    noise: Any = known.noise
+    if isinstance(noise, RectifiedFlow) and known.predicts == "velocity":
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": noise.shift}
+    if not isinstance(noise, VP):
+        return None
+    return {
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": next(name for name, ours in BETAS.items() if ours == noise.betas),
+        "beta_start": noise.start,
+        "beta_end": noise.end,
+        "num_train_timesteps": noise.steps,
+        "rescale_betas_zero_snr": noise.zero_terminal,
+        "prediction_type": {"epsilon": "epsilon", "denoised": "sample", "velocity": "v_prediction"}[known.predicts],
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+    }

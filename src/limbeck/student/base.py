@@ -35,6 +35,8 @@ class Surgery(Component):
     reduces: ClassVar[frozenset[str]] = frozenset()
     """Claim: these shrink: parameters, layers, width."""
 
+    on_blocks: ClassVar[bool] = True
+    """It changes blocks that must be known, as those of language models are."""
     family: ClassVar[str] = "llama"
     """Of the small model that contracts try it on."""
     follows: ClassVar[tuple[str, ...]] = ()

@@ -42,12 +42,14 @@ class Lora(Surgery):
     kind: Literal["lora"] = "lora"
     keeps_function: ClassVar[bool] = True
     keeps_weights: ClassVar[bool] = True
+    on_blocks: ClassVar[bool] = False
     rank: int = Field(default=16, gt=0)
     """Rank r of the adapters."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """Their product is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Patterns of names of linear layers, whole or the last part (`q_proj`, `*.mlp.*`); none: those of attention. The head is left out."""
+    """Patterns of names of linear layers, whole or the last part (`q_proj`, `*.mlp.*`); none: those of attention. The head is left out.
+    Of a denoiser convolutions too; none: attention, feed-forward, convolutions, and what hears the time."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of an adapter's inputs that are left out while it learns."""
     seed: int = 0
@@ -68,7 +70,7 @@ class Lora(Surgery):
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
             target_modules=places,
-            fan_in_fan_out=any(not isinstance(role.module.get_submodule(place), nn.Linear) for place in places),
+            fan_in_fan_out=any(not isinstance(role.module.get_submodule(place), (nn.Linear, nn.Conv2d)) for place in places),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(Streams(self.seed).number("lora"))
@@ -84,6 +86,8 @@ class Lora(Surgery):
             Refused: `pattern`, for one that fits no linear layer; `part`, where the parts of attention are not known.
         """
         known = {name: part for name, part in linear(role)}
+        if not self.targets and role.adaptable:
+            return [name for name in known if fits(name, role.adaptable)]
         if not self.targets:
             anatomy = getattr(role, "anatomy", None)
             if not isinstance(anatomy, Anatomy):
@@ -109,10 +113,11 @@ def fits(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def linear(role: Role) -> Iterator[tuple[str, Any]]:
-    """Name and layer of every linear layer but the head, whose weight may be the embedding's."""
+    """Name and layer of every linear layer but the head, whose weight may be the embedding's; of what hears noisy samples convolutions too."""
     from transformers.pytorch_utils import Conv1D
 
+    kinds = (nn.Linear, Conv1D) if role.parametrisation is None else (nn.Linear, Conv1D, nn.Conv2d)
     head: Any = getattr(role.module, "get_output_embeddings", lambda: None)()
     for name, part in role.module.named_modules():
-        if isinstance(part, (nn.Linear, Conv1D)) and part is not head:
+        if isinstance(part, kinds) and part is not head:
             yield name, part

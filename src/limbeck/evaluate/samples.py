@@ -1,0 +1,163 @@
+"""How good what a denoiser makes of noise is, in a few steps and in many."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from limbeck.errors import Refused
+from limbeck.evaluate._spread import covered, frechet, inside, sliced_w2
+from limbeck.evaluate.base import Evaluator, Exam
+from limbeck.guidance import Guidance
+from limbeck.model.base import Role, listening
+from limbeck.model.denoising import Boundary, rungs, sampled
+from limbeck.numerics import Streams
+from limbeck.signals import Row
+
+AT_ONCE = 256
+FEWEST = 8
+"""Held-out rows of a class that a Fréchet distance of its own needs."""
+NAMES = {
+    "frechet": ("Fréchet distance", True),
+    "class_frechet": ("Fréchet distance by class", True),
+    "sliced_w2": ("sliced Wasserstein distance", True),
+    "precision": ("precision", False),
+    "recall": ("recall", False),
+    "covered": ("classes covered", False),
+    "milliseconds": ("ms a sample", True),
+}
+
+
+class Samples(Evaluator):
+    r"""Draws samples of each subject in a few steps, and of the teacher also in many, and compares them with held-out rows.
+
+    Every subject starts from the same noise, with the classes of the held-out rows in turn. `frechet`:
+    $\|\mu - \mu'\|^2 + \mathrm{tr}(S + S' - 2 (S S')^{1/2})$ of features, and its mean over classes; `sliced_w2`: the root of the mean squared
+    Wasserstein distance over 128 directions; `precision`: samples that lie among held-out rows, and `recall`, held-out rows that lie among
+    samples (nearest neighbours, 3); `covered`: classes that get at least a quarter of their share. Features are the numbers of a sample, or what
+    a classifier's head hears. All depend on how many rows and samples there are: compare subjects, not runs with other rows. Figures
+    of a table's name without a number of steps are those of the first of `steps`.
+
+    The student is sampled as a consistency function, with fresh noise at each step, unless `few` says that it follows the path of the
+    probability flow, as teacher and start always do.
+
+    Example:
+        >>> Samples(steps=(1, 4)).few
+        'consistency'
+
+    References:
+        Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, arXiv:1706.08500 (Fréchet distance).
+        Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models, 2019, arXiv:1904.06991.
+        Bonneel et al., Sliced and Radon Wasserstein Barycenters of Measures, 2015, J. Math. Imaging and Vision 51 (sliced).
+    """
+
+    kind: Literal["samples"] = "samples"
+    measures: ClassVar[Literal["logits", "label", "score", "sample"]] = "sample"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        **{name: (-1e-6, float("inf")) for name in ("frechet", "class_frechet", "sliced_w2")},
+        **{name: (0.0, 1.0) for name in ("precision", "recall", "covered")},
+    }
+    steps: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4)
+    """Steps in which each subject makes samples."""
+    teacher_steps: int = Field(default=50, gt=0)
+    """Steps of the teacher beside these."""
+    few: Literal["consistency", "flow"] = "consistency"
+    """How the student is sampled."""
+    rungs: int = Field(default=50, gt=0)
+    """Steps that a student sampled as a consistency function was distilled on; those it takes are picked of them."""
+    boundary: Boundary = Boundary()
+    """As in training."""
+    guidance: Guidance | None = None
+    """Of teacher and start; a student that was taught with guidance has it built in."""
+    num: int = Field(default=1000, gt=1)
+    """Samples."""
+    features: str | None = None
+    """Reference of a classifier, the features of which are compared; none: the samples themselves."""
+
+    def __call__(self, exam: Exam) -> dict[str, Any]:
+        streams, out, rows = Streams(exam.seed), {}, exam.rows
+        for name in exam.subjects:
+            with exam.open(name) as role, listening(role):
+                if role.parametrisation is None:
+                    return {}
+                truth, label = self.truth(role, rows)
+                features = self.of(exam, truth, rows)
+                every = dict.fromkeys((*self.steps, *((self.teacher_steps,) if name == "teacher" else ())))
+                found = {n: self.measured(exam, role, name, n, (features, label), streams, rows) for n in every}
+            out[name] = self.told(found)
+        if {"teacher", "student"} <= out.keys():
+            slow, quick = (out[name]["samples"][str(n)]["milliseconds"] for name, n in (("teacher", self.teacher_steps), ("student", self.steps[0])))
+            out["student"]["times_faster"] = slow / quick if quick else None
+        return out
+
+    def truth(self, role: Role, rows: Sequence[Row]) -> tuple[Float[Tensor, "row *axes"], Int[Tensor, " row"] | None]:
+        """Held-out rows as denoisers see them, and their classes."""
+        view = role.view(rows)
+        return role.says(view, ("clean",), {})["clean"].cpu(), view.inputs.get("label")
+
+    def made(self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams) -> tuple[Tensor, float]:
+        """Samples of a role, and the seconds that they took."""
+        noise, device = role.parametrisation.noise, next(role.parameters()).device
+        few = name not in ("teacher", "start") and self.few == "consistency"
+        times = rungs(noise, steps, self.rungs) if few else noise.grid(steps)
+        factor = 1.0 if few or self.guidance is None else self.guidance.factor(sum(self.guidance.ends) / 2)
+        parts, seconds = [], 0.0
+        for first in range(0, self.num, AT_ONCE):
+            num = min(AT_ONCE, self.num - first)
+            start = torch.randn(num, *axes, generator=streams("samples", first), device="cpu").to(device)
+            some = None if label is None else label[torch.arange(first, first + num, device="cpu") % len(label)].to(device)
+            fresh = None
+            if few:
+                def fresh(i: int, first: int = first, num: int = num) -> Tensor:
+                    return torch.randn(num, *axes, generator=streams("samples", first, i), device="cpu").to(device)
+            began = time.perf_counter()
+            parts.append(sampled(role, start, times, some, factor, self.boundary if few else None, fresh).cpu())
+            seconds += time.perf_counter() - began
+        return torch.cat(parts), seconds
+
+    def of(self, exam: Exam, samples: Float[Tensor, "row *axes"], rows: Sequence[Row]) -> Float[Tensor, "row dim"]:
+        """Features of samples."""
+        if self.features is None:
+            return samples.flatten(1).float()
+        if "pixels" not in rows[0].content:
+            do = "remove features"
+            raise Refused("data", "evaluate samples  features", "rows of pixels, which a classifier reads", ", ".join(rows[0].content), do)
+        pixels = ((samples.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        with exam.open(self.features) as judge, listening(judge), torch.no_grad():
+            made = [Row(str(i), {"pixels": image, "label": 0}) for i, image in enumerate(pixels)]
+            parts = [judge.says(judge.view(made[i : i + AT_ONCE]), ("features",), {})["features"].float() for i in range(0, len(made), AT_ONCE)]
+        return torch.cat(parts)
+
+    def measured(
+        self, exam: Exam, role: Role, name: str, steps: int, truth: tuple[Tensor, Tensor | None], streams: Streams, rows: Sequence[Row]
+    ) -> dict[str, float]:
+        """All figures of a subject at one number of steps."""
+        features, label = truth
+        axes = self.truth(role, rows[:1])[0].shape[1:]
+        samples, seconds = self.made(role, name, steps, label, axes, streams)
+        if not samples.isfinite().all():
+            return {"milliseconds": 1000 * seconds / self.num}
+        ours = self.of(exam, samples, rows)
+        found = {"frechet": frechet(ours, features), "sliced_w2": sliced_w2(ours, features, streams("slices"))}
+        found |= {"precision": inside(ours, features), "recall": inside(features, ours)}
+        if label is not None:
+            mine = label[torch.arange(self.num, device="cpu") % len(label)]
+            each = [frechet(ours[mine == c], features[label == c]) for c in label.unique() if min((label == c).sum(), (mine == c).sum()) >= FEWEST]
+            found |= {"class_frechet": sum(each) / len(each)} if each else {}
+            found["covered"] = covered(ours, features, label)
+        return {**found, "forwards": float(steps), "milliseconds": 1000 * seconds / self.num}
+
+    def told(self, found: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+        """Figures at each number of steps; those of the first by themselves too, and all as the table of a run shows them."""
+        first = {key: value for key, value in found[self.steps[0]].items() if key in self.ranges}
+        metrics: dict[str, Any] = {}
+        for key, (name, less) in NAMES.items():
+            for steps, values in found.items():
+                if key in values:
+                    title = f"{name}, {steps} step{'s' * (steps != 1)}"
+                    metrics[title] = {"value": values[key], "error": None, "unit": "", "lower_is_better": less}
+        return {**first, "samples": {str(steps): dict(values) for steps, values in found.items()}, "metrics": metrics}
