@@ -20,6 +20,8 @@ from limbeck.signals import Row, View
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 GIVEN = ("noise", "label", "time")
 """What it repeats of its view, for objectives that hold it against the truth."""
+MADE = ("made", "kept", "added")
+"""The same, where a forward lets a role make samples of noise."""
 ADAPTED = ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*proj_in", "*proj_out", "*.ff.net.0.proj", "*.ff.net.2", "*.conv1", "*.conv2",
            "*.conv_shortcut", "*samplers.*.conv", "*.time_emb_proj", "layers.*", "of_time")  # fmt: skip
 """Layers of U-Nets, transformers and perceptrons that adapters are put beside: attention, feed-forward, convolutions, and what hears the time."""
@@ -41,7 +43,7 @@ class Denoiser(Role):
     condition.
     """
 
-    offers: frozenset[str] = frozenset({*PREDICTIONS, *GIVEN, "clean", "flow"})
+    offers: frozenset[str] = frozenset({*PREDICTIONS, *GIVEN, *MADE, "clean", "flow"})
     ragged: bool = False
     adaptable: tuple[str, ...] = ADAPTED
     samples: ClassVar[tuple[str, ...]] = ("clean", "pixels")
@@ -111,9 +113,9 @@ class Denoiser(Role):
 
     def clean(self, view: View) -> Float[Tensor, "row *axes"]:
         """The sample as the network sees it."""
-        if "pixels" in view.inputs:
-            return view.inputs["pixels"].float() / 127.5 - 1
-        return upcast(view.inputs["clean"])
+        if "clean" in view.inputs:
+            return upcast(view.inputs["clean"])
+        return view.inputs["pixels"].float() / 127.5 - 1
 
     def condition(self, view: View) -> Int[Tensor, " row"] | None:
         """Classes as the network counts them, with that for no condition.
@@ -144,7 +146,11 @@ class Denoiser(Role):
         if inject:
             raise Refused("inject", next(iter(inject)), "no parts of a denoiser are known that could be overwritten", "one", "use forward: noised")
         noise, asked = self.parametrisation.noise, [name for name in PREDICTIONS if name in names]
-        said: dict[str, Any] = {name: view.inputs.get(name) for name in GIVEN}
+        missing = [name for name in MADE if name in names and name not in view.inputs]
+        if missing:
+            got, do = "rows as they are", "write forward: rollout"
+            raise Refused("forward", "forward", f"samples that the student makes ({', '.join(missing)})", got, do)
+        said: dict[str, Any] = {name: view.inputs.get(name) for name in (*GIVEN, *MADE)}
         if {"clean", "flow"} & set(names):
             said["clean"] = self.clean(view)
         if "flow" in names:
