@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.errors import Refused
 from limbeck.model.base import Role, listening
+from limbeck.model.experts import Experts
 from limbeck.model.gaussian_mixture import GaussianMixture
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
@@ -54,31 +55,41 @@ class Denoiser(Role):
         self.num_layers = 0
 
     @property
-    def own(self) -> bool:
+    def network(self) -> Any:
+        """The network, or the first of several experts, which are alike but for their weights."""
+        return self.module.experts[0] if isinstance(self.module, Experts) else self.module
+
+    @property
+    def direct(self) -> bool:
         """Whether the network is one of ours, which hear samples, times and classes as views hold them."""
-        return isinstance(self.module, (MLPDenoiser, GaussianMixture))
+        return isinstance(self.network, (MLPDenoiser, GaussianMixture))
+
+    @property
+    def own(self) -> bool:
+        """Whether its config is one of ours."""
+        return self.direct or isinstance(self.module, Experts)
 
     @property
     def shape(self) -> tuple[int | None, ...]:
         """Axes of a sample; None where any size will do."""
-        module: Any = self.module
-        if self.own:
-            return module.shape
-        size = None if self.halved > 1 else module.config.sample_size
-        return (module.config.in_channels, *((size, size) if isinstance(size, int) or size is None else size))
+        if self.direct:
+            return self.network.shape
+        config = self.network.config
+        size = None if self.halved > 1 else config.sample_size
+        return (config.in_channels, *((size, size) if isinstance(size, int) or size is None else size))
 
     @property
     def halved(self) -> int:
         """Sides must be multiples of this: a convolutional network halves its maps so often."""
-        return 1 if self.own else 2 ** (len(getattr(self.module.config, "block_out_channels", (0,))) - 1)  # type: ignore[arg-type, union-attr]
+        return 1 if self.direct else 2 ** (len(getattr(self.network.config, "block_out_channels", (0,))) - 1)
 
     @property
     def num_classes(self) -> int:
         """Classes that it is told, without the one that stands for none."""
-        module: Any = self.module
-        if self.own:
-            return module.num_classes
-        found = getattr(module.config, "num_class_embeds", None) or getattr(module.config, "num_embeds_ada_norm", None) or 0
+        if self.direct:
+            return self.network.num_classes
+        config = self.network.config
+        found = getattr(config, "num_class_embeds", None) or getattr(config, "num_embeds_ada_norm", None) or 0
         return found - (self.parametrisation.null_label == found - 1)
 
     def view(self, rows: Sequence[Row]) -> View:
@@ -130,12 +141,25 @@ class Denoiser(Role):
             label = torch.full((view.num_rows,), NO_LABEL, device=view.device)
         if null is None and bool((label < 0).any()):
             raise no_null("forward")
-        return label if self.own or null is None else torch.where(label < 0, null, label)
+        return label if self.direct or null is None else torch.where(label < 0, null, label)
 
     def run(self, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Int[Tensor, " row"] | None) -> Float[Tensor, "row *axes"]:
-        """What the network itself says."""
-        module: Any = self.module
-        if self.own:
+        """What the network itself says, or of each row the expert of its time."""
+        if not isinstance(self.module, Experts):
+            return self.heard(self.module, sample, time, label)
+        of, out = self.module.of(time), sample
+        for i, expert in enumerate(self.module.experts):
+            on = (of == i).nonzero()[:, 0]
+            if len(on):
+                said = self.heard(expert, sample[on], time[on], None if label is None else label[on])
+                out = out.to(said.dtype).index_copy(0, on, said)
+        return out
+
+    def heard(
+        self, module: Any, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Int[Tensor, " row"] | None
+    ) -> Float[Tensor, "row *axes"]:
+        """What a network says."""
+        if self.direct:
             return module(sample, time, label)
         noise, dtype = self.parametrisation.noise, next(module.parameters()).dtype
         heard = (sample * spread(noise.scale_in(time), sample)).to(dtype)
