@@ -208,7 +208,7 @@ class Denoiser(Role):
         hooks = [part.register_forward_hook(note) for part in self.module.modules() if not any(True for _ in part.children())]
         try:
             with listening(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.run(sample, time, label)
+                self.heard(self.network, sample, time, label)  # of experts each sample is asked of one
         finally:
             for hook in hooks:
                 hook.remove()
