@@ -79,11 +79,14 @@ class Rows:
         Each part is passed through in an order of its own, shuffled anew each time.
         """
         out: list[Row] = []
+        orders: dict[tuple[int, int], list[int]] = {}
         for n in range(first, first + num):
             part, i = self.place(n, streams)
             groups = self.parts[part].groups
-            order = torch.randperm(len(groups), generator=streams("order", part, i // len(groups)))
-            out += groups[int(order[i % len(groups)])]
+            time, at = divmod(i, len(groups))
+            if (part, time) not in orders:
+                orders[part, time] = torch.randperm(len(groups), generator=streams("order", part, time)).tolist()
+            out += groups[orders[part, time][at]]
         return out
 
     def place(self, n: int, streams: Streams) -> tuple[int, int]:

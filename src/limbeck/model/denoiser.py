@@ -101,16 +101,20 @@ class Denoiser(Role):
         return View(inputs)
 
     def refuse(self, rows: Sequence[Row]) -> None:
+        num, fits = self.num_classes, set()
         for row in rows:
             found = next((row.content[name] for name in self.samples if name in row.content), None)
             if found is None:
                 do = "use a source of samples: gaussian_mixture, digits, idx_images, image_folder"
                 raise Refused("data", f"row {row.key}", "a sample to add noise to: pixels, or numbers as `clean`", ", ".join(row.content), do)
-            self.refuse_shape(tuple(torch.as_tensor(found).shape), f"row {row.key}")
+            shape = tuple(torch.as_tensor(found).shape)
+            if shape not in fits:
+                self.refuse_shape(shape, f"row {row.key}")
+                fits.add(shape)
             label = row.content.get("label", 0)
-            if self.num_classes and not 0 <= int(label) < self.num_classes:
+            if num and not 0 <= int(label) < num:
                 do = "give the model as many classes as the data has (num_classes), or drop these rows"
-                raise Refused("label", f"row {row.key}", f"a class from 0 to {self.num_classes - 1:,}", f"{label}", do)
+                raise Refused("label", f"row {row.key}", f"a class from 0 to {num - 1:,}", f"{label}", do)
 
     def refuse_shape(self, shape: tuple[int, ...], where: str) -> None:
         """Refuses samples of another shape, or of sides that a network cannot halve as often as it does."""
