@@ -104,7 +104,10 @@ def test_times_reach_beyond_the_phase_up_to_pure_noise_and_never_to_the_sample_s
     assert float(time.mean()) == pytest.approx(0.625, abs=4 * 0.75 / 12**0.5 / 256**0.5)  # uniform: within four standard errors
 
 
-@pytest.mark.parametrize("noise", [VP(betas="scaled_linear", start=0.00085, end=0.012), TrigFlow(), EDM(), RectifiedFlow(shift=3.0)], ids=lambda n: n.kind)
+SCHEDULES = [VP(betas="scaled_linear", start=0.00085, end=0.012), TrigFlow(), EDM(), RectifiedFlow(shift=3.0)]
+
+
+@pytest.mark.parametrize("noise", SCHEDULES, ids=lambda n: n.kind)
 def test_every_schedule_can_be_rolled_out(noise: Any) -> None:
     models = roles(noise)
     for phase in ((0, 1), (1, 3), (0, 3)):
@@ -116,10 +119,12 @@ def test_every_schedule_can_be_rolled_out(noise: Any) -> None:
 
 def test_only_one_call_of_the_student_has_gradients_and_it_is_the_only_role_that_gets_any() -> None:
     models, calls = roles(), []
+
+    def note(name: str, module: Any) -> None:
+        calls.append((name, torch.is_grad_enabled(), any(p.requires_grad for p in module.parameters()), module.training))
+
     for name in models:
-        models[name].module.register_forward_pre_hook(
-            lambda module, args, name=name: calls.append((name, torch.is_grad_enabled(), any(p.requires_grad for p in module.parameters()), module.training))
-        )
+        models[name].module.register_forward_pre_hook(lambda module, _, name=name: note(name, module))
     with models.turn("student"):
         _, said = run(Rollout(rungs=4, exit="drawn"), models)
         DistributionMatching()(said).total.backward()
@@ -169,7 +174,10 @@ def test_roles_that_cannot_be_run_so_are_refused_before_anything_runs() -> None:
         Rollout(rungs=6).suits(Models({"student": network(VP(steps=5))}), "train.0")
 
 
-@pytest.mark.parametrize("fields", [{"phase": (2, 2)}, {"phase": (2, 5)}, {"phase": (-1, 2)}, {"times": (0.0, 1.0)}, {"times": (0.5, 0.2)}, {"times": (0.5, 1.1)}])
+DISORDERED = [*({"phase": phase} for phase in ((2, 2), (2, 5), (-1, 2))), *({"times": times} for times in ((0.0, 1.0), (0.5, 0.2), (0.5, 1.1)))]
+
+
+@pytest.mark.parametrize("fields", DISORDERED)
 def test_phases_and_times_out_of_order_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(fields))):
         Rollout(rungs=4, **fields)
@@ -226,12 +234,14 @@ def test_the_critic_of_a_later_phase_sees_the_samples_that_the_student_is_moved_
     assert torch.equal(*after) and (after[0] - before).abs().max() > 0.1
 
 
-PROBES = {"1": lambda x: x.new_ones(len(x)), "x": lambda x: x[:, 0], "y": lambda x: x[:, 1], "sin 2x": lambda x: (2 * x[:, 0]).sin(), "xy": lambda x: x[:, 0] * x[:, 1]}
+def probes(x: Tensor) -> Tensor:
+    """1, x, y, sin 2x, x y."""
+    return torch.stack([torch.ones(len(x)), x[:, 0], x[:, 1], (2 * x[:, 0]).sin(), x.prod(1)], 1)
 
 
 def correlations(target: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of a target times each probe, and its standard error."""
-    each = torch.stack([target * probe(x)[:, None] for probe in PROBES.values()], 1)
+    each = target[:, None] * probes(x)[:, :, None]
     return each.mean(0), each.std(0) / len(x) ** 0.5
 
 

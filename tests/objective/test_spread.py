@@ -21,7 +21,7 @@ def signals(made: torch.Tensor) -> Signals:
 
 def test_it_is_the_variance_over_the_window() -> None:
     made = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    total, count = Spread()(({"student": signals(made)}))
+    total, count = Spread()({"student": signals(made)})
     assert count == 64 and float(total) / count == pytest.approx(float(made.var(0, unbiased=False).mean()))
 
 
@@ -31,7 +31,7 @@ def test_samples_that_are_alike_have_none_however_large_they_are() -> None:
 
 def collapsing(**alarm: object) -> dict[str, object]:
     """A student that is moved towards a teacher that knows one point only."""
-    rollout = {"kind": "rollout", "rungs": 1}
+    objectives = ["distribution_matching", {"kind": "spread", "weight": 0}]
     return {
         "data": [{"kind": "gaussian_mixture", "num": 64}],
         "teacher": f"config:{MODELS / 'ring.json'}",
@@ -41,7 +41,7 @@ def collapsing(**alarm: object) -> dict[str, object]:
         "train": [
             {
                 "steps": 12,
-                "turn": [{"forward": rollout, "batch": 8, "objective": ["distribution_matching", {"kind": "spread", "weight": 0}], "optimiser": {"lr": 1e-3}}],
+                "turn": [{"forward": {"kind": "rollout", "rungs": 1}, "batch": 8, "objective": objectives, "optimiser": {"lr": 1e-3}}],
                 "alarm": [{"metric": "spread", "patience": 2, **alarm}],
                 "checkpoint": {"every": 1},
             }

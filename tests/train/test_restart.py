@@ -22,12 +22,13 @@ def recipe(restart: list[str], still: bool = True) -> dict[str, Any]:
     critic = {"trains": "critic", "forward": rollout, "batch": 4, "objective": [{"kind": "denoising", "seats": {"student": "critic"}}]}
     student = {"forward": rollout, "batch": 4, "objective": ["distribution_matching"]}
     turns = [student, critic], [student, {**critic, "optimiser": STILL} if still else critic]
+    stages = [{"name": str(i), "steps": 3, "turn": turn, "restart": restart if i else [], "checkpoint": {"every": 1}} for i, turn in enumerate(turns)]
     return {
         "data": [{"kind": "gaussian_mixture", "num": 64}],
         "teacher": f"config:{MODELS / 'point_denoiser.json'}",
         "role": {"critic": {"start": "teacher"}},
         "threads": 1,
-        "train": [{"name": str(i), "steps": 3, "turn": turn, "restart": restart if i else [], "checkpoint": {"every": 1}} for i, turn in enumerate(turns)],
+        "train": stages,
     }
 
 

@@ -26,9 +26,9 @@ class Rollout(Forward):
 
     Only one step of the student has gradients; of the rows only classes and shapes are used. The student says its sample as `made`, and what
     others are asked about is `kept` (times it) plus `added` (times fresh noise). The turn of the student takes the objective
-    `distribution_matching`; that of a critic, with the same fields but for `times`, `denoising` (`seats: {student: critic}`): its truth is
-    what the student has made, in the unbiased form where that is noisy still. Use it where there is no data, or where the student should not be held to it;
-    to follow the teacher's own path from data use `consistency`.
+    `distribution_matching`; that of a critic, with the same fields but for `times` and without `guidance`, `denoising` (`clamp: 10`,
+    `seats: {student: critic}`): its truth is what the student has made, in the unbiased form where that is noisy still. Use it where there is
+    no data, or where the student should not be held to it; to follow the teacher's own path from data use `consistency`.
 
     Example:
         >>> Rollout(rungs=4, phase=(0, 2)).requires({"student": ("made",), "critic": ("denoised",)})
