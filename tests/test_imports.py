@@ -19,7 +19,7 @@ SOURCE = Path(limbeck.__file__).parent
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 ROOMS = tuple(room for room in WITH_KINDS if room not in ("schedule", "noise", "block"))
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "component", "schedule", "noise", "signals", "numerics", "addition", "chunked", "store", "endpoint", "text", "formats"),
+    ("errors", "component", "schedule", "noise", "guidance", "signals", "numerics", "addition", "chunked", "store", "endpoint", "text", "formats"),
     ("model", "block"),
     ROOMS,
     ("train", "search"),

@@ -64,7 +64,7 @@ def conclude(
         **{name: value for name, value in told.items() if name not in ARMS},
         "checks": list(checks),
         "provenance": [dict(p) for p in provenance],
-        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") is not None, unit == "token"),
+        "not_measured": unmeasured(recipe, folder.name, facts.get("closeness") not in (None, "samples"), unit == "token"),
         "references": [],
         "parts": dict(parts),
     }

@@ -23,6 +23,8 @@ from limbeck.signals import Row, View, dense
 from limbeck.store import is_sound, load_tensors, new_folder, read_json, save_tensors, write_json
 from limbeck.teacher.base import Teacher
 
+MADE = "made.json"
+"""What an evaluator has kept of what subjects make of noise: [{pixels [channel, height, width], label}]."""
 CALIBRATION_ROWS = 16
 """Training rows that surgeries and searches are measured on."""
 
@@ -208,6 +210,8 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
 def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int = 48, new_tokens: int = 48) -> list[dict[str, Any]]:
     """Held-out beginnings, drawn by seed and not chosen, with what teacher and student make of them (greedy), and where they would differ."""
     rows = examiner.rows.held_out
+    if (drawn := examiner.folder / "evidence" / MADE).is_file():
+        return [{"image": data_uri(torch.tensor(one["pixels"], dtype=torch.uint8)), "label": one["label"], "made": True} for one in read_json(drawn)]
     if rows and "pixels" in rows[0].content:
         return answered(examiner, seed)
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples")).tolist()[:num]

@@ -62,11 +62,12 @@ class Cast:
             self.one_tokenizer()
 
     def refuse_blocks(self) -> None:
-        """Refuses what changes or compiles the blocks of a role that has none which are known: an image classifier, or a denoiser but for its adapters."""
+        """Refuses what changes or compiles blocks that are not known: of an image classifier, or of a denoiser, which may have adapters."""
         hows = {"student": self.recipe.student, **self.recipe.role}
         asked = {f"{name}.surgery": name for name, how in hows.items() if how.surgery}
         asked |= {f"train.{i}.surgery": stage.turn[-1].trains for i, stage in enumerate(self.recipe.train) if stage.surgery}
-        every = {**{f"{name}.surgery": how.surgery for name, how in hows.items()}, **{f"train.{i}.surgery": s.surgery for i, s in enumerate(self.recipe.train)}}
+        every = {f"{name}.surgery": how.surgery for name, how in hows.items()}
+        every |= {f"train.{i}.surgery": stage.surgery for i, stage in enumerate(self.recipe.train)}
         asked |= {key: "student" for key in ("search", "compile") if getattr(self.recipe, key)}
         for where, name in asked.items():
             how = hows.get(name)

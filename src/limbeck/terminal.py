@@ -76,13 +76,15 @@ def summary_lines(summary: dict[str, Any], path: Path) -> list[str]:
     """The table, the verdict and what was not measured, as in the report."""
     heads = header(summary)
     rows = [["", *heads.values()]]
-    for row in table(summary):
+    figures = table(summary)
+    for row in figures:
         student = " ".join(x for x in (row.student, row.error, row.times) if x)
         cells = {"teacher": row.teacher, "start": row.start, "baseline": row.baseline, "student": student}
         rows.append([row.name, *(cells[arm] for arm in heads)])
     missing = unmeasured(summary)
     weak = weakest(summary)
-    notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, f"± is the standard error over {sources(summary)}."]
+    error = f"± is the standard error over {sources(summary)}." if any(row.error for row in figures) else ""
+    notes = [f"{weak}." if weak and not weak.endswith(".") else weak, *missing, error]
     talk = f" · talk to it: limbeck chat {path.name}" if summary.get("unit", "token") == "token" else ""
     return [
         "",

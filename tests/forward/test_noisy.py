@@ -213,7 +213,10 @@ def test_an_objective_that_wants_more_of_the_target_is_refused() -> None:
         Consistency().requires({"student": ("velocity",), "teacher": ("velocity",)})
 
 
-@pytest.mark.parametrize("fields", [{"scale": 0.5, "convention": "cfg"}, {"scale": -1, "convention": "extra"}, {"scale": [3, 2], "convention": "cfg"}, {"scale": 3}])
+BELOW = [{"scale": 0.5, "convention": "cfg"}, {"scale": -1, "convention": "extra"}, {"scale": [3, 2], "convention": "cfg"}, {"scale": 3}]
+
+
+@pytest.mark.parametrize("fields", BELOW)
 def test_a_guidance_without_a_convention_or_below_off_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Guidance(**fields)

@@ -144,7 +144,8 @@ def test_a_folder_of_diffusers_says_what_diffusers_says(tmp_path: Path) -> None:
 
 def test_a_transformer_knows_no_condition_and_leaves_out_none_by_itself(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 1, "out_channels": 1, "num_layers": 1, "sample_size": 8, "patch_size": 2}
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 1, "out_channels": 1, "num_layers": 1}
+    sizes |= {"sample_size": 8, "patch_size": 2}
     config = {"denoiser": "dit", "num_classes": 10, "model_args": {**sizes, "norm_num_groups": 4}, "noise": {"kind": "vp"}, "predicts": "epsilon"}
     (tmp_path / "dit.json").write_text(json.dumps(config))
     role: Any = as_role(open_pretrained(f"config:{tmp_path / 'dit.json'}"))
@@ -187,7 +188,8 @@ def test_no_rows_say_nothing_and_stay_connected() -> None:
 SCHEDULERS: list[tuple[dict[str, Any], Parametrisation]] = [
     ({"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},  # as of Stable Diffusion 1.5
      Parametrisation(noise=VP(betas="scaled_linear", start=0.00085, end=0.012), predicts="epsilon")),
-    ({"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}, Parametrisation(noise=VP(betas="cosine"), predicts="denoised")),
+    ({"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
+     Parametrisation(noise=VP(betas="cosine"), predicts="denoised")),
     ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, Parametrisation(noise=RectifiedFlow(shift=3.0), predicts="velocity")),
 ]  # fmt: skip
 

@@ -14,7 +14,8 @@ def exercise(noise: Noise) -> None:
     """One ordinary use."""
     time = noise.grid(4)[:-1]
     noise.time(torch.rand(3))
-    noise.heard(time), noise.fraction(time), noise.scale_in(time), noise.lowest, noise.highest, noise.prior
+    assert noise.heard(time).shape == noise.fraction(time).shape == noise.scale_in(time).shape
+    assert noise.lowest < noise.highest and noise.prior > 0
     noise.mixed("velocity", torch.ones(4, 2), torch.ones(4, 2), time)
 
 

@@ -43,7 +43,7 @@ def uses(component: Component) -> dict[str, Any]:
         asked = {name for names in component.needs.values() for name in names}  # type: ignore[attr-defined]
         forward = {"forward": Rollout(rungs=2)} if asked & set(MADE) else {"forward": Noised()} if asked & set(PREDICTIONS) else {}
         return {"objective": (component,), **forward}
-    if component.room == "forward" and "clean" in component.inputs:  # type: ignore[attr-defined]
+    if component.room == "forward" and component.noisy:  # type: ignore[attr-defined]
         return {"forward": component, "objective": (Denoising(signal="denoised", against="teacher"),)}  # type: ignore[call-arg]
     if component.room == "forward":
         objectives = ForwardKL(), HiddenMSE(layers=(1, 2))  # type: ignore[call-arg]

@@ -83,10 +83,10 @@ class Rows:
         for n in range(first, first + num):
             part, i = self.place(n, streams)
             groups = self.parts[part].groups
-            time, at = divmod(i, len(groups))
-            if (part, time) not in orders:
-                orders[part, time] = torch.randperm(len(groups), generator=streams("order", part, time)).tolist()
-            out += groups[orders[part, time][at]]
+            turn = part, i // len(groups)
+            if turn not in orders:
+                orders[turn] = torch.randperm(len(groups), generator=streams("order", *turn)).tolist()
+            out += groups[orders[turn][i % len(groups)]]
         return out
 
     def place(self, n: int, streams: Streams) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import Refused
+from limbeck.evaluate._pictures import drawn
 from limbeck.evaluate._spread import covered, frechet, inside, sliced_w2
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.guidance import Guidance
@@ -17,19 +19,19 @@ from limbeck.model.base import Role, listening
 from limbeck.model.denoising import Boundary, rungs, sampled
 from limbeck.numerics import Streams
 from limbeck.signals import Row
+from limbeck.store import write_json
 
-AT_ONCE = 256
-FEWEST = 8
-"""Held-out rows of a class that a Fréchet distance of its own needs."""
+AT_ONCE, FEWEST = 256, 8
+"""Samples that are made together; held-out rows of a class that a Fréchet distance of its own needs."""
 NAMES = {
-    "frechet": ("Fréchet distance", True),
-    "class_frechet": ("Fréchet distance by class", True),
-    "sliced_w2": ("sliced Wasserstein distance", True),
-    "precision": ("precision", False),
-    "recall": ("recall", False),
-    "covered": ("classes covered", False),
-    "milliseconds": ("ms a sample", True),
+    "frechet": ("Fréchet", True),
+    "class_frechet": ("Fréchet by class", True),
+    "sliced_w2": ("Sliced Wasserstein", True),
+    "precision": ("Precision", False),
+    "recall": ("Recall", False),
+    "milliseconds": ("Time of a sample", True),
 }
+"""Figure -> what the table of a run calls it, and whether less is better."""
 
 
 class Samples(Evaluator):
@@ -40,7 +42,7 @@ class Samples(Evaluator):
     Wasserstein distance over 128 directions; `precision`: samples that lie among held-out rows, and `recall`, held-out rows that lie among
     samples (nearest neighbours, 3); `covered`: classes that get at least a quarter of their share. Features are the numbers of a sample, or what
     a classifier's head hears. All depend on how many rows and samples there are: compare subjects, not runs with other rows. Figures
-    of a table's name without a number of steps are those of the first of `steps`.
+    without a number of steps are those of the first of `steps`, of the teacher those of its many; so is the table of a run.
 
     The student is sampled as a consistency function, with fresh noise at each step, unless `few` says that it follows the path of the
     probability flow, as teacher and start always do.
@@ -79,27 +81,33 @@ class Samples(Evaluator):
     """Reference of a classifier, the features of which are compared; none: the samples themselves."""
 
     def __call__(self, exam: Exam) -> dict[str, Any]:
-        streams, out, rows = Streams(exam.seed), {}, exam.rows
+        streams, out, pictures = Streams(exam.seed), {}, []
         for name in exam.subjects:
             with exam.open(name) as role, listening(role):
                 if role.parametrisation is None:
                     return {}
-                truth, label = self.truth(role, rows)
-                features = self.of(exam, truth, rows)
-                every = dict.fromkeys((*self.steps, *((self.teacher_steps,) if name == "teacher" else ())))
-                found = {n: self.measured(exam, role, name, n, (features, label), streams, rows) for n in every}
-            out[name] = self.told(found)
+                view = role.view(exam.rows)
+                clean, label = role.says(view, ("clean",), {})["clean"], view.inputs.get("label")
+                if not pictures:
+                    pictures.append({"pixels": drawn(clean, exam.rows), "label": "held out"})
+                features, found = self.of(exam, clean, exam.rows), {}
+                for steps in dict.fromkeys((*self.steps, *((self.teacher_steps,) if name == "teacher" else ()))):
+                    made, seconds = self.made(role, name, steps, label, clean.shape[1:], streams)
+                    found[steps] = {"forwards": float(steps), "milliseconds": 1000 * seconds / self.num}
+                    if made.isfinite().all():
+                        found[steps] |= self.measured(self.of(exam, made, exam.rows), features, label, streams)
+                        pictures.append({"pixels": drawn(made, exam.rows), "label": f"{name}, {in_steps(steps)}"})
+            out[name] = self.told(found, name, f" against {self.teacher_steps}" if "teacher" in exam.subjects else "")
         if {"teacher", "student"} <= out.keys():
             slow, quick = (out[name]["samples"][str(n)]["milliseconds"] for name, n in (("teacher", self.teacher_steps), ("student", self.steps[0])))
             out["student"]["times_faster"] = slow / quick if quick else None
+        if "evidence" in exam.context:
+            write_json(Path(exam.context["evidence"]) / "made.json", pictures)
         return out
 
-    def truth(self, role: Role, rows: Sequence[Row]) -> tuple[Float[Tensor, "row *axes"], Int[Tensor, " row"] | None]:
-        """Held-out rows as denoisers see them, and their classes."""
-        view = role.view(rows)
-        return role.says(view, ("clean",), {})["clean"].cpu(), view.inputs.get("label")
-
-    def made(self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams) -> tuple[Tensor, float]:
+    def made(
+        self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams
+    ) -> tuple[Float[Tensor, "row *axes"], float]:
         """Samples of a role, and the seconds that they took."""
         noise, device = role.parametrisation.noise, next(role.parameters()).device
         few = name not in ("teacher", "start") and self.few == "consistency"
@@ -110,12 +118,14 @@ class Samples(Evaluator):
             num = min(AT_ONCE, self.num - first)
             start = torch.randn(num, *axes, generator=streams("samples", first), device="cpu").to(device)
             some = None if label is None else label[torch.arange(first, first + num, device="cpu") % len(label)].to(device)
-            fresh = None
-            if few:
-                def fresh(i: int, first: int = first, num: int = num) -> Tensor:
-                    return torch.randn(num, *axes, generator=streams("samples", first, i), device="cpu").to(device)
+
+            def fresh(i: int, first: int = first, num: int = num) -> Tensor:
+                return torch.randn(num, *axes, generator=streams("samples", first, i), device="cpu").to(device)
+
+            if not first:  # what is done once is not of a sample's time
+                sampled(role, start[:1], times[-2:], None if some is None else some[:1], factor)
             began = time.perf_counter()
-            parts.append(sampled(role, start, times, some, factor, self.boundary if few else None, fresh).cpu())
+            parts.append(sampled(role, start, times, some, factor, self.boundary if few else None, fresh if few else None).cpu())
             seconds += time.perf_counter() - began
         return torch.cat(parts), seconds
 
@@ -132,16 +142,8 @@ class Samples(Evaluator):
             parts = [judge.says(judge.view(made[i : i + AT_ONCE]), ("features",), {})["features"].float() for i in range(0, len(made), AT_ONCE)]
         return torch.cat(parts)
 
-    def measured(
-        self, exam: Exam, role: Role, name: str, steps: int, truth: tuple[Tensor, Tensor | None], streams: Streams, rows: Sequence[Row]
-    ) -> dict[str, float]:
-        """All figures of a subject at one number of steps."""
-        features, label = truth
-        axes = self.truth(role, rows[:1])[0].shape[1:]
-        samples, seconds = self.made(role, name, steps, label, axes, streams)
-        if not samples.isfinite().all():
-            return {"milliseconds": 1000 * seconds / self.num}
-        ours = self.of(exam, samples, rows)
+    def measured(self, ours: Tensor, features: Tensor, label: Int[Tensor, " row"] | None, streams: Streams) -> dict[str, float]:
+        """All figures of samples, by their features and those of held-out rows."""
         found = {"frechet": frechet(ours, features), "sliced_w2": sliced_w2(ours, features, streams("slices"))}
         found |= {"precision": inside(ours, features), "recall": inside(features, ours)}
         if label is not None:
@@ -149,15 +151,22 @@ class Samples(Evaluator):
             each = [frechet(ours[mine == c], features[label == c]) for c in label.unique() if min((label == c).sum(), (mine == c).sum()) >= FEWEST]
             found |= {"class_frechet": sum(each) / len(each)} if each else {}
             found["covered"] = covered(ours, features, label)
-        return {**found, "forwards": float(steps), "milliseconds": 1000 * seconds / self.num}
+        return found
 
-    def told(self, found: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-        """Figures at each number of steps; those of the first by themselves too, and all as the table of a run shows them."""
-        first = {key: value for key, value in found[self.steps[0]].items() if key in self.ranges}
+    def told(self, found: Mapping[int, Mapping[str, float]], name: str, against: str) -> dict[str, Any]:
+        """Figures at each number of steps; those of the first by themselves too. In the table of a run the teacher stands with its many steps."""
+        teacher = name == "teacher"
+        first = {key: value for key, value in found[self.teacher_steps if teacher else self.steps[0]].items() if key in self.ranges}
+        by_class = "class_frechet" in first
         metrics: dict[str, Any] = {}
-        for key, (name, less) in NAMES.items():
-            for steps, values in found.items():
-                if key in values:
-                    title = f"{name}, {steps} step{'s' * (steps != 1)}"
-                    metrics[title] = {"value": values[key], "error": None, "unit": "", "lower_is_better": less}
+        for key, (title, less) in NAMES.items():
+            for steps in self.steps if key != ("frechet" if by_class else "class_frechet") else ():
+                value = found[self.teacher_steps if teacher else steps].get(key)
+                if value is not None:
+                    unit = "ms" if key == "milliseconds" else ""
+                    metrics[f"{title}, {in_steps(steps)}{against}"] = {"value": value, "error": None, "unit": unit, "lower_is_better": less}
         return {**first, "samples": {str(steps): dict(values) for steps, values in found.items()}, "metrics": metrics}
+
+
+def in_steps(steps: int) -> str:
+    return f"{steps} step{'s' * (steps != 1)}"

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from limbeck.errors import Failed
 from limbeck.export._card import model_card
 from limbeck.export.base import Parcel
+from limbeck.model.adapter_files import write_adapter
 from limbeck.model.adapters import merged
 from limbeck.model.base import listening
 from limbeck.model.denoiser import Denoiser
@@ -23,11 +24,12 @@ PROBES = 4
 USUAL = 32
 """Height and width of the probe for a network that takes any size."""
 STOCK = "Opens with `diffusers`: the class that `config.json` names, and the scheduler of `scheduler_config.json`. It needs nothing of limbeck."
+ADAPTER = " `adapter` holds the adapters alone, as `peft` keeps them: they can be added to other weights of the same shapes, also beside others."
 OURS = "Opens with limbeck: `path:FOLDER`. It is a small network of limbeck's own, for points and tiny images."
 
 
 def write(role: Denoiser, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
-    """Writes config, weights and schedule, opens the folder again, and compares."""
+    """Writes config, weights and schedule, and adapters by themselves; opens the folder again, and compares."""
     whole: Any = merged(role)
     written = whole
     if dtype != "as_trained":
@@ -44,7 +46,10 @@ def write(role: Denoiser, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
         write_json(folder / OWN, known.model_dump(mode="json"))
         if (scheduler := scheduler_of(known)) is not None:
             write_json(folder / SCHEDULER, scheduler)
-    write_text(folder / "README.md", model_card(parcel.summary, parcel.provenance, loads=OURS if role.own else STOCK))
+    if whole is not role:
+        write_adapter(role, folder / "adapter")
+    loads = (OURS if role.own else STOCK) + (ADAPTER if whole is not role else "")
+    write_text(folder / "README.md", model_card(parcel.summary, parcel.provenance, loads=loads))
     again: Any = as_role(open_pretrained(f"path:{folder.absolute()}", dtype="float32")).to(next(role.module.parameters()).device)
     gap = float((says(again) - says(as_float(written))).abs().max())
     if gap > 0:
@@ -72,7 +77,7 @@ def as_float(role: Any) -> Any:
 def says(role: Denoiser) -> torch.Tensor:
     """What it predicts of noise that is always the same, at times along the way."""
     draw, device = torch.Generator().manual_seed(0), next(role.module.parameters()).device
-    sample = torch.randn(PROBES, *(USUAL if axis is None else axis for axis in role.shape), generator=draw).to(device)
+    sample = torch.randn(PROBES, *(USUAL if axis is None else axis for axis in role.shape), generator=draw, device="cpu").to(device)
     time = role.parametrisation.noise.grid(PROBES)[:-1].to(device)
     inputs = {"sample": sample, "time": time, **({"label": torch.arange(PROBES, device=device) % role.num_classes} if role.num_classes else {})}
     with listening(role.module):

@@ -108,7 +108,7 @@ def picture(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(image, str) or len(image) > MOST_PICTURE or not PICTURE.fullmatch(image):
         return None
     said = {name: for_report(value, 40) if isinstance(value := entry.get(name), str) else "" for name in ("label", "teacher", "student")}
-    return {"image": image, **said}
+    return {"image": image, "made": entry.get("made") is True, **said}
 
 
 def sample(entry: Mapping[str, Any], limit: int) -> dict[str, Any]:

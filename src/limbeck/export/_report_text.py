@@ -38,7 +38,7 @@ def headline(pieces: Sequence[tuple[str, str]]) -> Markup:
 
 def measure_it(summary: Mapping[str, Any]) -> str:
     """The command that measures what this run left out."""
-    some = EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
+    some = "samples" if closeness(summary) == "samples" else EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
     return f"`limbeck run {word(summary, 'run', 'RUN')} evaluate=[{some}]`"
 
 
@@ -75,6 +75,7 @@ def close(summary: Mapping[str, Any], found: Curves) -> list[str]:
         whole = sources(summary)
         line = f"Measured on {number(int(documents or 0))} held-out {whole}"
         line += (f", {number(int(targets))} {unit}s" if targets and whole != f"{unit}s" else "") + "."
+        line = f"Measured against {number(int(targets or 0))} held-out {unit}s." if closeness(summary) == "samples" else line
         line += f" ± is the standard error over {whole}." if has_error(summary) else ""
         lines.append(line + (f" {number(int(dropped))} that overlap the training data were left out." if dropped else ""))
     return lines
@@ -120,7 +121,9 @@ def fast(summary: Mapping[str, Any]) -> list[str]:
         if low is not None and high is not None:
             middle = number(arm(summary, name, "decode_tokens_per_second"))
             lines.append(f"Decoding, {name}: {middle} tokens/s; 10 to 90 % of the repeats lie between {number(low)} and {number(high)}.")
-    if ratios["decode_tokens_per_second"] is None and not entries(summary, "decode_by_context"):
+    if (faster := finite(arm(summary, "student", "times_faster"))) is not None:
+        lines.append(f"Samples in its fewest steps take the student {times(1 / faster)} as long as the teacher takes in many.")
+    elif ratios["decode_tokens_per_second"] is None and not entries(summary, "decode_by_context"):
         lines.append(f"Speed was not measured. {measure_it(summary)}")
     if ratios["disk_bytes"]:
         lines.append(f"On disk it takes {percent(ratios['disk_bytes'])} of the teacher's space.")

@@ -42,7 +42,7 @@ provenance       [{name, revision, licence, role}]
 A metric is a record of `metrics.jsonl`: {step, stage, arm, name, sum, count}, or with `value` in place of sum and count;
 `held_out_kl` of both arms draws the curve of KL. A sample is {prompt, teacher, student, teacher_seconds, student_seconds,
 agreement, marks [[start, end], ...]}; marks are characters of the student's answer that the teacher would not have written. Of pictures
-it is {image (a PNG as data URI), label, teacher, student}.
+it is {image (a PNG as data URI), label, teacher, student, made (true: made of noise)}.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from limbeck.component import Choice, Component
+from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.noise.base import Noise
 from limbeck.numerics import Streams
@@ -30,11 +31,15 @@ class Forward(Component):
     """Which role sees what, in which order, and what it must say."""
 
     room: ClassVar[str] = "forward"
-    inputs: ClassVar[tuple[str, ...]] = ()
-    """Inputs of rows without which it cannot run; none: it runs whatever the roles read."""
+    noisy: ClassVar[bool] = False
+    """It makes noisy samples of rows, for roles that hear such."""
 
     def suits(self, models: Models, where: str) -> None:
-        """Refuses roles that it cannot run, before anything runs."""
+        """Refuses roles that it cannot run, before anything runs: here, those that hear noisy samples, which it does not make."""
+        found = next((name for name in models if models[name].parametrisation is not None), None)
+        if found is not None:
+            kind, do = dict(self)["kind"], "write forward: noised"
+            raise Refused("forward", f"{where}.forward", f"noisy samples with their times, which {found} hears", f"{kind}, which makes none", do)
 
     def requires(self, needs: Needs) -> Needs:
         """What the roles must say so that the objectives get what they need."""

@@ -33,7 +33,7 @@ class Consistency(Forward):
     """
 
     kind: Literal["consistency"] = "consistency"
-    inputs: ClassVar[tuple[str, ...]] = ("clean",)
+    noisy: ClassVar[bool] = True
     rungs: Annotated[int, Field(gt=1)] = 50
     """Steps from noise to sample that times are drawn from."""
     guidance: Guidance | None = None
@@ -60,7 +60,7 @@ class Consistency(Forward):
                 do = "add it under role:, or change the name"
                 raise Refused("role", f"{where}.forward.{field}", f"one of {', '.join(models)}", getattr(self, field), do)
         refuse_unlike(models, (self.solver, self.target), f"{where}.forward")
-        if factor_of(self.guidance, torch.zeros(1)) is not None:
+        if self.guidance is not None and not self.guidance.off:
             refuse_unconditional(models, self.solver, f"{where}.forward.guidance")
 
     def draw(self, batch, streams, place):

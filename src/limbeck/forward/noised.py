@@ -30,7 +30,7 @@ class Noised(Forward):
     """
 
     kind: Literal["noised"] = "noised"
-    inputs: ClassVar[tuple[str, ...]] = ("clean",)
+    noisy: ClassVar[bool] = True
     drop_label: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of rows that are shown without their class, so that the student can be guided."""
     guidance: Guidance | None = None
@@ -43,7 +43,7 @@ class Noised(Forward):
         refuse_unlike(models, models, f"{where}.forward")
         if self.drop_label:
             refuse_unconditional(models, "student", f"{where}.forward.drop_label")
-        if factor_of(self.guidance, torch.zeros(1)) is not None and "teacher" in models:
+        if self.guidance is not None and not self.guidance.off and "teacher" in models:
             refuse_unconditional(models, "teacher", f"{where}.forward.guidance")
 
     def draw(self, batch, streams, place):

@@ -42,7 +42,7 @@ class Rollout(Forward):
     """
 
     kind: Literal["rollout"] = "rollout"
-    inputs: ClassVar[tuple[str, ...]] = ("clean",)
+    noisy: ClassVar[bool] = True
     rungs: Annotated[int, Field(gt=0)] = 4
     """Steps from noise to sample that the student is to make."""
     phase: Annotated[tuple[int, int], Field(min_length=2, max_length=2)] | None = None

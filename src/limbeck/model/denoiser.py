@@ -95,26 +95,30 @@ class Denoiser(Role):
     def view(self, rows: Sequence[Row]) -> View:
         self.refuse(rows)
         name = next(name for name in self.samples if name in rows[0].content)
-        inputs = {name: torch.stack([torch.as_tensor(row.content[name]) for row in rows])}
+        inputs = {name: torch.stack([torch.as_tensor(row.content[name], device="cpu") for row in rows])}
         if all("label" in row.content for row in rows):
             inputs["label"] = torch.tensor([row.content["label"] for row in rows], dtype=torch.long, device="cpu")
         return View(inputs)
 
     def refuse(self, rows: Sequence[Row]) -> None:
-        num, fits = self.num_classes, set()
+        fitting: set[tuple[int, ...]] = set()
+        classes = self.num_classes
         for row in rows:
             found = next((row.content[name] for name in self.samples if name in row.content), None)
             if found is None:
                 do = "use a source of samples: gaussian_mixture, digits, idx_images, image_folder"
                 raise Refused("data", f"row {row.key}", "a sample to add noise to: pixels, or numbers as `clean`", ", ".join(row.content), do)
-            shape = tuple(torch.as_tensor(found).shape)
-            if shape not in fits:
+            shape = tuple(torch.as_tensor(found, device="cpu").shape)
+            if shape not in fitting:
                 self.refuse_shape(shape, f"row {row.key}")
-                fits.add(shape)
+                fitting.add(shape)
+            if len(fitting) > 1:
+                got = " and ".join(" x ".join(map(str, each)) for each in sorted(fitting))
+                raise Refused("size", f"row {row.key}", "samples of one size", got, "write size: at the sources, so that all are scaled to it")
             label = row.content.get("label", 0)
-            if num and not 0 <= int(label) < num:
+            if classes and not 0 <= int(label) < classes:
                 do = "give the model as many classes as the data has (num_classes), or drop these rows"
-                raise Refused("label", f"row {row.key}", f"a class from 0 to {num - 1:,}", f"{label}", do)
+                raise Refused("label", f"row {row.key}", f"a class from 0 to {classes - 1:,}", f"{label}", do)
 
     def refuse_shape(self, shape: tuple[int, ...], where: str) -> None:
         """Refuses samples of another shape, or of sides that a network cannot halve as often as it does."""
@@ -196,7 +200,7 @@ class Denoiser(Role):
         return {name: said[name] for name in names}
 
     def row_cost(self, rows: Sequence[Row]) -> tuple[float, float] | None:
-        shape = next((tuple(torch.as_tensor(row.content[n]).shape) for row in rows for n in self.samples if n in row.content), None)
+        shape = next((tuple(torch.as_tensor(row.content[n], device="cpu").shape) for row in rows for n in self.samples if n in row.content), None)
         shape = shape or (None if None in self.shape else cast(tuple[int, ...], self.shape))
         if shape is None:
             return None

@@ -44,10 +44,10 @@ class GaussianMixture(nn.Module):
         """
         super().__init__()
         self.parametrisation = parametrisation
-        weight = torch.tensor([1 / len(means)] * len(means) if weights is None else list(weights), dtype=torch.float32)
-        self.means = nn.Parameter(torch.tensor(means, dtype=torch.float32), requires_grad=False)
+        weight = torch.tensor([1 / len(means)] * len(means) if weights is None else list(weights), dtype=torch.float32, device="cpu")
+        self.means = nn.Parameter(torch.tensor(means, dtype=torch.float32, device="cpu"), requires_grad=False)
         self.log_weights = nn.Parameter((weight / weight.sum()).log(), requires_grad=False)
-        self.width = nn.Parameter(torch.tensor(width, dtype=torch.float32), requires_grad=False)
+        self.width = nn.Parameter(torch.tensor(width, dtype=torch.float32, device="cpu"), requires_grad=False)
         self.labels = tuple(range(len(means)) if labels is None else labels)
         self.shape = (self.means.shape[1],)
         self.num_classes = max(self.labels) + 1

@@ -20,5 +20,5 @@ class Parametrisation(Document):
     def says_something_of_noise(self) -> "Parametrisation":
         if self.noise.singular(self.predicts):
             kind = dict(self.noise)["kind"]
-            raise ValueError(f"velocity or denoised: along {kind}, which ends in pure noise, a prediction of the noise does not tell the sample there")
+            raise ValueError(f"velocity or denoised: {kind} ends in pure noise, where a prediction of the noise does not tell the sample")
         return self
