@@ -24,6 +24,7 @@ from limbeck.noise.vp import VP
 from limbeck.numerics import Streams
 from limbeck.objective.denoising import Denoising
 from limbeck.objective.distribution_matching import DistributionMatching
+from limbeck.objective.spread import Spread
 from limbeck.signals import Row
 from limbeck.student.lora import Lora
 from limbeck.student.noise_experts import NoiseExperts
@@ -143,6 +144,33 @@ def test_the_critic_learns_what_was_made_and_the_student_nothing_from_it() -> No
     assert all(p.grad is None for p in models["student"].parameters()) and all(p.grad is not None for p in models["critic"].parameters())
     told = said["critic"]  # at the end of all steps the truth is plain: what was made, and the noise
     assert torch.allclose(told["clean"], said["student"]["made"]) and torch.allclose(told["flow"], told["noise"] - told["clean"])
+
+
+def test_of_images_too_the_critic_hears_what_was_made_and_not_the_pixels_of_the_rows() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        known = Parametrisation(noise=RectifiedFlow(), predicts="velocity")
+        models = Models({name: Denoiser(MLPDenoiser(known, (1, 4, 4), 8, 1)).eval() for name in ("student", "critic")})
+    images = [Row(f"r{i}", {"pixels": torch.full((1, 4, 4), 40 * i, dtype=torch.uint8)}) for i in range(6)]
+    forward = Rollout()
+    drawn = forward.draw(models.batch(images), Streams(0), (0, 0, 0))
+    said = forward(Aligned(models, ()), drawn, CRITIC)
+    assert said["student"]["made"].shape == (6, 1, 4, 4) and torch.allclose(said["critic"]["clean"], said["student"]["made"])
+
+
+@pytest.mark.parametrize("fields", [{"exit": "drawn"}, {"exit": "drawn", "path": "consistency"}, {"phase": (1, 2), "exit": "drawn"}], ids=str)
+def test_how_a_window_is_cut_changes_nothing_whatever_step_a_row_leaves_at(fields: dict[str, Any]) -> None:
+    states = []
+    for micro in (1, 3):
+        forward = Rollout(rungs=3, **fields)
+        turns = (
+            Turn(trains="critic", forward=forward, objective=(Denoising(seats={"student": "critic"}, clamp=10.0),), batch=8, micro=micro),  # type: ignore[call-arg]
+            Turn(forward=forward, objective=(DistributionMatching(), Spread(weight=0.0)), batch=8, micro=micro),  # type: ignore[call-arg]
+        )
+        loop = Loop(Stage(steps=2, turn=turns), World(roles(), Rows((Part(tuple(rows(16))),)), streams=Streams(0)))
+        loop.run()
+        states.append(loop.world.models.state_dict())
+    assert all(torch.allclose(x, states[1][name], atol=1e-7) for name, x in states[0].items())
 
 
 def test_a_guided_teacher_is_heard_beside_a_critic_that_is_not() -> None:
