@@ -262,6 +262,29 @@ def test_the_critic_of_a_later_phase_sees_the_samples_that_the_student_is_moved_
     assert torch.equal(*after) and (after[0] - before).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("field, value", [("rungs", 2), ("phase", (0, 2)), ("exit", "drawn"), ("path", "consistency")])
+def test_turns_of_a_stage_that_make_other_samples_are_refused(field: str, value: Any) -> None:
+    fields: dict[str, Any] = {"rungs": 4, "phase": (0, 1), "exit": "last", "path": "flow"}
+    for change, fits in (({"times": (0.001, 1.0)}, True), ({field: value}, False)):
+        match = Turn(forward=Rollout(**fields), objective=(DistributionMatching(),))
+        learn = Turn(trains="critic", forward=Rollout(**{**fields, **change}), objective=(Denoising(seats={"student": "critic"}),))  # type: ignore[call-arg]
+        if fits:
+            Stage(steps=1, turn=(match, learn))
+        else:
+            with pytest.raises(ValidationError, match=f"{field}: the same in all turns"):
+                Stage(steps=1, turn=(match, learn))
+
+
+def test_a_role_that_gradients_pass_through_hands_them_to_the_sample() -> None:
+    """What a discriminator of noisy samples needs."""
+    models = roles()
+    with models.turn("student", through=("critic",)):
+        _, said = run(Rollout(), models)
+        said["critic"]["denoised"].square().sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in models["student"].parameters())
+    assert all(p.grad is None for p in models["critic"].parameters())
+
+
 def probes(x: Tensor) -> Tensor:
     """1, x, y, sin 2x, x y."""
     return torch.stack([torch.ones(len(x)), x[:, 0], x[:, 1], (2 * x[:, 0]).sin(), x.prod(1)], 1)

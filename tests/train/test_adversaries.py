@@ -11,6 +11,8 @@ from limbeck.start import run
 from toy import at_home, metrics  # noqa: F401
 
 MODELS = Path(__file__).parents[2] / "src/limbeck/recipes/models"
+PLAIN = {"forward": {"kind": "rollout", "rungs": 2}}
+"""Without guidance, and to the end."""
 STILL = {"groups": [{"match": ["*"], "rate": 0.0}]}
 
 
@@ -43,8 +45,8 @@ def stopped(folder: Path, *changes: Any) -> tuple[Failed, list[float], str]:
 
 
 def test_samples_that_become_alike_end_the_run_with_a_checkpoint_from_before(tmp_path: Path) -> None:
-    together = {"objective": [{"kind": "spread", "weight": 1.0}], "optimiser": {"lr": 3.0e-2}, "forward": {"kind": "rollout", "rungs": 2}}
-    told, figures, left = stopped(tmp_path, together, {}, 60, 1)
+    together = {"objective": [{"kind": "spread", "weight": 1.0}], "optimiser": {"lr": 3.0e-2}}
+    told, figures, left = stopped(tmp_path, {**together, **PLAIN}, PLAIN, 60, 1)
     start = sum(figures[:10]) / 10
     beyond = [step for step, value in enumerate(figures[10:], 10) if value < start / 4]
     assert "1.spread" in told.where and beyond[-10:] == list(range(len(figures) - 10, len(figures)))
@@ -66,7 +68,7 @@ def test_a_student_that_runs_away_at_once_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_a_critic_that_is_the_teacher_still_gives_no_gradient_which_ends_the_run(tmp_path: Path) -> None:
-    told, figures, _ = stopped(tmp_path, {"forward": {"kind": "rollout", "rungs": 2}}, {"optimiser": STILL}, 20, 100)
+    told, figures, _ = stopped(tmp_path, PLAIN, {"optimiser": STILL, **PLAIN}, 20, 100)
     assert "1.gradient_norm" in told.where and figures == [0.0] * 10
 
 

@@ -67,6 +67,12 @@ class Rollout(Forward):
             raise ValueError("times: two shares in order, above 0 and at most 1")
         return self
 
+    def beside(self, other):
+        made = ("rungs", "steps", "exit", "path")
+        if isinstance(other, Rollout) and (unlike := [name for name in made if getattr(self, name) != getattr(other, name)]):
+            field = unlike[0].replace("steps", "phase")
+            raise ValueError(f"{field}: the same in all turns of a stage, since a critic must learn the samples that the student is moved on")
+
     @property
     def steps(self) -> tuple[int, int]:
         """The phase, written out."""

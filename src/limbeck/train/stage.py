@@ -112,6 +112,13 @@ class Stage(Document):
     def a_reference_is_live(cls, value: Any) -> Any:
         return spelled(value)
 
+    @model_validator(mode="after")
+    def turns_go_together(self) -> "Stage":
+        for i, turn in enumerate(self.turn):
+            for other in self.turn[:i]:
+                turn.forward.beside(other.forward)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def one_turn(cls, value: Any) -> Any:
