@@ -1,5 +1,6 @@
 """Samples that the student makes, made noisier again: against naive loops, exact mixtures, and what goes wrong elsewhere."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -121,11 +122,11 @@ def test_every_schedule_can_be_rolled_out(noise: Any) -> None:
 def test_only_one_call_of_the_student_has_gradients_and_it_is_the_only_role_that_gets_any() -> None:
     models, calls = roles(), []
 
-    def note(name: str, module: Any) -> None:
+    def note(name: str, module: Any, heard: Any) -> None:
         calls.append((name, torch.is_grad_enabled(), any(p.requires_grad for p in module.parameters()), module.training))
 
     for name in models:
-        models[name].module.register_forward_pre_hook(lambda module, _, name=name: note(name, module))
+        models[name].module.register_forward_pre_hook(partial(note, name))
     with models.turn("student"):
         _, said = run(Rollout(rungs=4, exit="drawn"), models)
         DistributionMatching()(said).total.backward()
