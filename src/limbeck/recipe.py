@@ -177,7 +177,11 @@ class Recipe(Document):
             raise ValueError(f"role: {taken[0]} has a key of its own")
         if len({exporter.kind for exporter in self.export}) < len(self.export) or len(self.export) > 1:  # type: ignore[attr-defined]
             raise ValueError("export: one exporter; run again with another for a second format")
+        trained = dict.fromkeys(turn.trains for stage in self.train for turn in stage.turn if turn.trains != "student")
         for i, stage in enumerate(self.train):
+            if idle := [role for role in stage.restart if role not in trained]:
+                do = "for the student write start: student" if "student" in idle else f"{idle[0]} is as it was"
+                raise ValueError(f"train.{i}.restart: a further role that some turn trains ({', '.join(trained) or 'there is none'}); {do}")
             if any(surgery.retokenizes for surgery in stage.surgery):
                 raise ValueError(f"train.{i}.surgery: none that changes the tokenizer: write it under student, since rows are cut by it")
             if stage.steps == "auto" and any(step.needs for step in stage.data or ()):

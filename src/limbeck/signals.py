@@ -61,6 +61,9 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "denoised": ("row", "channel"),
     "epsilon": ("row", "channel"),
     "velocity": ("row", "channel"),
+    "made": ("row", "channel"),  # a sample that a role has made of noise, which may be noisy still
+    "kept": ("row", ""),  # factor of that sample in a noisier one, and of the fresh noise beside it:
+    "added": ("row", ""),
     "flow": ("row", "channel"),  # the velocity that sample and noise have by themselves
     "stein_score": ("row", "channel"),  # gradient of the log-density
     "score": ("row", ""),

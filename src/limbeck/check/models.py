@@ -1,6 +1,7 @@
 """Tiny models, rows, and the gradients of one window, for the contracts that run models. Each is built once a process."""
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from limbeck.data.base import Part, Place, Rows
 from limbeck.errors import Refused
 from limbeck.model.anatomy import anatomy, family_files, read_family
 from limbeck.model.base import Models, Role
-from limbeck.model.denoiser import PREDICTIONS, Denoiser
+from limbeck.model.denoiser import MADE, PREDICTIONS, Denoiser
 from limbeck.model.image import Image
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
@@ -280,7 +281,7 @@ def heard(objectives: Sequence[Any], seed: int = 0, width: int = WIDE) -> tuple[
         return sighted(seed), described(seed)
     if not asked.isdisjoint({"target_weight", "maskable"}):
         return fillers(seed, width), rows(seed)
-    if asked & set(PREDICTIONS):
+    if asked & {*PREDICTIONS, *MADE}:
         return denoisers(seed), points(seed)
     if asked.isdisjoint({"score", "embedding"}):
         return pair(seed, width), rows(seed)
@@ -360,7 +361,8 @@ class Trial:
     ):
         roles = {o.role(seat) for o in turn["objective"] for seat in o.needs} - {"student", "teacher"}
         usual, some = heard(turn["objective"], seed, width)
-        self.models = Models({**(models or usual), **{name: family_of("llama", seed + 2 + i) for i, name in enumerate(sorted(roles))}})
+        another = denoiser if isinstance(usual["student"], Denoiser) else functools.partial(family_of, "llama")
+        self.models = Models({**(models or usual), **{name: another(seed + 2 + i) for i, name in enumerate(sorted(roles))}})
         self.world = World(self.models, rows(seed) if models else some, (), teacher, kept or {}, Streams(seed))
         self.running = self.begin({"trains": turn["objective"][0].role(turn["objective"][0].teaches), **turn}).running[0]
         self.running.learned = [m if m is None else m.double() for m in self.running.learned]

@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,31 @@ from torch import Tensor
 
 from limbeck.check import role as spoken
 from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.models import TOKENIZER, family_of, fresh, lists, move, quiet, rows
+from limbeck.check.models import TOKENIZER, denoiser, family_of, fresh, lists, move, points, quiet, rows
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json, find
 from limbeck.export.base import Parcel
 from limbeck.export.safetensors import Safetensors
 from limbeck.model.adapters import merged
 from limbeck.model.base import Models, Role, clone
+from limbeck.model.denoiser import Denoiser
 from limbeck.model.opening import open_pretrained
 from limbeck.model.text import Text
 from limbeck.numerics import Streams, kl, log_probs
 from limbeck.objective.forward_kl import ForwardKL
 from limbeck.signals import dense
-from limbeck.student.base import Surgery
+from limbeck.student.base import Score, Surgery
 from limbeck.text import document
 from limbeck.train.loop import Loop, World
 from limbeck.train.optimiser import Optimiser
 from limbeck.train.stage import Stage, Turn
 
-LAST: dict[tuple[type, str, int], Text] = {}
+LAST: dict[tuple[type, str, int], Any] = {}
 """Students that were made last, of one surgery."""
 
 
 def logits(role: Role, seed: int = 0) -> Tensor:
-    """What a role says about the example rows: its logits, or its scores of lists."""
+    """What a role says about the example rows: its logits, its scores of lists, or the velocity of points in noise."""
     with torch.no_grad():
         return heard(role, seed)
 
@@ -43,6 +45,10 @@ def heard(role: Role, seed: int = 0) -> Tensor:
     """The same, with gradients where they are on."""
     if "score" in role.offers:
         return role.says(role.view(lists(seed).train), ("score",), {})["score"]
+    if "velocity" in role.offers:
+        view = role.view(points(seed).train)
+        noisy = {"sample": view.inputs["clean"], "time": torch.linspace(0.05, 1, view.num_rows)}
+        return role.says(replace(view, inputs={**view.inputs, **noisy}), ("velocity",), {})["velocity"]
     return dense(role.says(role.view(rows(seed).train), ("logits",), {})["logits"])
 
 
@@ -67,17 +73,19 @@ class Measured:
         Loop(Stage(steps=min(steps, 1), turn=(turn,)), World(models, rows(self.seed), streams=Streams(self.seed))).run()
 
 
-def score_of(role: Role, seed: int = 0) -> Measured:
-    """The score of distances from what a role says now."""
-    return Measured(role, seed)
+def score_of(role: Role, seed: int = 0) -> Score:
+    """The score of distances from what a role says now; a denoiser has none."""
+    return no_score if "velocity" in role.offers else Measured(role, seed)
 
 
 def no_score(_: Role) -> float:
     raise AssertionError("a settled surgery measures again")
 
 
-def beginning(surgery: Surgery, seed: int = 0) -> Text:
+def beginning(surgery: Surgery, seed: int = 0) -> Any:
     """A small model, after those surgeries that must come before this one."""
+    if surgery.family == "denoiser":
+        return denoiser(seed, torch.float32)
     role: Role = fresh(seed) if surgery.family == "llama" else family_of(surgery.family, seed, torch.float32, layers=4)
     for kind in surgery.follows:
         role = find(Surgery, kind).example()(role)  # type: ignore[type-abstract, operator]
@@ -85,15 +93,15 @@ def beginning(surgery: Surgery, seed: int = 0) -> Text:
     return role.eval()
 
 
-def operate(surgery: Surgery, seed: int = 0) -> Text:
+def operate(surgery: Surgery, seed: int = 0) -> Any:
     """The student that is made of a small model, by the settled form that the run keeps."""
     role = beginning(surgery, seed)
     after = surgery.settle(role, score_of(role, seed))(beginning(surgery, seed))
-    assert isinstance(after, Text), f"it returns {type(after).__name__}, expected a role"
+    assert isinstance(after, (Text, Denoiser)), f"it returns {type(after).__name__}, expected a role"
     return after.eval()
 
 
-def operated(surgery: Surgery, seed: int = 0) -> tuple[Text, Text]:
+def operated(surgery: Surgery, seed: int = 0) -> tuple[Any, Any]:
     """A small model, and the student that is made of it, which is remembered while contracts of one surgery follow each other."""
     if any(cls is not type(surgery) for cls, _, _ in LAST):
         LAST.clear()
@@ -153,6 +161,8 @@ def speaks(surgery: Surgery, seed: int = 0) -> None:
         was = len(after.view(rows(seed).train).targets), after.vocab
         assert after.vocab is not None and after.vocab >= len(after.tokenizer), f"{after.vocab} entries for {len(after.tokenizer)} ids"
     assert now == was, f"logits of shape {now}, expected {was}"
+    if isinstance(after, Denoiser):
+        return
     blocks = len(after.module.get_submodule(after.anatomy.path("blocks")))  # type: ignore[arg-type]
     assert after.num_layers == blocks == after.anatomy.num_layers(after.module.config), f"{blocks} blocks; the role says {after.num_layers}"
     assert surgery.retokenizes or after.tokenizer is before.tokenizer, "the tokenizer is another one, and retokenizes is not claimed"
@@ -250,7 +260,7 @@ def learns(surgery: Surgery, seed: int = 0) -> None:
 
 def learning_from(role: Role, seed: int) -> Tensor:
     """A loss on the example rows."""
-    if "score" in role.offers:
+    if {"score", "velocity"} & role.offers:
         return heard(role, seed).square().sum()
     said = role.says(role.view(rows(seed).train), ("logits", "label"), {})
     return (-log_probs(dense(said["logits"])).gather(-1, said["label"][:, None])).sum()

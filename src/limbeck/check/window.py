@@ -9,7 +9,7 @@ from limbeck.check.contract import NotClaimed, close, contract
 from limbeck.check.models import ALONE, GROUPS, SIZES, WIDE, Trial, heard
 from limbeck.component import Component, canonical_json
 from limbeck.model.base import Models
-from limbeck.model.denoiser import PREDICTIONS
+from limbeck.model.denoiser import MADE, PREDICTIONS
 from limbeck.signals import Loss
 from limbeck.train.window import count, window
 
@@ -31,6 +31,7 @@ def trial_of(component: Component, seed: int) -> Trial:
 def uses(component: Component) -> dict[str, Any]:
     """Fields of a turn in which the component does what it is for."""
     from limbeck.forward.noised import Noised
+    from limbeck.forward.rollout import Rollout
     from limbeck.objective.chunk_likelihood import ChunkLikelihood
     from limbeck.objective.denoising import Denoising
     from limbeck.objective.forward_kl import ForwardKL
@@ -40,8 +41,9 @@ def uses(component: Component) -> dict[str, Any]:
     from limbeck.objective.sorted_l1 import SortedL1
 
     if component.room == "objective":
-        noisy = {name for names in component.needs.values() for name in names} & set(PREDICTIONS)  # type: ignore[attr-defined]
-        return {"objective": (component,), **({"forward": Noised()} if noisy else {})}
+        asked = {name for names in component.needs.values() for name in names}  # type: ignore[attr-defined]
+        forward = {"forward": Rollout(rungs=2)} if asked & set(MADE) else {"forward": Noised()} if asked & set(PREDICTIONS) else {}
+        return {"objective": (component,), **forward}
     if component.room == "forward" and component.noisy:  # type: ignore[attr-defined]
         return {"forward": component, "objective": (Denoising(signal="denoised", against="teacher"),)}  # type: ignore[call-arg]
     if component.room == "forward":

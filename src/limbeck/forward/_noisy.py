@@ -42,6 +42,14 @@ def normal(batch: Batch, streams: Streams, place: tuple[object, ...], purpose: s
     return torch.stack(each).to(batch.weights.device) if each else torch.zeros(0, *shape, device=batch.weights.device)
 
 
+def normals(batch: Batch, num: int, streams: Streams, place: tuple[object, ...], purpose: str = "noise") -> list[Float[Tensor, "row *axes"]]:
+    """So many times standard normal noise, one after the other of each row's stream."""
+    shape = shape_of(batch)
+    each = [torch.randn(num, *shape, generator=stream, device="cpu") for stream in generators(batch, streams, purpose, place)]
+    found = torch.stack(each, 1) if each else torch.zeros(num, 0, *shape, device="cpu")
+    return list(found.to(batch.weights.device))
+
+
 def uniform(batch: Batch, num: int, streams: Streams, place: tuple[object, ...], purpose: str = "time") -> Float[Tensor, "row k"]:
     """So many numbers below 1 for each row."""
     each = [torch.rand(num, generator=stream, device="cpu") for stream in generators(batch, streams, purpose, place)]

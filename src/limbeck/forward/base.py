@@ -41,6 +41,9 @@ class Forward(Component):
             kind, do = dict(self)["kind"], "write forward: noised"
             raise Refused("forward", f"{where}.forward", f"noisy samples with their times, which {found} hears", f"{kind}, which makes none", do)
 
+    def beside(self, other: "Forward") -> None:
+        """Raises ValueError where the forward of another turn of its stage does not go with it."""
+
     def requires(self, needs: Needs) -> Needs:
         """What the roles must say so that the objectives get what they need."""
         return needs

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.errors import Refused
 from limbeck.model.base import Role, listening
+from limbeck.model.experts import Experts
 from limbeck.model.gaussian_mixture import GaussianMixture
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
@@ -20,6 +21,8 @@ from limbeck.signals import Row, View
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 GIVEN = ("noise", "label", "time")
 """What it repeats of its view, for objectives that hold it against the truth."""
+MADE = ("made", "kept", "added")
+"""The same, where a forward lets a role make samples of noise."""
 ADAPTED = ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*proj_in", "*proj_out", "*.ff.net.0.proj", "*.ff.net.2", "*.conv1", "*.conv2",
            "*.conv_shortcut", "*samplers.*.conv", "*.time_emb_proj", "layers.*", "of_time")  # fmt: skip
 """Layers of U-Nets, transformers and perceptrons that adapters are put beside: attention, feed-forward, convolutions, and what hears the time."""
@@ -41,7 +44,7 @@ class Denoiser(Role):
     condition.
     """
 
-    offers: frozenset[str] = frozenset({*PREDICTIONS, *GIVEN, "clean", "flow"})
+    offers: frozenset[str] = frozenset({*PREDICTIONS, *GIVEN, *MADE, "clean", "flow"})
     ragged: bool = False
     adaptable: tuple[str, ...] = ADAPTED
     compared_by = "samples"
@@ -58,31 +61,41 @@ class Denoiser(Role):
             raise Refused("part", where, "a language model, whose blocks are known", type(self.module).__name__, do)
 
     @property
-    def own(self) -> bool:
+    def network(self) -> Any:
+        """The network, or the first of several experts, which are alike but for their weights."""
+        return self.module.experts[0] if isinstance(self.module, Experts) else self.module
+
+    @property
+    def direct(self) -> bool:
         """Whether the network is one of ours, which hear samples, times and classes as views hold them."""
-        return isinstance(self.module, (MLPDenoiser, GaussianMixture))
+        return isinstance(self.network, (MLPDenoiser, GaussianMixture))
+
+    @property
+    def own(self) -> bool:
+        """Whether its config is one of ours."""
+        return self.direct or isinstance(self.module, Experts)
 
     @property
     def shape(self) -> tuple[int | None, ...]:
         """Axes of a sample; None where any size will do."""
-        module: Any = self.module
-        if self.own:
-            return module.shape
-        size = None if self.halved > 1 else module.config.sample_size
-        return (module.config.in_channels, *((size, size) if isinstance(size, int) or size is None else size))
+        if self.direct:
+            return self.network.shape
+        config = self.network.config
+        size = None if self.halved > 1 else config.sample_size
+        return (config.in_channels, *((size, size) if isinstance(size, int) or size is None else size))
 
     @property
     def halved(self) -> int:
         """Sides must be multiples of this: a convolutional network halves its maps so often."""
-        return 1 if self.own else 2 ** (len(getattr(self.module.config, "block_out_channels", (0,))) - 1)  # type: ignore[arg-type, union-attr]
+        return 1 if self.direct else 2 ** (len(getattr(self.network.config, "block_out_channels", (0,))) - 1)
 
     @property
     def num_classes(self) -> int:
         """Classes that it is told, without the one that stands for none."""
-        module: Any = self.module
-        if self.own:
-            return module.num_classes
-        found = getattr(module.config, "num_class_embeds", None) or getattr(module.config, "num_embeds_ada_norm", None) or 0
+        if self.direct:
+            return self.network.num_classes
+        config = self.network.config
+        found = getattr(config, "num_class_embeds", None) or getattr(config, "num_embeds_ada_norm", None) or 0
         return found - (self.parametrisation.null_label == found - 1)
 
     def view(self, rows: Sequence[Row]) -> View:
@@ -125,9 +138,9 @@ class Denoiser(Role):
 
     def clean(self, view: View) -> Float[Tensor, "row *axes"]:
         """The sample as the network sees it."""
-        if "pixels" in view.inputs:
-            return view.inputs["pixels"].float() / 127.5 - 1
-        return upcast(view.inputs["clean"])
+        if "clean" in view.inputs:
+            return upcast(view.inputs["clean"])
+        return view.inputs["pixels"].float() / 127.5 - 1
 
     def condition(self, view: View) -> Int[Tensor, " row"] | None:
         """Classes as the network counts them, with that for no condition.
@@ -142,12 +155,25 @@ class Denoiser(Role):
             label = torch.full((view.num_rows,), NO_LABEL, device=view.device)
         if null is None and bool((label < 0).any()):
             raise no_null("forward")
-        return label if self.own or null is None else torch.where(label < 0, null, label)
+        return label if self.direct or null is None else torch.where(label < 0, null, label)
 
     def run(self, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Int[Tensor, " row"] | None) -> Float[Tensor, "row *axes"]:
-        """What the network itself says."""
-        module: Any = self.module
-        if self.own:
+        """What the network itself says, or of each row the expert of its time."""
+        if not isinstance(self.module, Experts):
+            return self.heard(self.module, sample, time, label)
+        of, out = self.module.of(time), sample
+        for i, expert in enumerate(self.module.experts):
+            on = (of == i).nonzero()[:, 0]
+            if len(on):
+                said = self.heard(expert, sample[on], time[on], None if label is None else label[on])
+                out = out.to(said.dtype).index_copy(0, on, said)
+        return out
+
+    def heard(
+        self, module: Any, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Int[Tensor, " row"] | None
+    ) -> Float[Tensor, "row *axes"]:
+        """What a network says."""
+        if self.direct:
             return module(sample, time, label)
         noise, dtype = self.parametrisation.noise, next(module.parameters()).dtype
         heard = (sample * spread(noise.scale_in(time), sample)).to(dtype)
@@ -158,7 +184,11 @@ class Denoiser(Role):
         if inject:
             raise Refused("inject", next(iter(inject)), "no parts of a denoiser are known that could be overwritten", "one", "use forward: noised")
         noise, asked = self.parametrisation.noise, [name for name in PREDICTIONS if name in names]
-        said: dict[str, Any] = {name: view.inputs.get(name) for name in GIVEN}
+        missing = [name for name in MADE if name in names and name not in view.inputs]
+        if missing:
+            got, do = "rows as they are", "write forward: rollout"
+            raise Refused("forward", "forward", f"samples that the student makes ({', '.join(missing)})", got, do)
+        said: dict[str, Any] = {name: view.inputs.get(name) for name in (*GIVEN, *MADE)}
         if {"clean", "flow"} & set(names):
             said["clean"] = self.clean(view)
         if "flow" in names:
@@ -192,7 +222,7 @@ class Denoiser(Role):
         hooks = [part.register_forward_hook(note) for part in self.module.modules() if not any(True for _ in part.children())]
         try:
             with listening(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.run(sample, time, label)
+                self.heard(self.network, sample, time, label)  # of experts each sample is asked of one
         finally:
             for hook in hooks:
                 hook.remove()

@@ -10,6 +10,7 @@ from torch import nn
 
 from limbeck.component import Document, nearest, validate
 from limbeck.errors import Refused
+from limbeck.model.experts import Experts
 from limbeck.model.folder import check_sizes, describe, inside
 from limbeck.model.from_timm import filled
 from limbeck.model.gaussian_mixture import GaussianMixture, ring
@@ -125,7 +126,44 @@ class DiffusersFile(DenoiserFile):
         return module
 
 
-FILES: dict[str, type[DenoiserFile]] = {"gaussian_mixture": MixtureFile, "mlp": MLPFile, "unet_2d": DiffusersFile, "dit": DiffusersFile}
+class ExpertsFile(DenoiserFile):
+    """Several denoisers of one kind, each for a stretch of the way from noise to sample."""
+
+    denoiser: Literal["experts"]
+    num: int = Field(gt=1, le=64)
+    """Denoisers."""
+    rungs: int = Field(gt=1, le=100_000)
+    """Steps of a sampler, which they share evenly."""
+    null_label: int | None = Field(default=None, ge=0)
+    """The class that stands for no condition, where their own config does not tell."""
+    each: dict[str, Any]
+    """The config of one of them, without schedule and prediction."""
+
+    @model_validator(mode="after")
+    def of_one_network_each(self) -> "ExpertsFile":
+        if self.each.get("denoiser") == "experts" or not is_denoising(self.each) or self.rungs % self.num:
+            raise ValueError("each: the config of a denoiser that is no experts itself, and rungs that are a multiple of num")
+        return self
+
+    def build(self, where: str) -> nn.Module:
+        kind, parts = self.each.get("denoiser"), []
+        for _ in range(self.num):
+            if kind is None:
+                part = of_class(self.each["_class_name"], {name: value for name, value in self.each.items() if name[0] != "_"}, where)
+                part.parametrisation = self.known(self.null_label)  # type: ignore[assignment]
+            else:
+                part = build({**self.each, "noise": self.noise.model_dump(mode="json"), "predicts": self.predicts}, f"{where}  each")
+            parts.append(part)
+        return Experts(parts, self.rungs)
+
+
+FILES: dict[str, type[DenoiserFile]] = {
+    "gaussian_mixture": MixtureFile,
+    "mlp": MLPFile,
+    "unet_2d": DiffusersFile,
+    "dit": DiffusersFile,
+    "experts": ExpertsFile,
+}
 
 
 def of_class(name: str, arguments: Mapping[str, Any], where: str) -> nn.Module:

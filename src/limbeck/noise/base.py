@@ -13,6 +13,8 @@ from limbeck.numerics import upcast
 Prediction = Literal["denoised", "epsilon", "velocity", "stein_score"]
 Predicts = Literal["denoised", "epsilon", "velocity"]
 """What a network says of a noisy sample; a score comes from these."""
+LEAST_ADDED = 1e-4
+"""Noise that is added to a sample is taken to be at least so much where something is divided by it."""
 
 
 class Noise(Component):
@@ -125,6 +127,25 @@ class Noise(Component):
         factor, added = self.kernel(time, since)
         sample = upcast(sample)
         return spread(factor, sample) * sample + spread(added, sample) * noise.to(sample.dtype)
+
+    def unbiased(
+        self, sample: Float[Tensor, "row *axes"], noise: Float[Tensor, "row *axes"], since: Float[Tensor, " row"], time: Float[Tensor, " row"]
+    ) -> tuple[Float[Tensor, "row *axes"], Float[Tensor, "row *axes"]]:
+        r"""A clean sample and a noise that stand for those in a sample of the time `since` that was made noisier by fresh noise.
+
+        $$ \tilde x_0 = \frac{x_s}{\alpha_s} - \frac{\alpha_t \sigma_s^2}{\alpha_s^2 \sigma_{t|s}} \varepsilon, \qquad
+           \tilde\varepsilon = \frac{\sigma_t}{\sigma_{t|s}} \varepsilon $$
+
+        Nobody knows the true ones where a sample is noisy already. These give the noisier sample too, and have the same means, given it: the
+        score there is the mean of that of the kernel, $-\varepsilon / \sigma_{t|s}$. So `mixed` makes an unbiased target of them for any
+        prediction. Of a clean sample they are itself and the noise; where hardly any noise is added they are large.
+        """
+        time, since = exact(time), exact(since)
+        of, added = self.alpha(since), self.kernel(time, since)[1].clamp(min=LEAST_ADDED)
+        sample = upcast(sample)
+        noise = noise.to(sample.dtype)
+        clean = spread(1 / of, sample) * sample - spread(self.alpha(time) * self.sigma(since).square() / (of.square() * added), sample) * noise
+        return clean, spread(self.sigma(time) / added, sample) * noise
 
 
 def exact(time: Float[Tensor, " row"]) -> Float[Tensor, " row"]:

@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from limbeck.numerics import upcast
 from limbeck.objective.base import Objective
 from limbeck.schedule import NonNegative
@@ -37,6 +39,9 @@ class Denoising(Objective):
     """What it is compared with."""
     huber: NonNegative = 0.0
     """c of the pseudo-Huber form; 0: squared."""
+    clamp: float | None = Field(default=None, gt=0, json_schema_extra={"since": 2})
+    """Of samples that a student makes (`forward: rollout`) and that are noisy already: each row is multiplied by min(1, clamp a^2), a being the
+    noise added to them, since the truth is known the less the less there is of it; 10 is usual."""
 
     @property
     def unit(self) -> str:
@@ -44,13 +49,15 @@ class Denoising(Objective):
 
     @property
     def needs(self):
+        added = () if self.clamp is None else ("added",)
         if self.against == "truth":
-            return {"student": (self.signal, TRUTH[self.signal])}
-        return {"student": (self.signal,), "teacher": (self.signal,)}
+            return {"student": (self.signal, TRUTH[self.signal], *added)}
+        return {"student": (self.signal, *added), "teacher": (self.signal,)}
 
     def values(self, student, teacher=None, learned: Any = None):
         right = student[TRUTH[self.signal]] if teacher is None else teacher[self.signal]
         square = (upcast(student[self.signal]) - upcast(right)).square()
         if self.huber:
             square = square / ((square + self.huber**2).sqrt() + self.huber)
-        return square.flatten(1).mean(1)
+        each = square.flatten(1).mean(1)
+        return each if self.clamp is None else each * (self.clamp * upcast(student["added"]).square()).clamp(max=1)

@@ -195,6 +195,7 @@ class Arm:
             for surgery in built:
                 self.world.models["student"] = surgery(self.world.models["student"])
         self.restore(start)
+        self.restore("student", node.what.restart)
         trial = Trial(self.score or unscored, lambda role, steps: self.trial(number, node, role, steps), stop)
         settled = self.students_own(node) or [s.settle(self.world.models["student"], trial) for s in node.what.surgery]
         for surgery in settled:
@@ -222,10 +223,11 @@ class Arm:
         folder = inside(self.folder / "results" / "student", node.name)
         return settled_in(folder) if self.name != "student" and node.what.surgery and is_sound(folder) else []
 
-    def restore(self, node: str) -> None:
-        """Puts the tensors of a finished node into the roles."""
-        for role, tensors in load_state(self.result(node), "state")["roles"].items():
-            self.world.models[role].module.load_state_dict(tensors)
+    def restore(self, node: str, roles: Sequence[str] | None = None) -> None:
+        """Puts the tensors of a finished node into the roles, or into some of them."""
+        kept = load_state(self.result(node), "state")["roles"] if roles is None or roles else {}
+        for role in kept if roles is None else roles:
+            self.world.models[role].module.load_state_dict(kept[role])
 
     def chain(self, name: str) -> list[str]:
         """Nodes that changed the student's build on the way to this one, first to last."""

@@ -88,6 +88,8 @@ class Stage(Document):
     """What others refer to; empty: stage-0, stage-1, ..."""
     start: str | None = None
     """Where the student comes from: `student`, or the name of an earlier stage or merge; none: the stage before."""
+    restart: tuple[str, ...] = Field(default=(), json_schema_extra={"since": 2})
+    """Other roles that begin the stage as they were before any training: a critic, when the student begins something new."""
     steps: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(default="auto")
     """Optimiser steps; `auto`: as many as fit into `minutes` of the recipe, at the speed that was measured."""
     turn: Annotated[tuple[Turn, ...], Field(min_length=1)]
@@ -111,6 +113,13 @@ class Stage(Document):
     @classmethod
     def a_reference_is_live(cls, value: Any) -> Any:
         return spelled(value)
+
+    @model_validator(mode="after")
+    def turns_go_together(self) -> "Stage":
+        for i, turn in enumerate(self.turn):
+            for other in self.turn[:i]:
+                turn.forward.beside(other.forward)
+        return self
 
     @model_validator(mode="before")
     @classmethod
