@@ -139,3 +139,10 @@ def test_the_same_seed_gives_the_same_samples() -> None:
     first, second = (how(exam(roles, list(points(0, 40).train)))["student"]["sliced_w2"] for _ in range(2))
     assert first == second
     assert list(how(exam(roles, held_out()))["student"]["metrics"])[0] == "Fréchet by class, 2 steps"  # no teacher to stand against
+
+
+def test_a_student_that_was_taught_with_guidance_is_not_guided_again_however_it_is_sampled() -> None:
+    guidance = Guidance(scale=3.0, convention="cfg")
+    for few in ("flow", "consistency"):
+        factors = {name: Samples(few=few, guidance=guidance).factor(name) for name in ("teacher", "start", "student", "baseline")}
+        assert factors == {"teacher": 3.0, "start": 3.0, "student": 1.0, "baseline": 1.0}

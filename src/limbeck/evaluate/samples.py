@@ -110,8 +110,8 @@ class Samples(Evaluator):
         return name not in ("teacher", "start") and self.few == "consistency"
 
     def factor(self, name: str) -> float:
-        """By which a subject is guided: the middle of a range."""
-        return 1.0 if self.guidance is None or self.as_consistency(name) else self.guidance.factor(sum(self.guidance.ends) / 2)
+        """By which a subject is guided: the middle of a range; what was taught with guidance is not."""
+        return 1.0 if self.guidance is None or name not in ("teacher", "start") else self.guidance.factor(sum(self.guidance.ends) / 2)
 
     def made(
         self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams
