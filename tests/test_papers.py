@@ -105,4 +105,5 @@ def test_the_arms_of_robust_distiller_differ_in_what_is_heard_and_in_one_head() 
     quiet = {"data.1.noisy": 0.0, "data.1.echoing": 0.0}
     assert claim.arms["robust"] == {} and claim.arms["clean"] == quiet and claim.pairs == [("robust", "clean")]
     assert set(claim.arms["robust_without_enhancement"]) == {"train.0.objective"} and len(claim.arms) == 3
-    assert {f"student.probe{ratio}" for ratio in ("", "_5db", "_10db")} <= set(claim.told) and claim.metric == "student.probe_0db"
+    assert {f"student.probe_accuracy{ratio}" for ratio in ("", "_5db", "_10db")} <= set(claim.told)
+    assert claim.metric == "student.probe_accuracy_0db"

@@ -133,6 +133,7 @@ def test_variants_differ_in_one_choice() -> None:
         SkewReverseKL(),
         SkewReverseKL(per="row"),
         SkewReverseKL(per="chunk"),
+        SkewReverseKL(per="patch"),
         SkewReverseKL(adaptive=True),
         SkewReverseKL(stop=False),
     ]

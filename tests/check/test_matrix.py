@@ -37,7 +37,7 @@ def test_every_cell_is_exact_or_says_that_it_is_not_or_is_refused(kind: str) -> 
 
 def test_the_live_teacher_and_exact_answers_are_exact() -> None:
     found = list(cells(objectives=[KL], teachers=[Live.example(), Cached.example()]))
-    assert {c.verdict for c in found if c.align not in ("by_position", "layer_map")} == {"exact"}
+    assert {c.verdict for c in found if c.align not in ("by_position", "layer_map", "visible_chunks")} == {"exact"}  # these compare something else
     assert "forward_kl per=chunk" in {c.objective for c in found if c.align == "byte_chunks"}
 
 
@@ -80,4 +80,4 @@ def test_the_table_shows_each_verdict_and_writes_reasons_once() -> None:
     teachers: list[Any] = [Live.example(), Cached(model="config:tiny", keep="top_k")]  # type: ignore[call-arg]
     text = rendered(list(cells(objectives=[KL, HiddenMSE()], teachers=teachers)))  # type: ignore[call-arg]
     assert "exact" in text and "~ " in text and "- [1]" in text and text.count("\n[1] ") == 1
-    assert text.splitlines()[-1].startswith("20 cells · ") and text.endswith("0 wrong")
+    assert text.splitlines()[-1].startswith("24 cells · ") and text.endswith("0 wrong")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from limbeck.check.evaluate import verdict
-from limbeck.check.models import classifier, lists, pictures, ranker_of
+from limbeck.check.models import classifier, clips, denoiser, hearing_model, lists, pictures, points, ranker_of
 from limbeck.component import find, members, validate
 from limbeck.evaluate.base import Evaluator
 from limbeck.signals import Row
@@ -61,6 +61,10 @@ def test_its_values_are_within_the_ranges_that_it_claims(evaluator, examine, spe
         rows, roles = list(lists(0).train), {name: ranker_of(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     if evaluator.measures == "label":
         rows, roles = list(pictures(0)), {name: classifier(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
+    if evaluator.measures == "hidden":
+        rows, roles = clips(num=40), {name: hearing_model(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
+    if evaluator.measures == "sample":
+        rows, roles = list(points(0, 80).train), {name: denoiser(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     if evaluator.measures == "blocks":
         roles = {name: MaskedBlocks(length=8)(role) for name, role in roles.items()}
     made = evaluator(**SHORT.get(evaluator.model_fields["kind"].default, {}))

@@ -199,7 +199,7 @@ def test_every_family_of_sounds_in_the_folder_is_tested_here() -> None:
 
 
 def test_answers_of_an_encoder_are_not_kept_and_that_is_said_before_it_is_asked() -> None:
-    with pytest.raises(Refused, match="one that says states alone") as caught:
+    with pytest.raises(Refused, match="one that says none") as caught:
         Cached(model="config:tiny.json", taps=("hidden.1",)).open(lambda text: Sound(module("hubert")))
     assert "write teacher: config:tiny.json" in caught.value.do
 

@@ -148,7 +148,8 @@ def write_pictures(base: Path, broken: bool) -> None:
         (folder / f"{i:02d}.png").write_bytes(png(row.content["pixels"]) if i or not broken else b"no picture")
     talk = [{"role": "user", "content": "<image>\nWhat is it?"}, {"role": "assistant", "content": "A line."}]
     names = [f"pictures/{row.tag}/{i:02d}.png" for i, row in enumerate(rows)]
-    (base / "seen.jsonl").write_text("".join(json.dumps({"image": name, "messages": talk, "tag": name[9]}) + "\n" for name in names))
+    (base / "talks").mkdir(exist_ok=True)
+    (base / "talks" / "seen.jsonl").write_text("".join(json.dumps({"image": name, "messages": talk, "tag": name[9]}) + "\n" for name in names))
     labels = bytes(row.content["label"] for row in rows)
     pixels = b"".join(row.content["pixels"].numpy().tobytes() for row in rows)
     cut = pixels[:-1] if broken else pixels
@@ -316,7 +317,7 @@ def empty(step: Step, seed: int = 0) -> None:
 @contract
 @over_choices
 def readable(step: Step, seed: int = 0) -> None:
-    """A role can read every row that comes out: a text role, one that looks at images, or a denoiser."""
+    """A role can read every row that comes out: one of text, of images, of both, of sounds, or a denoiser."""
     changes_rows(step)
     try:
         rows = made(step, seed)
@@ -333,11 +334,12 @@ def readable(step: Step, seed: int = 0) -> None:
         view = classifier(channels=pixels.shape[0], side=pixels.shape[1]).view([*rows.train, *rows.held_out])
         assert view.num_rows == len(view.inputs["label"]), "a row has no class"
         return
-    if (rate := (*rows.train, *rows.held_out)[0].content.get("rate")) is not None:
+    if (rate := first.get("rate")) is not None:
         listener = hearing_model()
         listener.hearing = replace(listener.hearing, rate=rate)
         assert (listener.view([*rows.train, *rows.held_out]).ragged > 0).all(), "a clip has no frame"
-    if (clean := (*rows.train, *rows.held_out)[0].content.get("clean")) is not None:
+        return
+    if (clean := first.get("clean")) is not None:
         view = denoiser(shape=tuple(clean.shape)).view([*rows.train, *rows.held_out])
         assert view.inputs["clean"].isfinite().all(), "a sample is not finite"
         return

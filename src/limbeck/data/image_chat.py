@@ -46,7 +46,7 @@ class ImageChat(Records):
 
     @classmethod
     def example(cls) -> "ImageChat":
-        return cls(path="seen.jsonl", size=8, channels=1, split=0.2)
+        return cls(path="talks/seen.jsonl", images="..", size=8, channels=1, split=0.2)
 
     def records(self, path: Path) -> Iterator[tuple[str, Any]]:
         for where, record in json_lines(path):

@@ -88,9 +88,7 @@ class Speed(Evaluator):
             if folder is None or not Path(folder).is_dir():
                 continue
             out[name]["disk_bytes"] = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-            if name not in writers:  # the memory that is measured is that of writing text alone
-                continue
-            if (memory := measured(Path(folder), context, self.new_tokens)) is not None:
+            if name in writers and (memory := measured(Path(folder), context, self.new_tokens)) is not None:  # that of writing text alone
                 out[name], out["memory_context"] = out[name] | memory, context
         return out
 

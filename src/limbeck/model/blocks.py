@@ -21,6 +21,11 @@ def causal(role: Role, where: str) -> Text:
     if not isinstance(role, Text) or not role.anatomy.causal or not role.anatomy.has("head"):
         got = role.anatomy.family.family if isinstance(role, Text) else type(role.module).__name__
         raise Refused("family", where, "a causal language model of a family whose parts are known", got, "start from such a model")
+    return one_token_a_pass(role, where)
+
+
+def one_token_a_pass(role: Text, where: str) -> Text:
+    """The role, unless it fills in masked blocks."""
     if "masked_blocks" in role.reads_as:
         do = "write it before masked_blocks, and once"
         raise Refused("family", where, "a model that writes from left to right", "one that fills in masked blocks", do)
@@ -37,7 +42,7 @@ def convertible(role: Role, where: str) -> Text:
         got = role.anatomy.family.family if isinstance(role, Text) else type(role.module).__name__
         expected = "a causal language model, or a masked one whose attention stands alone between norm and sum, of a family whose parts are known"
         raise Refused("family", where, expected, got, "start from such a model")
-    return role
+    return one_token_a_pass(role, where)
 
 
 def stands_alone(found: Anatomy) -> bool:

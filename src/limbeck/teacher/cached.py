@@ -95,9 +95,9 @@ class Cached(AbstractRemembering):
 
     def open(self, opener):
         role = opener(self.model)
-        if role.represents:
+        if role.tokenizer is None and "logits" not in role.offers:
             do = f"run it live: write teacher: {self.model}"
-            raise Refused("need", "teacher.kind", "a teacher that says logits, of which answers are kept", "one that says states alone", do)
+            raise Refused("need", "teacher.kind", "a teacher that says logits, of which answers are kept", "one that says none", do)
         if not isinstance(role, Recorded):
             role.offers = frozenset(self.offers)
         return role
