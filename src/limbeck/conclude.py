@@ -65,7 +65,7 @@ def conclude(
         "checks": list(checks),
         "provenance": [dict(p) for p in provenance],
         "not_measured": unmeasured(
-            recipe, folder.name, facts.get("closeness") not in (None, "samples"), unit, facts.get("writes", unit == "token")
+            recipe, folder.name, facts.get("closeness") not in (None, "samples") and unit != "clip", unit, facts.get("writes", unit == "token")
         ),
         "references": [],
         "parts": dict(parts),

@@ -12,7 +12,7 @@ from limbeck.export._verdict import alone, arm, closeness, entries, measure, oth
 from limbeck.text.show import duration, finite, number, percent, times
 
 MONTHS = "January February March April May June July August September October November December".split()
-EVALUATIONS = {"image": "accuracy,agreement,calibration,speed", "candidate": "ranking,speed", "position": "probe,speed", "clip": "probe"}
+EVALUATIONS = {"image": "accuracy,agreement,calibration,speed", "candidate": "ranking,speed", "position": "probe,speed", "clip": "probe,speed"}
 """What is worth measuring, by what one prediction is; of text more."""
 FIGURE = re.compile(r"(?<=\d) (?=%|GB|MB|h\b|min\b|s\b)|(?<=±) | (?=±)")
 FIGURES = {"student": (Markup("<b>"), Markup("</b>")), "baseline": (Markup("<em>"), Markup("</em>"))}

@@ -180,7 +180,7 @@ def parts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "baseline" in figure:
         join = {"no_help": f", and {same} {verb} ", "behind": f", and {same} is ahead with "}.get(result, f"; {same} {verb} ")
         return [*out, ("", join), ("baseline", figure["baseline"]), ("", ".")]
-    if by in (None, "samples"):  # without a teacher a denoiser is what the teacher is: there is no other student to compare with
+    if by in (None, "samples") or word(summary, "unit") == "clip":  # a denoiser without a teacher is the teacher, an encoder has nothing to learn
         return [*out, ("", ".")]
     against = "text alone" if text_only(summary) else "the same student without the teacher"
     seconds = finite(summary.get("baseline_seconds"))
