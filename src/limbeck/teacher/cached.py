@@ -95,7 +95,7 @@ class Cached(AbstractRemembering):
 
     def open(self, opener):
         role = opener(self.model)
-        if role.represents:
+        if role.compared_by == "probe":
             do = f"run it live: write teacher: {self.model}"
             raise Refused("need", "teacher.kind", "a teacher that says logits, of which answers are kept", "one that says states alone", do)
         if not isinstance(role, Recorded):
