@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from limbeck.check.contract import NotClaimed, contract
-from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, denoiser, family_of, hearing_model, pictures, sighted_of
+from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, denoiser, family_of, hearing_model, pictures, pitch_tracker, sighted_of
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
@@ -333,10 +333,15 @@ def readable(step: Step, seed: int = 0) -> None:
         view = classifier(channels=pixels.shape[0], side=pixels.shape[1]).view([*rows.train, *rows.held_out])
         assert view.num_rows == len(view.inputs["label"]), "a row has no class"
         return
+    if "pitch" in first:
+        view = pitch_tracker().view([*rows.train, *rows.held_out])
+        assert len(view.inputs["pitch"]) == view.ragged.sum() and (view.inputs["pitch"] > 0).any(), "frames without a pitch"
+        return
     if (rate := (*rows.train, *rows.held_out)[0].content.get("rate")) is not None:
         listener = hearing_model()
         listener.hearing = replace(listener.hearing, rate=rate)
         assert (listener.view([*rows.train, *rows.held_out]).ragged > 0).all(), "a clip has no frame"
+        return
     if (clean := (*rows.train, *rows.held_out)[0].content.get("clean")) is not None:
         view = denoiser(shape=tuple(clean.shape)).view([*rows.train, *rows.held_out])
         assert view.inputs["clean"].isfinite().all(), "a sample is not finite"

@@ -38,7 +38,8 @@ def headline(pieces: Sequence[tuple[str, str]]) -> Markup:
 
 def measure_it(summary: Mapping[str, Any]) -> str:
     """The command that measures what this run left out."""
-    some = "samples" if closeness(summary) == "samples" else EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
+    by = closeness(summary)
+    some = by if by in ("samples", "pitch") else EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
     return f"`limbeck run {word(summary, 'run', 'RUN')} evaluate=[{some}]`"
 
 

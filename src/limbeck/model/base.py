@@ -45,6 +45,8 @@ class Role(nn.Module):
     """Unit -> how many of it the role puts into each row, beside what its tokenizer reads there."""
     vocab: int | None = None
     """Entries of its logits, where it knows them."""
+    exclusive: bool = True
+    """Its logits are of one thing out of many; else of many things, each of which may be there or not."""
     state: Literal["frozen", "through", "trained"] = "frozen"
     learns: tuple[str, ...] = ()
     """Patterns of the names of parameters that may ever be trained; none: all of them."""
