@@ -87,7 +87,7 @@ class Pitch(Evaluator):
 
     def titled(self, name: str) -> str:
         """What a figure is called in the report."""
-        return f"frames whose pitch is right within {self.within:g} cents" + (", whatever the octave" if name == "chroma" else "")
+        return f"{'pitches' if name == 'pitch' else 'pitch classes'} within {self.within:g} cents"
 
 
 def folded(gap: Float[Tensor, " frame"]) -> Float[Tensor, " frame"]:
