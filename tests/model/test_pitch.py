@@ -25,6 +25,8 @@ from limbeck.model.pitch_scale import bin_cents, cents, decoded
 from limbeck.model.reference import Reference
 from limbeck.model.role import as_role, without_weights
 from limbeck.numerics import Streams
+from limbeck.planning import plan
+from limbeck.planning.cost import cost
 from limbeck.signals import Row, dense
 from limbeck.teacher.cached import Cached
 from limbeck.train.loop import Loop, World
@@ -136,6 +138,14 @@ def test_a_row_costs_what_its_convolutions_multiply() -> None:
     for i, (place, after) in enumerate(zip(places, FILTERS, strict=True)):
         products += place * after * before[i] * (512 if i == 0 else 64)
     assert role.row_cost(rows(1600))[0] == 2 * 11 * (products + 64 * 360)  # 11 frames of 100 ms; a product and a sum each
+
+
+def test_a_plan_counts_what_is_kept_of_every_frame() -> None:
+    found = cost(tracker(), rows=rows(1600, 320))
+    assert (found.targets, found.width, found.vocab) == (11, 64, 360)  # of the longest row
+    line = next(line for line in plan("crepe", toy=True, probe=False).steps if line.step == "capture")
+    assert line.what == "18 positions" and line.disk_bytes % (18 * 128 * 4) == 0  # 4 windows of 3 rows, 6 held out; 128 wide
+    assert 8 <= line.disk_bytes / (18 * 128 * 4) <= 14  # a tenth of a second, or up to a third more
 
 
 def test_a_config_gives_the_same_weights_again_and_an_exported_folder_says_the_same(tmp_path: Path) -> None:

@@ -110,6 +110,10 @@ class Role(nn.Module):
         what its matrices say."""
         return None
 
+    def row_targets(self, rows: Sequence[Row]) -> int:
+        """Predictions that one row like these asks for, where `row_cost` tells what it costs."""
+        return 1
+
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         """Signal name -> value; `inject` overwrites the inputs of parts with flat values."""
         raise NotImplementedError

@@ -111,8 +111,10 @@ class Pitch(Role):
                 return module.features(frames.new_zeros(1, FRAME))[:0]
         return module.features(frames) if module.training else torch.cat([module.features(some) for some in frames.split(AT_ONCE)])
 
+    def row_targets(self, rows: Sequence[Row]) -> int:
+        return max((len(row.content["wave"]) for row in rows if "wave" in row.content), default=RATE) // HOP + 1
+
     def row_cost(self, rows: Sequence[Row]) -> tuple[float, float] | None:
-        lengths = [len(row.content["wave"]) for row in rows if "wave" in row.content] or [RATE]
         kept, first = [0], next(self.module.parameters())
 
         def note(_: nn.Module, __: Any, out: Any) -> None:
@@ -125,5 +127,5 @@ class Pitch(Role):
         finally:
             for hook in hooks:
                 hook.remove()
-        number = max(lengths) // HOP + 1
+        number = self.row_targets(rows)
         return float(counter.get_total_flops() * number), float(kept[0] * number)
