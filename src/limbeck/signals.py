@@ -34,6 +34,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "stage": ("row", "dim height width"),  # a map of the image, also of tokens that stand on a grid
     "noise": ("row", "channel"),
     "label": ("target", ""),  # a class; of mixed rows a distribution over the classes, with the further axis `vocab`
+    "pitch": ("target", ""),  # of a frame in Hz; 0 where there is none
     "class": ("row", ""),  # of a row whose targets, if it has any, are others
     "logits": ("target", "vocab"),
     "top_logits": ("target", "k"),

@@ -13,7 +13,7 @@ import pytest
 
 from limbeck.export import _findings as findings
 from limbeck.export._report_data import curves, flatten, marked, thin
-from limbeck.export._report_text import typeset
+from limbeck.export._report_text import measure_it, typeset
 from limbeck.export._svg import Scale, spread
 from limbeck.export.report import header, outcome, render, table, unmeasured, verdict, weakest
 
@@ -711,3 +711,16 @@ def test_the_verdict_pairs_the_arms_over_documents_where_it_can() -> None:
     gap = {"top1": 0.054, "top1_error": 0.006}
     assert verdict({**arms, "gaps": {"baseline": gap}}).startswith("The student keeps 55 %")
     assert verdict({**arms, "gaps": {"baseline": {**gap, "top1_error": 0.03}}}).startswith("The teacher did not help")
+
+
+@pytest.mark.parametrize(
+    ("closeness", "unit", "evaluations"),
+    [
+        ("pitch", "clip", "pitch,speed"),
+        ("probe", "clip", "probe"),
+        ("samples", "image", "samples"),
+        ("agreement", "image", "accuracy,agreement,calibration,speed"),
+    ],
+)
+def test_what_is_worth_measuring_goes_by_what_tells_how_close_a_student_is(closeness: str, unit: str, evaluations: str) -> None:
+    assert measure_it({"run": "x", "closeness": closeness, "unit": unit}) == f"`limbeck run x evaluate=[{evaluations}]`"

@@ -92,5 +92,5 @@ def test_a_sound_from_elsewhere_is_not_played(sound: Any) -> None:
 
 def test_an_encoder_is_not_told_to_be_compared_with_one_that_had_nothing_to_learn_from() -> None:
     metric = {"name": {"value": 50.0, "error": 1.0, "unit": "%", "lower_is_better": False}}
-    summary = {"run": "r", "unit": "clip", "closeness": "probe", "teacher": {"metrics": metric}, "start": {"metrics": metric}, "student": {"metrics": metric}}
+    summary = {"run": "r", "unit": "clip", "closeness": "probe", **dict.fromkeys(("teacher", "start", "student"), {"metrics": metric})}
     assert "baseline" not in verdict(summary) and "baseline" in verdict({**summary, "unit": "position"})

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from limbeck.check.contract import NotClaimed, contract
-from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, denoiser, family_of, hearing_model, pictures, sighted_of
+from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, denoiser, family_of, hearing_model, pictures, pitch_tracker, sighted_of
 from limbeck.check.reads import over_choices
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
@@ -333,6 +333,10 @@ def readable(step: Step, seed: int = 0) -> None:
     if (pixels := first.get("pixels")) is not None:
         view = classifier(channels=pixels.shape[0], side=pixels.shape[1]).view([*rows.train, *rows.held_out])
         assert view.num_rows == len(view.inputs["label"]), "a row has no class"
+        return
+    if "pitch" in first:
+        view = pitch_tracker().view([*rows.train, *rows.held_out])
+        assert len(view.inputs["pitch"]) == view.ragged.sum() and (view.inputs["pitch"] > 0).any(), "frames without a pitch"
         return
     if (rate := first.get("rate")) is not None:
         listener = hearing_model()

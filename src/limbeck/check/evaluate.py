@@ -14,7 +14,21 @@ from typing import Any
 import torch
 
 from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.models import POINT_CLASSES, WORDS, classifier, clips, denoiser, family_of, hearing_model, lists, pictures, points, ranker_of
+from limbeck.check.models import (
+    POINT_CLASSES,
+    WORDS,
+    classifier,
+    clips,
+    denoiser,
+    family_of,
+    hearing_model,
+    lists,
+    pictures,
+    pitch_tracker,
+    pitched,
+    points,
+    ranker_of,
+)
 from limbeck.component import canonical_json, find
 from limbeck.endpoint import Ask, Reply
 from limbeck.evaluate._scoring import score
@@ -38,6 +52,8 @@ def held_out(seed: int, says: str = "logits") -> list[Row]:
         return [replace(row, split="held_out") for row in lists(seed).train]
     if says == "hidden":
         return list(clips(seed, split="held_out"))
+    if says == "pitch":
+        return list(pitched(seed, split="held_out"))
     if says == "sample":
         return list(points(seed, 10 * POINT_CLASSES, "held_out").train)
     texts = [" ".join(WORDS[(i * i + (1 + i % 3) * j + seed) % len(WORDS)] for j in range(80))[:BYTES] for i in range(NUM)]
@@ -55,6 +71,8 @@ def roles(seed: int, says: str = "logits") -> dict[str, Role]:
         return {"teacher": denoiser(seed, torch.float32, width=24), "student": denoiser(seed + 1, torch.float32)}
     if says == "score":
         return {"teacher": ranker_of(seed, torch.float32, layers=3), "student": ranker_of(seed + 1, torch.float32)}
+    if says == "pitch":
+        return {"teacher": pitch_tracker(seed, torch.float32, 2), "student": pitch_tracker(seed + 1, torch.float32)}
     if says == "hidden":
         return {"teacher": hearing_model(seed, torch.float32, layers=3), "student": hearing_model(seed + 1, torch.float32)}
     made: dict[str, Role] = {

@@ -73,6 +73,8 @@ def value(name: str, num: int, dim: int, random: torch.Generator, dtype: torch.d
     if word in ("relevance", "rank"):  # some of every group are relevant and some are not; no two have a rank
         return torch.arange(num) % 2 if word == "relevance" else 1 + torch.randperm(num, generator=random)
     x = torch.randn(shape, generator=random, dtype=torch.float64)
+    if word == "pitch":  # in Hz, within the first bins; every third frame has none
+        return torch.where(torch.arange(num) % 3 == 2, 0.0, 33 + x.abs().clamp(max=2)).to(dtype)
     if word in ("target_weight", "maskable"):  # one over a probability; a number of things
         return (1 + x.abs()).to(dtype)
     return (-x.abs() - 0.1 if "logprob" in word else x).to(dtype)

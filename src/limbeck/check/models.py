@@ -17,10 +17,12 @@ from limbeck.data.base import Part, Place, Rows
 from limbeck.errors import Refused
 from limbeck.model.anatomy import anatomy, family_files, read_family
 from limbeck.model.base import Models, Role
+from limbeck.model.crepe import KEY, build
 from limbeck.model.denoiser import MADE, PREDICTIONS, Denoiser
 from limbeck.model.image import Image
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
+from limbeck.model.pitch import Pitch
 from limbeck.model.pixels import Preprocessing
 from limbeck.model.ranker import BiEncoder, CrossEncoder
 from limbeck.model.sound import Hearing, Sound
@@ -147,6 +149,38 @@ def clips(seed: int = 0, num: int = 40, split: str = "train") -> tuple[Row, ...]
         wave = 0.3 * torch.sin(2000 * (1 + i % 2) * time) + 0.1 * torch.randn(len(time), generator=draw)
         content = {"wave": wave, "rate": RATE, "label": i % 2}
         out.append(Row(f"clip-{seed}-{i}", content, ("low", "high")[i % 2], split=split, source=f"clip-{i}"))
+    return tuple(out)
+
+
+def pitch_tracker(seed: int = 0, dtype: torch.dtype = torch.float64, size: int = 1) -> Pitch:
+    """A small untrained tracker of pitch, without its batch norms, which see one micro-batch at a time."""
+    module = build({KEY: "crepe", "size": size, "seed": seed}, "example").to(dtype)
+    for name, _ in list(module.named_children()):
+        if name.endswith("_BN"):
+            setattr(module, name, torch.nn.Identity())
+    role = Pitch(module)
+    role.requires_grad_(False)
+    return role.eval()
+
+
+@cache
+def trackers(seed: int = 0) -> Models:
+    """A student and a teacher that track pitch, in double precision."""
+    return Models({"student": pitch_tracker(seed), "teacher": pitch_tracker(seed + 1)})
+
+
+@cache
+def pitched(seed: int = 0, num: int = 2 * GROUPS, split: str = "train") -> tuple[Row, ...]:
+    """Tones in noise, of several lengths, with the pitch of each frame; the last frame has none."""
+    draw, out = torch.Generator().manual_seed(seed), []
+    for i in range(num):
+        number = 200 + 160 * (i % 3)
+        hertz = 100.0 * 2 ** (i % 5 / 3)
+        wave = 0.3 * torch.sin(2 * torch.pi * hertz * torch.arange(number) / 16_000) + 0.05 * torch.randn(number, generator=draw)
+        pitch = torch.full((number // 160 + 1,), hertz)
+        pitch[-1] = 0
+        content = {"wave": wave, "rate": 16_000, "pitch": pitch}
+        out.append(Row(f"pitch-{seed}-{i}", content, str(i % 2), f"pair-{i // 2}", split, f"pitch-{i}"))
     return tuple(out)
 
 
@@ -283,6 +317,8 @@ def heard(objectives: Sequence[Any], seed: int = 0, width: int = WIDE) -> tuple[
         return fillers(seed, width), rows(seed)
     if asked & {*PREDICTIONS, *MADE}:
         return denoisers(seed), points(seed)
+    if "pitch" in asked:
+        return trackers(seed), Rows((Part(pitched(seed)),))
     if asked.isdisjoint({"score", "embedding"}):
         return pair(seed, width), rows(seed)
     return rankers(seed, pairs="embedding" not in asked), lists(seed)

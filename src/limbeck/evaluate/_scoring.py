@@ -40,7 +40,7 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     Raises:
         Refused: `data`, where nothing is to be predicted; `logits`, of a role without; `tokenizer`, where the teacher predicts something else.
     """
-    if role.compared_by == "probe":
+    if role.compared_by == "probe" or not role.exclusive:
         return Table(torch.arange(len(rows), device="cpu"))
     if "denoised" in role.offers:
         return Table(torch.arange(len(rows), device="cpu"), denoising_error=denoising_errors(role, rows, rows_at_once or 128))
@@ -77,8 +77,8 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
 
 
 def predicts(role: Role) -> bool:
-    """Whether it says probabilities; else it may score each row as a whole."""
-    return bool(role.offers & {"logits", "top_logits", "sampled_logits"})
+    """Whether it says probabilities of one thing out of many; else it may score each row as a whole."""
+    return role.exclusive and bool(role.offers & {"logits", "top_logits", "sampled_logits"})
 
 
 def compare(role: Role, rows: Sequence[Row], view: View, teacher_logits: Answers | None, align: Aligner | None) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from limbeck.text.show import duration, finite, number, percent, times
 MONTHS = "January February March April May June July August September October November December".split()
 EVALUATIONS = {"image": "accuracy,agreement,calibration,speed", "candidate": "ranking,speed", "position": "probe,speed", "clip": "probe,speed"}
 """What is worth measuring, by what one prediction is; of text more."""
+BY_CLOSENESS = {"samples": "samples", "pitch": "pitch,speed"}
+"""The same, where what tells how close a student is says more."""
 FIGURE = re.compile(r"(?<=\d) (?=%|GB|MB|h\b|min\b|s\b)|(?<=±) | (?=±)")
 FIGURES = {"student": (Markup("<b>"), Markup("</b>")), "baseline": (Markup("<em>"), Markup("</em>"))}
 TIMES = re.compile(r"(?<=\d)x\b")
@@ -38,7 +40,8 @@ def headline(pieces: Sequence[tuple[str, str]]) -> Markup:
 
 def measure_it(summary: Mapping[str, Any]) -> str:
     """The command that measures what this run left out."""
-    some = "samples" if closeness(summary) == "samples" else EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
+    usual = EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
+    some = BY_CLOSENESS.get(closeness(summary) or "", usual)
     return f"`limbeck run {word(summary, 'run', 'RUN')} evaluate=[{some}]`"
 
 

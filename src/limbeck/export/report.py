@@ -20,6 +20,7 @@ memory_context   tokens of context at which memory_bytes was measured
 by_certainty     [{low, high, share, student, baseline}]      agreement where the teacher's first choice has that probability
 classes          [{name, share, student, error, baseline}]    accuracy by class, the weakest first
 accuracy_gaps    {<arm>: {accuracy, accuracy_error}}          the student minus that arm, errors paired over rows
+pitch            {clips, frames, within}                     frames with a pitch; cents by which it may be off; accuracy is <arm>.pitch_accuracy
 probe            {rows, kinds, most_frequent, layer}          rows whose label was read out of frozen states; accuracy is <arm>.probe_accuracy
 slices           [{name, share, student, error, baseline}]    agreement by kind of text
 calibration      [{stated, teacher, student, baseline}]       how often right minus stated, by stated probability

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from limbeck.errors import Failed
-from limbeck.export import _denoiser_folder, _image_folder, _sound_folder
+from limbeck.export import _denoiser_folder, _image_folder, _pitch_folder, _sound_folder
 from limbeck.export._card import model_card
 from limbeck.export._carried import carry
 from limbeck.export.base import Exporter, Parcel
@@ -16,6 +16,7 @@ from limbeck.model.adapters import adapted, merged, stock
 from limbeck.model.denoiser import Denoiser
 from limbeck.model.folder import is_hybrid
 from limbeck.model.image import Image
+from limbeck.model.pitch import Pitch
 from limbeck.model.quantised import quantised
 from limbeck.model.sound import Sound
 from limbeck.numerics import TOLERANCE
@@ -51,6 +52,8 @@ class Safetensors(Exporter):
             return _image_folder.write(parcel.role, parcel, self.dtype)
         if isinstance(parcel.role, Sound):
             return _sound_folder.write(parcel.role, parcel, self.dtype)
+        if isinstance(parcel.role, Pitch):
+            return _pitch_folder.write(parcel.role, parcel, self.dtype)
         if isinstance(parcel.role, Denoiser):
             return _denoiser_folder.write(parcel.role, parcel, self.dtype)
         whole = merged(parcel.role)

@@ -45,6 +45,8 @@ class Role(nn.Module):
     """Unit -> how many of it the role puts into each row, beside what its tokenizer reads there."""
     vocab: int | None = None
     """Entries of its logits, where it knows them."""
+    exclusive: bool = True
+    """Its logits are of one thing out of many; else of many things, each of which may be there or not."""
     state: Literal["frozen", "through", "trained"] = "frozen"
     learns: tuple[str, ...] = ()
     """Patterns of the names of parameters that may ever be trained; none: all of them."""
@@ -107,6 +109,10 @@ class Role(nn.Module):
         """Multiplications and additions of one row like these, and bytes that training keeps of it; None where a row has positions, which cost
         what its matrices say."""
         return None
+
+    def row_targets(self, rows: Sequence[Row]) -> int:
+        """Predictions that one row like these asks for, where `row_cost` tells what it costs."""
+        return 1
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         """Signal name -> value; `inject` overwrites the inputs of parts with flat values."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from limbeck.component import nearest
 from limbeck.errors import Failed, Refused
-from limbeck.model import from_diffusers, from_timm
+from limbeck.model import crepe, from_diffusers, from_timm
 from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_gguf, weights_file
 from limbeck.model.folder import check_folder, check_sizes
 from limbeck.model.headers import check_gguf, quoted
@@ -78,6 +78,9 @@ def open_pretrained(
             here = None if reference.scheme == "config" else existing(reference)
             text = reference.text
             return without_tokenizer(from_diffusers.open_folder(here, plain, text) if here else from_diffusers.build(plain, text), reference, dtype)
+    if (plain := crepe.described(reference)) is not None:
+        with own_file(reference):
+            return without_tokenizer(crepe.open_weights(reference, plain), reference, dtype)
     if reference.scheme == "config":
         with own_file(reference):
             module, tokenizer = random_model(reference, dtype)
@@ -114,6 +117,8 @@ def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tupl
     with own_file(reference):
         if (plain := from_diffusers.described(reference)) is not None:
             return from_diffusers.build(plain, reference.text, None if reference.scheme == "config" else existing(reference), "meta"), plain
+        if (plain := crepe.described(reference)) is not None:
+            return crepe.build(plain, reference.text, "meta"), plain
         if (plain := from_timm.described(reference) or timm_folder(reference)) is not None:
             return from_timm.build(plain, reference.text, "meta"), plain
         config = read_config(reference, cache)

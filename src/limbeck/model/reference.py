@@ -23,7 +23,7 @@ SCHEMES = {
     "hf": "hf:org/name[@revision]",
     "path": "path:FOLDER",
     "gguf": "gguf:FILE",
-    "package": "package:NAME",
+    "package": "package:NAME[/which]",
     "run": "run:NAME[/stage]",
     "config": "config:FILE",
     "timm": "timm:NAME[?num_classes=10&in_chans=1]",
@@ -35,7 +35,7 @@ LATER = {"import": "a function that builds a model"}
 """Schemes that the design knows and this module does not open."""
 NAMES = {
     "hf": re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}(@[A-Za-z0-9][\w./-]{0,254})?", re.ASCII),
-    "package": re.compile(r"[A-Za-z_][\w-]{0,99}", re.ASCII),
+    "package": re.compile(r"[A-Za-z_][\w-]{0,99}(/[A-Za-z0-9][\w-]{0,99})?", re.ASCII),
     "timm": re.compile(r"[a-z][a-z0-9_]{0,99}(\?[\w.,=&\[\]-]{1,500})?", re.ASCII),
     "run": re.compile(r"[A-Za-z0-9_][\w.-]{0,99}(/[A-Za-z0-9_][\w.-]{0,99})?", re.ASCII),
 }
@@ -244,7 +244,7 @@ def package_file(reference: Reference) -> Path:
             "name the file itself: gguf:FILE, or path:FOLDER",
         )
     entry = entries[reference.name]
-    spec = importlib.util.find_spec(reference.name)  # of a name without dots: this runs nothing of the package
+    spec = importlib.util.find_spec(reference.name.partition("/")[0])  # of a name without dots: this runs nothing of the package
     roots = list(spec.submodule_search_locations or ()) if spec else []
     if not roots:
         raise Refused(

@@ -9,10 +9,12 @@ from limbeck.errors import Refused
 from limbeck.model.adapters import learning
 from limbeck.model.anatomy import anatomy
 from limbeck.model.base import Role
+from limbeck.model.crepe import Crepe
 from limbeck.model.denoiser import Denoiser, is_denoiser
 from limbeck.model.image import Image, is_image
 from limbeck.model.masked_blocks import CONFIG, MaskedBlocks
 from limbeck.model.opening import Opened
+from limbeck.model.pitch import Pitch
 from limbeck.model.plain import Plain
 from limbeck.model.ranker import BiEncoder, CrossEncoder
 from limbeck.model.reference import Reference, sentence_encoder
@@ -47,6 +49,8 @@ def without_tokenizer(module: Any) -> Role | None:
         return Image(module)
     if is_sound(module):
         return Sound(module)
+    if isinstance(module, Crepe):
+        return Pitch(module)
     return Denoiser(module) if is_denoiser(module) else None
 
 

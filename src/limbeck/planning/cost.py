@@ -33,6 +33,8 @@ class Cost:
     layers: int
     width: int
     """Numbers of a final hidden state."""
+    targets: int = 1
+    """Predictions that what counts as a position asks for: of a whole row, where that costs what it says itself, all of them."""
 
     def train_bytes(self, positions: int, chunk: int) -> float:
         """Memory of training, with so many positions in a micro-batch."""
@@ -43,7 +45,8 @@ def cost(role: Role, length: int = 128, rows: Sequence[Row] = ()) -> Cost:
     """The cost of a role on rows of some length, or like those; the module may be on the meta device. Members of a mixture are added up."""
     own = {id(p) for p in role.parameters()}
     first, *others = [single(speaker, length, own, rows) for speaker in role.speakers]
-    return replace(first, **{name: value + sum(vars(c)[name] for c in others) for name, value in vars(first).items() if name != "vocab"})
+    added = {name: value for name, value in vars(first).items() if name not in ("vocab", "targets")}
+    return replace(first, **{name: value + sum(vars(c)[name] for c in others) for name, value in added.items()})
 
 
 def single(role: Role, length: int, own: Set[int], rows: Sequence[Row]) -> Cost:
@@ -62,7 +65,7 @@ def single(role: Role, length: int, own: Set[int], rows: Sequence[Row]) -> Cost:
     if (counted := role.row_cost(rows)) is not None:
         head = getattr(role, "head", None)
         width = head.weight.shape[-1] if isinstance(head, Head) else 0
-        return Cost(parameters, weight_bytes, trained_bytes, *counted, role.vocab or 0, role.num_layers, width)
+        return Cost(parameters, weight_bytes, trained_bytes, *counted, role.vocab or 0, role.num_layers, width, role.row_targets(rows))
     layers, vocab, width = role.num_layers, 0, 0
     if isinstance(role, Text):
         config: Any = role.module.config

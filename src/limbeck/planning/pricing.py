@@ -110,7 +110,7 @@ class Pricing:
             kind = dict(source)["kind"] if source is not None else "live"
             return Line("teacher", f"{kind}, {positions:,} positions", positions * self.seconds["teacher"], self.teacher.weight_bytes)
         once = min(positions, len(self.rows.train) * self.length) if self.rows.train else positions
-        disk = (once + self.held) * source.bytes_a_target(self.teacher.width, self.teacher.vocab)
+        disk = (once + self.held) * self.teacher.targets * source.bytes_a_target(self.teacher.width, self.teacher.vocab)
         return Line("capture", f"{once + self.held:,} positions", once * self.seconds["teacher"], self.teacher.weight_bytes, disk)
 
     def lines(self) -> list[Line]:

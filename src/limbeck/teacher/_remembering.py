@@ -60,8 +60,10 @@ class AbstractRemembering(Teacher):
             said["sampled_logits"] = TopK(tensors["ids"], weights, torch.full_like(weights[:, 0], RULED_OUT))
         elif tensors:
             said["top_logits"] = TopK(tensors["ids"], tensors["log_probs"], tensors["tail"])
-        if view.lengths is not None or "label" in view.inputs:
-            said["label"] = view.inputs["ids"][view.targets] if view.lengths is not None else view.inputs["label"]
+        if "ids" in view.inputs and view.lengths is not None:
+            said["label"] = view.inputs["ids"][view.targets]
+        elif "label" in view.inputs:
+            said["label"] = view.inputs["label"]
         if tensors:
             fits(batch, said, tensors, role)
         return replace(batch, said={**batch.said, "teacher": batch.signals("teacher", said)})
