@@ -8,14 +8,18 @@ import pytest
 import torch
 
 from limbeck.check.models import points
+from limbeck.errors import Refused
 from limbeck.evaluate._pictures import drawn
 from limbeck.evaluate._spread import covered, frechet, inside, sliced_w2
 from limbeck.evaluate.base import Exam
 from limbeck.evaluate.samples import Samples
 from limbeck.guidance import Guidance
+from limbeck.model.base import Models
 from limbeck.model.denoiser import Denoiser
+from limbeck.model.denoising import Boundary
 from limbeck.model.gaussian_mixture import GaussianMixture, ring
 from limbeck.model.parametrisation import Parametrisation
+from limbeck.noise.edm import EDM
 from limbeck.noise.rectified_flow import RectifiedFlow
 from limbeck.signals import Row
 
@@ -132,6 +136,38 @@ def test_guidance_is_of_the_teacher_and_of_no_student_that_has_it_built_in() -> 
     plain, pushed = (Samples(steps=(2,), teacher_steps=4, num=80, guidance=g)(exam(roles, held_out())) for g in (None, guidance))
     assert (pushed["teacher"]["samples"]["4"]["forwards"], pushed["student"]["samples"]["2"]["forwards"]) == (8, 2)  # twice a step where guided
     assert plain["student"]["sliced_w2"] == pushed["student"]["sliced_w2"] and plain["teacher"]["sliced_w2"] != pushed["teacher"]["sliced_w2"]
+
+
+def test_each_step_of_a_sampler_has_noise_of_its_own() -> None:
+    role, drawn = exact(), []
+    sample = RectifiedFlow.noised
+
+    def noised(self: Any, clean: Any, noise: Any, time: Any) -> Any:
+        drawn.append(noise.clone())
+        return sample(self, clean, noise, time)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RectifiedFlow, "noised", noised)
+        Samples(steps=(4,), num=8)(exam({"student": role}, held_out(8)))
+    several = [x for x in drawn if len(x) == 8]
+    assert len(several) == 3 and all(not torch.equal(a, b) for i, a in enumerate(several) for b in several[:i])
+
+
+def test_a_boundary_that_keeps_what_was_heard_changes_the_samples() -> None:
+    near, far = (Samples(steps=(2,), num=80, boundary=Boundary(time_scale=scale))(exam({"student": exact()}, held_out())) for scale in (10.0, 1e-4))
+    assert far["student"]["sliced_w2"] > 1.5 * near["student"]["sliced_w2"]  # at 1e-4 half of the noise is left in
+
+
+def test_what_cannot_be_measured_so_is_refused_by_the_plan() -> None:
+    known = Parametrisation(noise=RectifiedFlow(), predicts="denoised")
+    plain = Denoiser(GaussianMixture(known, ring(8, 1.0), 0.1)).eval()
+    with pytest.raises(Refused, match="no condition") as told:
+        Samples(guidance=Guidance(scale=3.0, convention="cfg")).suits(Models({"teacher": plain, "student": exact()}), "evaluate.0")
+    assert told.value.where == "evaluate.0.guidance"
+    spread = Denoiser(GaussianMixture(Parametrisation(noise=EDM(), predicts="denoised"), ring(8, 1.0), 0.1)).eval()
+    with pytest.raises(Refused, match="a clean sample"):
+        Samples().suits(Models({"student": spread}), "evaluate.0")
+    Samples(few="flow").suits(Models({"student": spread}), "evaluate.0")
 
 
 def test_the_same_seed_gives_the_same_samples() -> None:

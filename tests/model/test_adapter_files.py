@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from limbeck.check.models import move
 from limbeck.errors import Refused
@@ -105,6 +106,15 @@ def test_an_adapter_that_does_not_fit_or_is_more_than_two_matrices_is_refused(tm
     (tmp_path / CONFIG).write_text((tmp_path / CONFIG).read_text().replace('"bias": "none"', '"bias": "none", "use_dora": true'))
     with pytest.raises(Refused, match="use_dora"):
         with_adapters(unet(), [(tmp_path, 1.0)])
+    (tmp_path / CONFIG).write_text((tmp_path / CONFIG).read_text().replace(', "use_dora": true', ""))
+    tensors = load_file(tmp_path / WEIGHTS)
+    first = next(key for key in sorted(tensors) if ".lora_A" in key)
+    kohya = {key.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): x for key, x in tensors.items()}
+    more, half = {**tensors, "base_model.model.last.weight": tensors[first].clone()}, {k: x for k, x in tensors.items() if ".lora_B" not in k}
+    for found in (more, kohya, half, {}):
+        save_file({key: x.contiguous() for key, x in found.items()}, tmp_path / WEIGHTS)
+        with pytest.raises(Refused, match="pairs of lora_A and lora_B"):
+            with_adapters(unet(), [(tmp_path, 1.0)])
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(Refused, match="an adapter of peft"):
         with_adapters(unet(), [(tmp_path, 1.0)])

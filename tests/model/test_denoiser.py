@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from limbeck.check.models import denoiser
 from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.model.denoiser import NO_LABEL, Denoiser
@@ -22,6 +23,7 @@ from limbeck.noise.edm import EDM
 from limbeck.noise.rectified_flow import RectifiedFlow
 from limbeck.noise.trig_flow import TrigFlow
 from limbeck.noise.vp import VP
+from limbeck.recipe import SHIPPED
 from limbeck.signals import Row, View
 
 SCHEDULES: list[tuple[Noise, float]] = [(VP(), 400.0), (RectifiedFlow(), 0.6), (TrigFlow(), 0.9), (EDM(), 1.3)]
@@ -202,6 +204,9 @@ def test_the_config_of_a_scheduler_tells_schedule_and_prediction(values: dict[st
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}, "a schedule of linear"),
     ({"_class_name": "DDIMScheduler", "beta_schedule": "linear", "prediction_type": "noise"}, "one of epsilon"),
+    ({"_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "linear", "prediction_type": "flow_prediction"}, "one of epsilon"),
+    ({"_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "linear", "use_flow_sigmas": True, "flow_shift": 3.0}, "of its own kind"),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "size of a sample"),
     ({"_class_name": "FlowMatchEulerDiscreteScheduler", "prediction_type": "epsilon"}, "velocity or denoised"),
     ({"_class_name": "DDIMScheduler", "beta_schedule": "linear", "rescale_betas_zero_snr": True}, "velocity or denoised"),  # epsilon by default
 ]
@@ -250,3 +255,19 @@ def test_roles_of_other_schedules_are_one_view_and_say_so() -> None:
     models = Models({"student": mixture(RectifiedFlow()), "teacher": mixture(RectifiedFlow())})
     batch = models.batch([Row("a", {"clean": torch.zeros(2), "label": 1})])
     assert list(batch.views) == ["student"] and batch.view("teacher").inputs["label"].tolist() == [1]
+
+
+def test_a_row_without_a_label_takes_none_from_its_neighbours() -> None:
+    role = denoiser()
+    known, unknown = Row("a", {"clean": torch.zeros(2), "label": 3}), Row("b", {"clean": torch.ones(2)})
+    assert role.view([known, unknown]).inputs["label"].tolist() == [3, NO_LABEL] and "label" not in role.view([unknown]).inputs
+
+
+def test_networks_of_lower_precision_hear_the_time_as_it_is() -> None:
+    """In bfloat16 999 would be 1000, and 257 would be 256."""
+    pytest.importorskip("diffusers")
+    role, heard = as_role(open_pretrained(f"config:{SHIPPED / 'models' / 'tiny_unet.json'}", dtype="bfloat16")), []
+    role.module.time_proj.register_forward_pre_hook(lambda _, args: heard.append(args[0].clone()))  # type: ignore[union-attr, operator]
+    sample, label = torch.zeros(2, 1, 8, 8, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.long)
+    role.says(View({"sample": sample, "time": torch.tensor([999.0, 257.0]), "label": label}), ("denoised",), {})
+    assert heard[0].float().tolist() == [999.0, 257.0]

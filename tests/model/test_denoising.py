@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.errors import Refused
 from limbeck.model.denoiser import NO_LABEL, Denoiser
 from limbeck.model.denoising import Boundary, denoise, rungs, sampled
 from limbeck.model.gaussian_mixture import GaussianMixture, ring
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
+from limbeck.noise.edm import EDM
 from limbeck.noise.rectified_flow import RectifiedFlow
+from limbeck.noise.trig_flow import TrigFlow
 from limbeck.noise.vp import VP
 
 LATENT = VP(betas="scaled_linear", start=0.00085, end=0.012)
@@ -32,6 +35,17 @@ def test_a_consistency_function_gives_back_what_it_heard_at_time_0(predicts: Any
     denoised, _ = denoise(role, sample, time, None)
     assert (denoised - sample).abs().max() > 0.01
     assert torch.equal(Boundary()(LATENT, sample, denoised, time), sample)
+
+
+@pytest.mark.parametrize("noise", [LATENT, RectifiedFlow(), TrigFlow(), EDM()], ids=lambda noise: noise.kind)
+def test_a_schedule_whose_networks_hear_no_0_for_a_clean_sample_has_no_consistency_function(noise: Any) -> None:
+    if isinstance(noise, EDM):
+        with pytest.raises(Refused, match="networks hear 0 for a clean sample"):
+            Boundary().refuse(noise, "train.0.forward")
+    else:
+        Boundary().refuse(noise, "train.0.forward")
+        kept, made = Boundary().factors(noise.heard(torch.tensor([noise.lowest, noise.highest])))
+        assert float(kept[0]) == pytest.approx(1, abs=0.01) and bool((made >= 0).all())
 
 
 def test_the_factors_of_a_boundary_are_those_of_latent_consistency_models() -> None:

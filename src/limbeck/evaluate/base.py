@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.component import Choice, Component
-from limbeck.model.base import Role
+from limbeck.model.base import Models, Role
 from limbeck.signals import Row
 
 
@@ -78,6 +78,9 @@ class Evaluator(Component):
 
     def ready(self) -> None:
         """Refuses what would stop it after hours of training: a package that is not there. Called by every plan."""
+
+    def suits(self, models: Models, where: str) -> None:
+        """Refuses models that it could not measure, or not as it is told to. Called by every plan; `where` is its place in the recipe."""
 
     def glance(self, table: Table, rows: Sequence[Row]) -> Mapping[str, float]:
         """A few figures of a table that are told while a run goes; none where others tell enough."""

@@ -16,6 +16,7 @@ from limbeck.evaluate._spread import covered, frechet, frechet_by_class, inside,
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.guidance import Guidance
 from limbeck.model.base import Role, listening
+from limbeck.model.denoiser import no_null
 from limbeck.model.denoising import Boundary, rungs, sampled
 from limbeck.numerics import Streams
 from limbeck.signals import Row
@@ -79,6 +80,14 @@ class Samples(Evaluator):
     """Samples."""
     features: str | None = None
     """Reference of a classifier, the features of which are compared; none: the samples themselves."""
+
+    def suits(self, models, where):
+        for name in (name for name in ("teacher", "student") if name in models and models[name].parametrisation is not None):
+            known = models[name].parametrisation
+            if self.guidance is not None and not self.guidance.off and (known.null_label is None or not getattr(models[name], "num_classes", 1)):
+                raise no_null(f"{where}.guidance")
+            if name == "student" and self.few == "consistency":
+                self.boundary.refuse(known.noise, f"{where}.few")
 
     def __call__(self, exam: Exam) -> dict[str, Any]:
         streams, out, pictures = Streams(exam.seed), {}, []

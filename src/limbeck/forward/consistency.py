@@ -60,6 +60,7 @@ class Consistency(Forward):
                 do = "add it under role:, or change the name"
                 raise Refused("role", f"{where}.forward.{field}", f"one of {', '.join(models)}", getattr(self, field), do)
         refuse_unlike(models, (self.solver, self.target), f"{where}.forward")
+        self.boundary.refuse(models["student"].parametrisation.noise, f"{where}.forward")
         if self.guidance is not None and not self.guidance.off:
             refuse_unconditional(models, self.solver, f"{where}.forward.guidance")
 

@@ -63,6 +63,8 @@ class Rollout(Forward):
         first, last = self.steps
         if not 0 <= first < last <= self.rungs:
             raise ValueError(f"phase: two rungs in order, from 0 to {self.rungs}")
+        if self.path == "consistency" and last < self.rungs:
+            raise ValueError("path: flow, where a phase ends in noise: what is made there has the noise that the student saw, not a fresh one")
         if not 0 < self.times[0] < self.times[1] <= 1:
             raise ValueError("times: two shares in order, above 0 and at most 1")
         return self
@@ -98,7 +100,9 @@ class Rollout(Forward):
     def __call__(self, models, batch, needs):
         noise, inputs = models.noise("student"), batch.view("student").inputs
         grid, (first, last) = noise.grid(self.rungs).to(inputs["noise"].device), self.steps
-        leave = (first + inputs["time_draw"][:, 2] * (last - first)).long() if self.exit == "drawn" else torch.full_like(batch.group, last - 1)
+        leave = torch.full_like(batch.group, last - 1)
+        if self.exit == "drawn":  # in float32 the last draws are rounded up to the end
+            leave = (first + inputs["time_draw"][:, 2] * (last - first)).long().clamp(max=last - 1)
         sample = self.stepped(models, batch, noise, grid, leave)
         end = grid[last].expand(len(sample))
         names = dict.fromkeys((*(name for name in needs.get("student", ()) if name not in MADE), "denoised", "epsilon"))

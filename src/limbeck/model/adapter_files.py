@@ -74,10 +74,14 @@ def differences(folder: Path) -> Iterator[tuple[str, Tensor]]:
     tensors = load_file(folder / WEIGHTS)
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
     factor = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    for key in sorted(tensors):
-        name, found, _ = key.partition(".lora_A")
-        if not found:
-            continue
+    downs = [key for key in sorted(tensors) if ".lora_A" in key]
+    other = next(iter(sorted(tensors.keys() - {*downs, *(key.replace(".lora_A", ".lora_B") for key in downs)})), None)
+    alone = next((key for key in downs if key.replace(".lora_A", ".lora_B") not in tensors), None)
+    if not downs or other is not None or alone is not None:
+        expected, got = "pairs of lora_A and lora_B, and nothing else", other or alone or "no tensors"
+        raise Refused("adapters", where, expected, got, "save it with peft, or add it with peft and save the whole model")
+    for key in downs:
+        name = key.partition(".lora_A")[0]
         down, up = tensors[key].float(), tensors[key.replace(".lora_A", ".lora_B")].float()
         for before in OUTER:
             name = name.removeprefix(before)

@@ -102,8 +102,8 @@ class Denoiser(Role):
         self.refuse(rows)
         name = next(name for name in self.samples if name in rows[0].content)
         inputs = {name: torch.stack([torch.as_tensor(row.content[name], device="cpu") for row in rows])}
-        if all("label" in row.content for row in rows):
-            inputs["label"] = torch.tensor([row.content["label"] for row in rows], dtype=torch.long, device="cpu")
+        if any("label" in row.content for row in rows):
+            inputs["label"] = torch.tensor([row.content.get("label", NO_LABEL) for row in rows], dtype=torch.long, device="cpu")
         return View(inputs)
 
     def refuse(self, rows: Sequence[Row]) -> None:
@@ -177,7 +177,7 @@ class Denoiser(Role):
             return module(sample, time, label)
         noise, dtype = self.parametrisation.noise, next(module.parameters()).dtype
         heard = (sample * spread(noise.scale_in(time), sample)).to(dtype)
-        said = module(heard, noise.heard(time).to(dtype), **({} if label is None else {"class_labels": label}), return_dict=False)[0]
+        said = module(heard, noise.heard(time), **({} if label is None else {"class_labels": label}), return_dict=False)[0]
         return said[:, : sample.shape[1]]  # some say a variance behind it
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.component import Document
+from limbeck.errors import Refused
 from limbeck.guidance import guided
 from limbeck.model.base import Role
 from limbeck.model.denoiser import NO_LABEL
@@ -41,6 +42,13 @@ class Boundary(Document):
         """Of what was heard, and of the denoised sample."""
         s, spread = self.time_scale * exact(heard), self.sigma_data**2
         return spread / (s.square() + spread), s / (s.square() + spread).sqrt()
+
+    def refuse(self, noise: Noise, where: str) -> None:
+        """Refuses a schedule whose networks hear no 0 where there is hardly any noise: the function would not give back what it heard."""
+        kept = float(self.factors(noise.heard(torch.tensor([noise.lowest], dtype=torch.float64, device="cpu")))[0])
+        if kept < 0.99:
+            expected, kind = "a schedule whose networks hear 0 for a clean sample: vp, rectified_flow, trig_flow", dict(noise)["kind"]
+            raise Refused("noise", where, expected, kind, "use forward: noised, or a denoiser of another schedule")
 
     def __call__(
         self, noise: Noise, sample: Float[Tensor, "row *axes"], denoised: Float[Tensor, "row *axes"], time: Float[Tensor, " row"]

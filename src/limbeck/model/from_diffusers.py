@@ -255,7 +255,11 @@ def of_scheduler(values: Mapping[str, Any], where: str) -> Parametrisation:
     Raises:
         Refused: `noise`, for one whose schedule or prediction is not known, or where both do not go together.
     """
-    if str(values.get("_class_name", "")).startswith("FlowMatch"):
+    flow = str(values.get("_class_name", "")).startswith("FlowMatch")
+    if unread := [name for name in ("use_dynamic_shifting", "use_flow_sigmas") if values.get(name)]:
+        expected, do = "a schedule that does not depend on the size of a sample, of its own kind", f"write {OWN} beside the weights"
+        raise Refused("noise", f"{where}  {unread[0]}", expected, "true", do)
+    if flow:
         noise: dict[str, Any] = {"kind": "rectified_flow", "shift": values.get("shift", 1.0)}
         kind = values.get("prediction_type", "flow_prediction")
     elif values.get("beta_schedule") in BETAS and values.get("trained_betas") is None:
@@ -266,8 +270,9 @@ def of_scheduler(values: Mapping[str, Any], where: str) -> Parametrisation:
     else:
         got = f"{values.get('_class_name')}, beta_schedule {quoted(values.get('beta_schedule'))}"
         raise Refused("noise", where, f"a schedule of {', '.join(BETAS)}, or of flow matching", got, f"write {OWN} beside the weights")
-    if kind not in TYPES:
-        raise Refused("noise", f"{where}  prediction_type", f"one of {', '.join(TYPES)}", quoted(kind), f"write {OWN} beside the weights")
+    if kind not in TYPES or not flow and kind == "flow_prediction":
+        known = ", ".join(name for name in TYPES if flow or name != "flow_prediction")
+        raise Refused("noise", f"{where}  prediction_type", f"one of {known}", quoted(kind), f"write {OWN} beside the weights")
     return validate(Parametrisation, {"noise": noise, "predicts": TYPES[kind]}, where)
 
 

@@ -16,8 +16,9 @@ AROUND_TOKENS = 16
 
 def refuse_hopeless(recipe: Recipe, roles: Models) -> None:
     """Refuses what shows before a row is read: `steps`, `stage`, `context`, and what an evaluator lacks."""
-    for evaluator in recipe.evaluate:
+    for i, evaluator in enumerate(recipe.evaluate):
         evaluator.ready()
+        evaluator.suits(roles, f"evaluate.{i}")
     for i, stage in enumerate(recipe.train):
         if stage.steps == "auto" and recipe.minutes is None:
             raise Refused("steps", f"train.{i}.steps", "a number, or auto with minutes:", "auto", "write steps: 200")
