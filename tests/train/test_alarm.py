@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from limbeck.errors import Failed
 from limbeck.start import run
 from limbeck.train.alarm import Alarm, Alarmed, Watch
+from limbeck.train.stage import Stage
 from toy import after, at_home, metrics, toy
 
 __all__ = ["at_home"]
@@ -95,3 +96,10 @@ def test_an_alarm_that_does_not_sound_changes_nothing(tmp_path: Path) -> None:
     run(toy(tmp_path), name="without", runs=tmp_path)
     run(toy(tmp_path, {"alarm": [{"metric": "gradient_norm", "below": 0.0}]}), name="with", runs=tmp_path)
     assert metrics(tmp_path / "with") == metrics(tmp_path / "without")
+
+
+def test_a_held_out_figure_that_nobody_measures_is_refused() -> None:
+    stage = {"steps": 2, "objective": ["forward_kl"], "alarm": [{"metric": "held_out.kl", "above": 2.0}]}
+    with pytest.raises(ValidationError, match="select says how often"):
+        Stage.model_validate(stage)
+    Stage.model_validate({**stage, "select": {"every": 1}})

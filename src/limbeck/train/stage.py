@@ -121,6 +121,13 @@ class Stage(Document):
                 turn.forward.beside(other.forward)
         return self
 
+    @model_validator(mode="after")
+    def alarms_hear(self) -> "Stage":
+        deaf = next((alarm.metric for alarm in self.alarm if alarm.metric.startswith("held_out.")), None)
+        if deaf is not None and self.select is None:
+            raise ValueError(f"alarm: {deaf} is measured only where select says how often")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def one_turn(cls, value: Any) -> Any:
