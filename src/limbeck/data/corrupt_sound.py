@@ -29,11 +29,12 @@ class CorruptSound(Step):
 
     $$ r = (x * h)_{d:d+n}, \qquad y = r + \sqrt{\frac{P_r}{P_v \, 10^{s/10}}} \; v $$
 
-    First the room, then the noise: P is mean power, that of the sound as it is in the room, r, which outside of a room is x itself. v is noise, from a file with the probability `file_share` and else white, at a signal-to-noise ratio of s dB, a whole number between
-    `low` and `high`; h is the answer of a room, from a file or a decaying noise. A room delays what is heard by the place d of its
-    greatest value: that is taken off, or else each frame would be held against another one of the teacher. Noise and room are drawn
-    independently of each other, and at the defaults the four cases are equally likely. `low` and `echoing` may follow a schedule over windows, from easy to hard. Each row is drawn by its own key and
-    the window's number; rows keep their names as long as the student alone hears them changed. Silent sounds stay silent.
+    First the room, then the noise: P is mean power, that of the sound as it is in the room, r, which outside of a room is x itself. v is noise, from
+    a file with the probability `file_share` and else white, at a signal-to-noise ratio of s dB, a whole number between `low` and `high`; h is the
+    answer of a room, from a file or a decaying noise. A room delays what is heard by the place d of its greatest value: that is taken off, or
+    else each frame would be held against another one of the teacher. Noise and room are drawn independently of each other, and at the defaults
+    the four cases are equally likely. `low` and `echoing` may follow a schedule over windows, from easy to hard. Each row is drawn by its own key
+    and the window's number; rows keep their names as long as the student alone hears them changed. Silent sounds stay silent.
 
     Example:
         >>> CorruptSound(low=0, high=10).hears
@@ -59,7 +60,8 @@ class CorruptSound(Step):
     file_share: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Probability that a noise is from the folder, where there is one."""
     rooms: str | None = None
-    """A folder of answers of rooms to an impulse, of which the first channel is taken; none: noise that falls by 60 dB in 0.2 to 0.8 s behind a first peak."""
+    """A folder of answers of rooms to an impulse, of which the first channel counts; none: noise that falls by 60 dB in 0.2 to 0.8 s behind a first
+    peak."""
     hears: Annotated[tuple[str, ...], Field(min_length=1)] = ("student",)
     """Roles that hear the changed sounds."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from limbeck.component import short
@@ -48,6 +48,12 @@ class SoundFolder(Sounds):
     """Seconds after which a clip is cut off."""
     max_bad: Annotated[int, Field(ge=0)] = 0
     """So many files that are no sounds may be left out, with a note; one more stops the run."""
+
+    @model_validator(mode="after")
+    def lengths_in_order(self) -> "SoundFolder":
+        if self.longest < self.shortest:
+            raise ValueError("longest: at least shortest")
+        return self
 
     @classmethod
     def example(cls) -> "SoundFolder":
