@@ -74,6 +74,10 @@ def test_a_file_may_be_a_label(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f">one\n{text}\n")
     rows = read(tmp_path, label="file").train
     assert [(r.content["text"], r.content["label"], r.tag) for r in rows] == [("AAAA", 0, "a"), ("CCCC", 1, "b"), ("AAAA", 2, "c")]
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "c.fa").write_text(">one\nACAC\n")
+    (held,) = read(tmp_path, label="file", held_out="held/*.fa").held_out
+    assert (held.tag, held.content["label"]) == ("c", 2)
     assert len({row.key for row in rows}) == 3 and "label" not in read(tmp_path).train[0].content
 
 

@@ -88,6 +88,14 @@ def test_a_folder_of_classes_gives_pictures_of_one_size_with_the_names_of_their_
     assert {row.content["pixels"].shape for row in grey} == {(1, 8, 8)}
 
 
+def test_held_out_pictures_have_the_numbers_of_the_classes_that_are_trained_on(tmp_path: Path) -> None:
+    root = folder(tmp_path / "in")
+    (tmp_path / "out" / "tulip").mkdir(parents=True)
+    (tmp_path / "out" / "tulip" / "0.png").write_bytes((root / "rose" / "0.png").read_bytes())
+    held = read(ImageFolder(path=str(root), size=8, held_out=str(tmp_path / "out"))).held_out
+    assert [(row.tag, row.content["label"]) for row in held] == [("tulip", 1)]
+
+
 def test_a_corrupt_file_is_named_and_left_out_only_where_that_is_allowed(tmp_path: Path) -> None:
     folder(tmp_path, broken=True)
     with pytest.raises(Refused) as caught:

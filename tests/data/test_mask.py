@@ -183,3 +183,9 @@ def test_roles_that_have_read_unlike_texts_are_refused() -> None:
     mixed = replace(one, views={"student": one.view("student"), "teacher": other.view("teacher")})
     with pytest.raises(Refused, match="one text, read by all roles"):
         Mask().window(mixed, place(), None)
+
+
+def test_a_mask_over_a_mask_is_refused() -> None:
+    once = Mask().window(batch(["ACGTACGTACGT"]), place(), None)
+    with pytest.raises(Refused, match="write mask once"):
+        Mask(share=0.3).window(once, place(), None)

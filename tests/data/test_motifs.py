@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from limbeck.data.base import Place, Rows
@@ -30,6 +31,24 @@ def test_the_motif_stands_in_every_labelled_sequence_and_in_no_other() -> None:
     assert all((motif in row.content["text"]) == bool(row.content["label"]) for row in rows)
     assert all(len(row.content["text"]) == 60 and set(row.content["text"]) <= set("ACGT") for row in rows)
     assert len({row.content["text"].find(motif) for row in rows if row.content["label"]}) > 20  # of 49 places
+
+
+def test_a_sequence_that_holds_a_short_motif_by_chance_is_drawn_again_and_no_other_one_is_moved() -> None:
+    fields: dict[str, Any] = {"num": 200, "bases": 60, "motif_length": 4, "motif_seed": 1}  # AGAT
+    rows, all_of = made(**fields)
+    motif = motif_of(all_of)
+    assert all((motif in row.content["text"]) == bool(row.content["label"]) for row in rows)
+    assert [row.key for row in rows] == [row.key for row in made(**fields)[0]]
+    step, stream = Motifs(**fields), Streams(0)("motifs")
+    numbers = torch.tensor(["ACGT".index(letter) for letter in motif])[None]
+    first = [step.row(i, numbers, stream) for i in range(200)]
+    kept = {row.key for row in first if row is not None}
+    # the shuffled letters are AGAT in 1 of 12; elsewhere it stands in 1 - (1 - 1/256)^57 = 20%: 27 of 100 expected, a standard deviation is 4.4
+    assert 13 < 200 - len(kept) < 41 and kept <= {row.key for row in rows}
+    several, told = made(num=60, bases=60, motif_length=4, motifs=3)
+    assert not any(m in row.content["text"] for row in several if not row.content["label"] for m in motif_of(told).split(", "))
+    with pytest.raises(Refused, match="take longer or fewer motifs"):
+        made(num=4, bases=8000, motif_length=4)  # 8,000 / 256: 31 times a sequence
 
 
 def test_how_often_each_base_stands_in_a_sequence_tells_nothing() -> None:

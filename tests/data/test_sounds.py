@@ -12,6 +12,7 @@ import pytest
 import scipy.io.wavfile
 import scipy.signal
 import torch
+from pydantic import ValidationError
 
 from limbeck.data._sounds import BadSound, heard, pcm, resampled
 from limbeck.data.base import Place, Rows, Step
@@ -110,6 +111,25 @@ def test_classes_may_stand_in_names_of_files_or_nowhere(folder: Path) -> None:
     assert Counter(row.tag for row in named) == {"0": 2, "1": 3}
     plain = read(SoundFolder(path="a", label="none", split=0.0), folder).train
     assert {row.tag for row in plain} == {""} and not any("label" in row.content for row in plain)
+
+
+def test_held_out_classes_are_numbered_as_those_that_are_trained_on_and_others_are_refused(folder: Path) -> None:
+    sound = np.arange(-1000, 1000, dtype=np.int16)
+    write(folder / "b" / "yes" / "x.wav", sound)  # alone it would be class 0, which is `no`
+    rows = read(SoundFolder(path="a", held_out="b"), folder)
+    assert {(row.tag, row.content["label"]) for row in rows.train} == {("no", 0), ("yes", 1)}
+    assert [(row.tag, row.content["label"], row.split) for row in rows.held_out] == [("yes", 1, "held_out")]
+    alone = read(SoundFolder(path="b", split=0.0), folder).train[0]
+    assert alone.content["label"] == 0 and alone.key != rows.held_out[0].key
+    with pytest.raises(Refused, match="same number for the same class") as caught:
+        SoundFolder(path="b", split=0.0).rows(read(SoundFolder(path="a", split=0.0), folder), Place(Models({}), Streams(0), base=str(folder)))
+    assert caught.value.got == "0 is no in a source before, yes in this one"
+    write(folder / "b" / "maybe" / "x.wav", sound[::-1])
+    with pytest.raises(Refused, match="classes that path has: no, yes") as caught:
+        read(SoundFolder(path="a", held_out="b"), folder)
+    assert caught.value.got == "maybe" and "held_out" in caught.value.where
+    with pytest.raises(ValidationError, match="longest: at least shortest"):
+        SoundFolder(path="a", shortest=1.0, longest=0.5)
 
 
 def test_of_several_channels_the_mean_is_heard_or_the_file_is_refused(folder: Path) -> None:

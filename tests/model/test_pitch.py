@@ -189,6 +189,12 @@ def test_rows_that_it_cannot_hear_are_refused_by_what_is_wrong() -> None:
         assert caught.value.slug == slug and "bad" in caught.value.where
     with pytest.raises(Refused, match="a pitch of each of its 3 frames"):
         role.refuse([Row("bad", {**good, "pitch": torch.tensor([220.0, float("nan"), 0.0])})])
+    # 10 Hz * 2^((1997.38 + 20 i) / 1200): bins 0 and 359 stand at 31.70 and 2005.5 Hz, half a step beyond them are 31.52 and 2017.1 Hz
+    role.refuse([Row("ends", {**good, "pitch": torch.tensor([31.71, 2005.0, 0.0])})])
+    for wrong in (31.4, 2020.0, float("inf"), 1e-3):
+        with pytest.raises(Refused, match="pitches on the scale") as caught:
+            role.refuse([Row("bad", {**good, "pitch": torch.tensor([220.0, 0.0, wrong])})])
+        assert caught.value.slug == "pitch" and "bad" in caught.value.where and caught.value.got == f"{wrong:,.6g} Hz"
     with pytest.raises(Refused, match="rows without"):
         role.says(role.view(rows(400, pitch=None)), ("pitch",), {})
 

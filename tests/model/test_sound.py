@@ -224,3 +224,19 @@ def test_how_a_window_is_cut_changes_no_step_and_what_the_student_hears_does() -
     start = torch.cat([p.detach().flatten() for p in Sound(module("hubert")).parameters()])
     assert (whole - start).abs().max() > 1e-3 and not torch.allclose(whole, other, atol=1e-4)
     assert torch.allclose(whole, cut, rtol=1e-5, atol=1e-7)
+
+
+def test_the_first_block_of_wavlm_which_holds_the_table_of_positions_is_not_dropped() -> None:
+    with pytest.raises(Refused, match="block 0 among them") as caught:
+        DropBlocks(keep=(1, 2))(Sound(module("wavlm")))
+    assert caught.value.slug == "layer" and caught.value.do == "add 0 to keep"
+    seen: list[int] = []
+
+    def score(now: Any) -> float:  # it runs, with whatever blocks are left
+        seen.append(now.num_layers)
+        return float(said(now, rows(90), "hidden.-1")["hidden.-1"].isnan().sum())
+
+    assert DropBlocks(choose="influence").settle(Sound(module("wavlm")), score) == DropBlocks(keep=(0, 1)) and seen == [2, 2]
+    left = DropBlocks(keep=(0, 2))(Sound(module("wavlm")))
+    assert said(left, rows(90), "hidden.-1")["hidden.-1"].isfinite().all()
+    assert DropBlocks(keep=(1, 2))(Sound(module("hubert"))).num_layers == 2

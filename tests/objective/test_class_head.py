@@ -32,6 +32,18 @@ def test_classes_beyond_those_that_are_stated_are_refused() -> None:
         objective.values(**said, learned=learned)
 
 
+def test_a_class_below_0_is_not_answered_with_more_classes() -> None:
+    objective = ClassHead(classes=11)
+    said = say(objective)
+    learned: Any = build(objective, said)
+    wrong = said["student"]["class"].clone()
+    wrong[0] = -1
+    student = replace(said["student"], values={**said["student"].values, "class": wrong})
+    with pytest.raises(Refused, match="got +class -1") as caught:
+        objective.values(student, learned=learned)
+    assert "from 0" in caught.value.do and "write classes" not in caught.value.do
+
+
 def test_rows_without_a_class_are_refused() -> None:
     role, rows = hearing_model(), clips()[:2]
     assert role.says(role.view(rows), ("class",), {})["class"].tolist() == [0, 1]

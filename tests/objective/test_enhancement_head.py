@@ -101,5 +101,13 @@ def test_steps_that_do_not_fit_the_frames_are_refused_with_what_would() -> None:
     said = {role: models.says(role, batch, EnhancementHead().needs[role]) for role in models}
     with pytest.raises(Refused, match="write hop: 33"):  # 400 numbers, 6 frames
         EnhancementHead().build(said)
+    fits = EnhancementHead(**HEARD)  # type: ignore[arg-type]
+    learned: Any = fits.build(said)
+    other = models.batch([replace(clips()[0], content={**clips()[0].content, "wave": torch.zeros(400)})])
+    heard = {role: models.says(role, other, fits.needs[role]) for role in models}
+    few = replace(heard["student"], values={**heard["student"].values, "wave": heard["student"]["wave"][:200]})
+    few = replace(few, rows={**few.rows, "instant": few.rows["instant"][:200]})
+    with pytest.raises(Refused, match="spectra for"):  # not the example it was built with
+        fits.values(few, heard["teacher"], learned.double())
     with pytest.raises(ValidationError, match="at most size"):
         EnhancementHead(window=600)

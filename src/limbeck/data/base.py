@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from limbeck.component import Choice, Component
+from limbeck.component import Choice, Component, short
+from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.numerics import Streams
 from limbeck.signals import Batch, Needs, Row
@@ -151,6 +152,8 @@ class Source(Step):
     """Rows from somewhere, split into rows to train on and held-out ones by a hash of their document."""
 
     makes: ClassVar[str] = "text"
+    names_classes: ClassVar[bool] = False
+    """The tag of a row with a `label` is the name of its class; held-out files are numbered as those that are trained on."""
 
     split: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of documents that is held out for evaluation, chosen by hash of their name or content."""
@@ -171,6 +174,9 @@ class Source(Step):
         else:
             held, more, others = self.read(place, self.held_out)
             train, provenance, notes = found, {**provenance, "held_out": more}, [*notes, *others]
+            held = numbered_as(found, held, self.kind) if self.names_classes else held  # type: ignore[attr-defined]
+        if self.names_classes:
+            check_numbers((*rows.train, *rows.held_out), (*train, *held), self.kind)  # type: ignore[attr-defined]
         parts = (*rows.parts, Part(tuple(train))) if train else rows.parts
         return replace(
             rows,
@@ -184,6 +190,39 @@ class Source(Step):
 def held_out(name: str, share: float) -> bool:
     """Whether a document of this name is held out: by hash, so that adding documents moves no other."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") < share * 2**64
+
+
+def numbered_as(trained: Sequence[Row], held: Sequence[Row], kind: str) -> list[Row]:
+    """Held-out rows whose classes have the numbers that rows which are trained on give them by name; one that is changed has another key.
+
+    Raises:
+        Refused: `label`, for a class that is not trained on, or a name with two numbers.
+    """
+    numbers = {(row.tag, row.content["label"]) for row in trained if "label" in row.content}
+    of, out = dict(sorted(numbers)), []
+    for row in held:
+        if "label" in row.content and (row.tag not in of or sum(name == row.tag for name, _ in numbers) > 1):
+            got = short(row.tag) + (", of which path has several" if row.tag in of else "")
+            do = "name the held-out classes as those of path, or remove what is of none of them"
+            raise Refused("label", f"data {kind}  held_out", f"classes that path has: {short(', '.join(of))}", got, do)
+        same = "label" not in row.content or row.content["label"] == of[row.tag]
+        out.append(row if same else replace(row, key=key_of(row.key, str(of[row.tag])), content={**row.content, "label": of[row.tag]}))
+    return out
+
+
+def check_numbers(before: Sequence[Row], new: Sequence[Row], kind: str) -> None:
+    """Checks that rows of another source call no class of these rows by another name.
+
+    Raises:
+        Refused: `label`, where they do.
+    """
+    names = {row.content["label"]: row.tag for row in before if row.tag and isinstance(row.content.get("label"), int)}
+    for row in new:
+        label = row.content.get("label")
+        if isinstance(label, int) and names.get(label, row.tag) != row.tag:
+            got = f"{label} is {short(names[label])} in a source before, {short(row.tag)} in this one"
+            do = "put all classes below one path, or give both sources the same names of classes"
+            raise Refused("label", f"data {kind}", "the same number for the same class in all sources", got, do)
 
 
 def key_of(*content: str) -> str:

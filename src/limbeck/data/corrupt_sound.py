@@ -27,13 +27,14 @@ Wave = Float[Tensor, " instant"]
 class CorruptSound(Step):
     r"""Lets the student hear each sound of a window through noise, in a room, both, or neither, while the other roles hear it clean.
 
-    $$ y = (x * h)_{d:d+n} + \sqrt{\frac{P_x}{P_v \, 10^{s/10}}} \; v $$
+    $$ r = (x * h)_{d:d+n}, \qquad y = r + \sqrt{\frac{P_r}{P_v \, 10^{s/10}}} \; v $$
 
-    v is noise, from a file with the probability `file_share` and else white, at a signal-to-noise ratio of s dB, a whole number between
-    `low` and `high`; h is the answer of a room, from a file or a decaying noise. A room delays what is heard by the place d of its
-    greatest value: that is taken off, or else each frame would be held against another one of the teacher. At the defaults the four cases are
-    equally likely. `low` and `echoing` may follow a schedule over windows, from easy to hard. Each row is drawn by its own key and
-    the window's number; rows keep their names as long as the student alone hears them changed. Silent sounds stay silent.
+    First the room, then the noise: P is mean power, that of the sound as it is in the room, r, which outside of a room is x itself. v is noise, from
+    a file with the probability `file_share` and else white, at a signal-to-noise ratio of s dB, a whole number between `low` and `high`; h is the
+    answer of a room, from a file or a decaying noise. A room delays what is heard by the place d of its greatest value: that is taken off, or
+    else each frame would be held against another one of the teacher. Noise and room are drawn independently of each other, and at the defaults
+    the four cases are equally likely. `low` and `echoing` may follow a schedule over windows, from easy to hard. Each row is drawn by its own key
+    and the window's number; rows keep their names as long as the student alone hears them changed. Silent sounds stay silent.
 
     Example:
         >>> CorruptSound(low=0, high=10).hears
@@ -59,14 +60,18 @@ class CorruptSound(Step):
     file_share: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Probability that a noise is from the folder, where there is one."""
     rooms: str | None = None
-    """A folder of answers of rooms to an impulse; none: noise that falls by 60 dB in 0.2 to 0.8 s behind a first peak."""
+    """A folder of answers of rooms to an impulse, of which the first channel counts; none: noise that falls by 60 dB in 0.2 to 0.8 s behind a first
+    peak."""
     hears: Annotated[tuple[str, ...], Field(min_length=1)] = ("student",)
     """Roles that hear the changed sounds."""
 
     @model_validator(mode="after")
     def ratios_in_order(self) -> "CorruptSound":
-        if isinstance(self.low, (int, float)) and self.low > self.high:
-            raise ValueError("low: at most high")
+        if isinstance(self.low, (int, float)):
+            if self.low != round(self.low):
+                raise ValueError(f"low: a whole number of dB, not {self.low:g}, where no schedule moves it")
+            if self.low > self.high:
+                raise ValueError("low: at most high")
         return self
 
     def window(self, batch: Batch, place: Place, memory: object) -> Batch:
@@ -91,12 +96,13 @@ class CorruptSound(Step):
         ratio = int(torch.randint(round(float(self.low)), self.high + 1, (), generator=draw, device="cpu"))  # type: ignore[arg-type]
         heard_now = wave.cpu()
         if echoing < self.echoing:  # type: ignore[operator]
-            rooms = files(str(Path(base) / self.rooms), rate) if self.rooms else ()
+            rooms = files(str(Path(base) / self.rooms), rate, "first") if self.rooms else ()
             heard_now = echoed(heard_now, rooms[int(which * len(rooms))] if rooms else room(rate, draw))
         if noisy < self.noisy:  # type: ignore[operator]
             noises = files(str(Path(base) / self.noise), rate) if filed < self.file_share and self.noise else ()
             if noises:
-                one = noises[int(which * len(noises))]
+                another = float(torch.rand((), generator=draw, dtype=torch.float64, device="cpu"))  # not the number that the room was picked by
+                one = noises[int(another * len(noises))]
                 first = int(start * max(1, len(one) - len(wave) + 1))
                 noise = one.repeat(-(-len(wave) // len(one)))[first : first + len(wave)]
             else:
@@ -123,8 +129,8 @@ def room(rate: int, draw: torch.Generator) -> Wave:
 
 
 @cache
-def files(folder: str, rate: int) -> Sequence[Wave]:
-    """All sounds of a folder, at a rate; read once.
+def files(folder: str, rate: int, channels: Literal["mean", "first"] = "mean") -> Sequence[Wave]:
+    """All sounds of a folder, at a rate; read once. Of a room the first channel: the mean over microphones is the answer at none of them.
 
     Raises:
         Refused: `data`, for a folder without any, or with one that cannot be read.
@@ -138,7 +144,7 @@ def files(folder: str, rate: int) -> Sequence[Wave]:
             plain, own = heard(file, root)
         except BadSound as reason:
             raise Refused("data", f"data corrupt_sound  {file}", "a sound", str(reason), "replace or remove it") from None
-        one = resampled(torch.from_numpy(plain.mean(1)), own, rate).float()
+        one = resampled(torch.from_numpy(plain.mean(1) if channels == "mean" else plain[:, 0].copy()), own, rate).float()
         if not one.any():
             raise Refused("data", f"data corrupt_sound  {file}", "a sound", "silence", "remove it")
         out.append(one)

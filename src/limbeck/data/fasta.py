@@ -45,6 +45,7 @@ class Fasta(Source):
 
     kind: Literal["fasta"] = "fasta"
     makes: ClassVar[str] = "dna"
+    names_classes: ClassVar[bool] = True
     path: str
     """Files to read, as in `genomes/*.fa.gz`; a relative one starts at the recipe, `package:NAME/data/*.fa` at an installed package."""
     bases: Annotated[int, Field(ge=1)] = 600

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class ImageFolder(Images):
     """
 
     kind: Literal["image_folder"] = "image_folder"
+    names_classes: ClassVar[bool] = True
     path: str
     """The folder that holds one of each class; a relative one starts at the recipe."""
     size: Annotated[int, Field(gt=0, le=4096)] = 224

@@ -53,6 +53,8 @@ class Mask(Step):
     def window(self, batch: Batch, place: Place, memory: object) -> Batch:
         if not len(batch.keys):
             return batch
+        if any("original" in view.inputs for view in batch.views.values()):
+            raise Refused("data", "data mask", "whole rows", "some tokens are hidden already", "write mask once")
         spelled = spellings(batch, place, "mask")
         read = {role: rows_of(view) for role, view in batch.views.items()}
         chooser, tokenizer = self.chooser(batch, place.models)
@@ -100,7 +102,7 @@ class Mask(Step):
             raise Refused("tokenizer", f"data mask  {role}", "a model that sees both sides, and an entry for what is hidden", got, do)
         ids, gone = view.inputs["ids"], torch.tensor(hidden, dtype=torch.bool, device=view.device)
         unseen = {"seen": ~gone} if role in self.unseen else {}
-        inputs = {**view.inputs, "ids": ids.masked_fill(gone, mask), "original": view.inputs.get("original", ids), **unseen}
+        inputs = {**view.inputs, "ids": ids.masked_fill(gone, mask), "original": ids, **unseen}
         return replace(view, inputs=inputs, asked=gone)
 
 

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from limbeck.component import short
@@ -23,9 +23,10 @@ SUFFIXES = (".wav", *CODED)
 class SoundFolder(Sounds):
     """Reads sounds from a folder and those below it: WAV by itself, FLAC, OGG and MP3 where soundfile is installed.
 
-    Clips may have any rate and length; all are brought to one rate, with a note that says how many were. Classes are the folders that hold
-    the files, or what stands before the first `_` of their names (`7_jackson_32.wav`), numbered in the order of their names. All waveforms
-    are in memory: 64 KB a second at 16 kHz. A file that cannot be read is named; so many as `max_bad` allows are left out, with a count.
+    Clips may have any rate and length; all are brought to one rate, with a note that says how many were. Classes are the folders that hold the files,
+    or what stands before the first `_` of their names (`7_jackson_32.wav`), numbered in the order of their names, held-out ones as those of
+    `path`. All waveforms are in memory: 64 KB a second at 16 kHz. A file that cannot be read is named; so many as `max_bad` allows are left out,
+    with a count.
 
     Example:
         >>> SoundFolder(path="digits", label="name", max_bad=3).rate
@@ -36,6 +37,7 @@ class SoundFolder(Sounds):
     """
 
     kind: Literal["sound_folder"] = "sound_folder"
+    names_classes: ClassVar[bool] = True
     path: str
     """The folder; a relative one starts at the recipe."""
     label: Literal["folder", "name", "none"] = "folder"
@@ -48,6 +50,12 @@ class SoundFolder(Sounds):
     """Seconds after which a clip is cut off."""
     max_bad: Annotated[int, Field(ge=0)] = 0
     """So many files that are no sounds may be left out, with a note; one more stops the run."""
+
+    @model_validator(mode="after")
+    def lengths_in_order(self) -> "SoundFolder":
+        if self.longest < self.shortest:
+            raise ValueError("longest: at least shortest")
+        return self
 
     @classmethod
     def example(cls) -> "SoundFolder":

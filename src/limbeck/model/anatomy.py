@@ -90,6 +90,8 @@ class Family(Document):
     """Inner width of the MLP in widths, where its field is not set."""
     transposed: tuple[str, ...] = ()
     """Parts that keep their weight as [in, out] (transformers' Conv1D)."""
+    first_stays: bool = False
+    """Whether the first block holds what all others use, so that it cannot be dropped."""
     other: tuple[str, ...] = ()
     """Parameters outside of every part: beginnings of names, from the body."""
 

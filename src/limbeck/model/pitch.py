@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from limbeck.errors import Refused
 from limbeck.model.base import Role, listening
 from limbeck.model.crepe import FRAME, Crepe
-from limbeck.model.pitch_scale import BINS, HOP, RATE
+from limbeck.model.pitch_scale import BINS, HOP, RATE, off_scale
 from limbeck.model.sound import Hearing
 from limbeck.signals import Head, Logits, Row, View
 
@@ -80,6 +80,9 @@ class Pitch(Role):
                 got = f"shape {tuple(pitch.shape)}" if isinstance(pitch, Tensor) and pitch.shape != (frames,) else "others"
                 do = f"give one number every {1000 * HOP // RATE} ms from the beginning on"
                 raise Refused("pitch", where, f"a pitch of each of its {frames:,} frames in Hz, 0 where there is none", got, do)
+            if len(off := off_scale(pitch)):
+                do = "write 0 for frames that are to have no pitch, or leave the row out"
+                raise Refused("pitch", where, "pitches on the scale, from 31.7 to 2,006 Hz, or 0", f"{float(off[0]):,.6g} Hz", do)
 
     def frames(self, view: View) -> Float[Tensor, "frame instant"]:
         """The frames of all rows, as the network hears them."""

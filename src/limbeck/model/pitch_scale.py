@@ -22,6 +22,12 @@ def cents(hertz: Float[Tensor, "*unit"]) -> Float[Tensor, "*unit"]:
     return 1200 * torch.log2(upcast(hertz).clamp(min=1e-30) / ORIGIN)
 
 
+def off_scale(hertz: Float[Tensor, " unit"]) -> Float[Tensor, " other"]:
+    """Those that are a pitch, but more than half a step beyond the first or the last bin."""
+    gap = cents(hertz) - FIRST
+    return hertz[(hertz > 0) & ((gap < -STEP / 2) | (gap > (BINS - 0.5) * STEP))]
+
+
 def bin_cents(number: int, like: Tensor) -> Float[Tensor, " bin"]:
     """Where the first so many bins lie, in cents."""
     return FIRST + STEP * torch.arange(number, dtype=upcast(like).dtype, device=like.device)

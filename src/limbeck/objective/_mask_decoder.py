@@ -51,7 +51,7 @@ def padded(x: Float[Tensor, "pos dim"], row: Int[Tensor, " pos"], num: int) -> t
 
 
 def sinusoids(place: Int[Tensor, " pos"], dim: int) -> Float[Tensor, "pos dim"]:
-    """Waves of 2 to about 10,000 positions, their sine and cosine, evenly spread over the logarithm of their lengths."""
+    """Waves of 2 pi to 62,832 positions (10,000 times as many), their sine and cosine, evenly spread over the logarithm of their lengths."""
     rate = torch.exp(torch.arange(dim // 2, device=place.device) * (-math.log(10_000.0) / max(dim // 2 - 1, 1)))
     angle = place[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], -1)

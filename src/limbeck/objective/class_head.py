@@ -54,7 +54,10 @@ class ClassHead(Objective):
     def values(self, student: Signals, learned: nn.Module) -> Float[Tensor, " row"]:
         states, of, label = upcast(student[self.needs["student"][0]]), student.rows["pos"], student["class"]
         if not label.is_meta and ((label < 0) | (label >= self.classes)).any():
-            got, do = f"classes up to {int(label.max())}", f"write classes: {int(label.max()) + 1}, or more"
+            least, most = int(label.min()), int(label.max())
+            got, do = f"classes up to {most}", f"write classes: {most + 1}, or more"
+            if least < 0:
+                got, do = f"class {least}", "number the classes of the rows from 0, and leave out rows that have none"
             raise Refused("label", "class_head.classes", f"a class from 0 to {self.classes - 1:,}", got, do)
         number = student.num("row")
         mean = states.new_zeros(number, states.shape[1]).index_add(0, of, states) / torch.bincount(of, minlength=number).clamp(min=1)[:, None]

@@ -78,18 +78,27 @@ class EnhancementHead(Objective):
 
     def build(self, example: Mapping[str, Signals]) -> nn.Module:
         student = example["student"]
+        self.check_frames(student)
+        return Masker(student[self.state].shape[-1], self.width, self.depth, self.size // 2 + 1)
+
+    def check_frames(self, student: Signals) -> None:
+        """Whether there are as many spectra of each row as its frames ask for.
+
+        Raises:
+            Refused: `value`, where there are not.
+        """
         for wave, states in zip(rows(student, "wave"), rows(student, self.state), strict=True):
             spectra, asked = 1 + len(wave) // self.hop, self.repeat * len(states)
             if not asked <= spectra <= asked + SLACK * self.repeat:
                 got = f"{spectra} spectra for {len(states)} frames"
                 do = f"write hop: {len(wave) // max(asked, 1)}, or another repeat"
                 raise Refused("value", "enhancement_head.hop", f"{self.repeat} spectra to a frame of the student", got, do)
-        return Masker(student[self.state].shape[-1], self.width, self.depth, self.size // 2 + 1)
 
     def values(self, student: Signals, teacher: Signals, learned: nn.Module) -> Float[Tensor, " pos"]:
         states = upcast(student[self.state])
         if not len(states):
             return states.sum(-1)
+        self.check_frames(student)
         frames = [one.repeat_interleave(self.repeat, 0) for one in rows(student, self.state)]
         noisy, clean = (torch.cat(self.spectra(said, frames)) for said in (student, teacher))
         gap = (learned(frames) * noisy - clean).abs() ** self.power

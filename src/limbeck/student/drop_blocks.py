@@ -68,6 +68,8 @@ class DropBlocks(Surgery):
 
     def settle(self, role: Role, score: Score) -> "DropBlocks":
         def cost(keep: Sequence[int]) -> float:
+            if keep[0] != 0 and holds(role):
+                return math.inf
             with only(role, keep):
                 value = float(score(role))
             log.info("drop_blocks: blocks %s score %.6g", tuple(keep), value)
@@ -81,7 +83,11 @@ class DropBlocks(Surgery):
     def __call__(self, role: Role) -> Role:
         if self.choose in ("influence", "greedy", "contiguous"):
             raise Refused("settle", WHERE, "blocks that have been measured", f"choose: {self.choose}, not settled", "settle it first")
-        take(role, keep := self.chosen(count(role), lambda keep: 0.0))
+        keep = self.chosen(count(role), lambda keep: 0.0)
+        if keep[0] != 0 and holds(role):
+            got = f"keep: {list(keep)}"
+            raise Refused("layer", f"{WHERE}.keep", "block 0 among them: it holds what the attention of all blocks uses", got, "add 0 to keep")
+        take(role, keep)
         return role.renumbered(keep) if isinstance(role, Text) else role
 
     def chosen(self, num: int, cost: Callable[[Sequence[int]], float]) -> tuple[int, ...]:
@@ -151,6 +157,11 @@ def listed(role: Role) -> nn.ModuleList:
 def count(role: Role) -> int:
     """How many blocks a role has."""
     return len(listed(role))
+
+
+def holds(role: Role) -> bool:
+    """Whether the first block of a role holds what all others use."""
+    return anatomy_of(role, WHERE).family.first_stays
 
 
 def take(role: Role, keep: Sequence[int]) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """One optimiser step of one turn. How the window is cut does not change its gradient."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,8 +47,11 @@ def prepare(running: Running, rows: Rows, teacher: Teacher | None, kept: Mapping
     turn, batch = running.turn, None
     if rows.parts:
         batch = place.models.batch(rows.draw(place.window * turn.batch, turn.batch, order(place.streams, spot[0], spot[1])))
+    seen = Counter[str]()
     for step, memory in zip(running.steps, running.memory, strict=True):
-        batch = step.window(batch, place, memory)  # type: ignore[arg-type]
+        again = seen[name := type(step).__name__]  # the second step of a kind must not draw the numbers of the first
+        seen[name] += 1
+        batch = step.window(batch, replace(place, streams=Streams(place.streams.number("again", again))) if again else place, memory)  # type: ignore[arg-type]
     assert batch is not None, "no data step made a window"
     batch = batch.to(device_of(place.models))
     if teacher is not None:
