@@ -103,8 +103,8 @@ class Pen:
         while len(where := self.masked[start:end].nonzero()[:, 0]):
             states = self.states(start, end)
             if self.role.shift:
-                assert self.before is not None
-                states = torch.cat([self.before[None], states[:-1]])
+                before = states[:1] if self.before is None else self.before[None]  # of the first block nobody asks for it: its first token is given
+                states = torch.cat([before, states[:-1]])
             log_q = log_probs(self.role.head(states[where]))
             taken = accept(log_q)
             assert taken.any(), "an acceptance must take one at least"
