@@ -134,7 +134,7 @@ def fill(role: MaskedBlocks, prompt: Sequence[int], new_tokens: int, accept: Acc
     if not prompt:
         raise Refused("prompt", "fill", "a prompt of one token at least", "none", "begin with the begin of a text")
     length, end_of_text = role.blocks.length, role.tokenizer.eos_token_id
-    total = -(-(len(prompt) + new_tokens) // length) * length
+    total = role.whole(len(prompt) + new_tokens)
     role.fits([total], ["prompt and answer, in whole blocks"])
     device = next(role.parameters()).device
     ids = torch.zeros(total, dtype=torch.long, device=device)
