@@ -24,9 +24,10 @@ MARK = "<image>"
 class ImageChat(Records):
     """Reads chats about images: records that name an image file and hold messages, as LLaVA's instruction data has them.
 
-    A file holds JSON lines, or one JSON list (`*.json`, the form in which LLaVA's data is published), which is in memory as a whole. A record has `image`, a file, and `messages` (or `conversations`), whose text says `<image>` once, where the picture stands; the answers of
-    the assistant are learnt. The shorter side of a picture is scaled to `size`, and the middle is cut out. A file that cannot be read, or a
-    record whose marks and image disagree, is named; so many as `max_bad` allows are left out, with a count. So are records of text alone, of which
+    A file holds JSON lines, or one JSON list (`*.json`, the form in which LLaVA's data is published), which is in memory as a whole. A record
+    has `image`, a file, and `messages` (or `conversations`), whose text says `<image>` once, where the picture stands; the answers of the
+    assistant are learnt. The shorter side of a picture is scaled to `size`, and the middle is cut out. A file that cannot be read, or a record
+    whose marks and image disagree, is named; so many as `max_bad` allows are left out, with a count. So are records of text alone, of which
     LLaVA's mixture of instructions has some 40,000.
 
     Example:
@@ -103,6 +104,7 @@ def listed(path: Path) -> Iterator[tuple[str, Any]]:
         return
     found = parsed(text)
     if isinstance(found, Bad):
-        raise Refused("data", f"data image_chat  {path}", "one JSON list of records", str(found), "fetch or write the file again, or write JSON lines")
+        do = "fetch or write the file again, or write JSON lines"
+        raise Refused("data", f"data image_chat  {path}", "one JSON list of records", str(found), do)
     for i, record in enumerate(found):
         yield f"{path} record {i}", record
