@@ -56,10 +56,11 @@ def test_two_talks_about_one_image_are_two_rows_of_one_source(tmp_path: Path) ->
         ({"image": "0.png", "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "<image>"}]}, "1 of <image>"),
         ({"image": "0.png", "messages": TALK[:1]}, "no answer"),
         ({"messages": TALK}, "no field image"),
+        ({"conversations": [{"from": "human", "value": "Hello."}, TALK[1]]}, "a record of text alone"),
         ({"image": "0.png", "talk": TALK}, "no field messages"),
         ({"image": 3, "messages": TALK}, "image is int, not text"),
     ],
-    ids=["no_picture", "absent", "outside", "no_mark", "two_marks", "in_the_answer", "no_answer", "no_image", "no_messages", "no_name"],
+    ids=["no_picture", "absent", "outside", "no_mark", "two_marks", "in_the_answer", "no_answer", "no_image", "text_alone", "no_messages", "no_name"],
 )
 def test_a_record_whose_text_and_image_disagree_is_named_with_its_line(tmp_path: Path, record: dict[str, Any], told: str) -> None:
     step = write(tmp_path, {"image": "0.png", "messages": TALK}, record)
@@ -68,3 +69,24 @@ def test_a_record_whose_text_and_image_disagree_is_named_with_its_line(tmp_path:
     assert "talk.jsonl:2" in caught.value.where and told in caught.value.got and "max_bad: 1" in caught.value.do
     allowed = read(tmp_path, ImageChat.model_validate({**dict(step), "max_bad": 1}))
     assert len(allowed.train) == 1 and "1 broken records" in allowed.notes[0]
+
+
+def test_a_file_that_is_one_list_as_llava_is_published_gives_the_rows_of_json_lines(tmp_path: Path) -> None:
+    records = [{"id": i, "image": f"{i}.png", "conversations": TALK} for i in range(4)]
+    lines = read(tmp_path, step := write(tmp_path, *records))
+    for text in (json.dumps(records), json.dumps(records, indent=2), "".join(json.dumps(record) + "\n" for record in records)):
+        (tmp_path / "talk.json").write_text("\ufeff" + text, encoding="utf-8")
+        rows = read(tmp_path, ImageChat.model_validate({**dict(step), "path": "talk.json"}))
+        assert [row.key for row in rows.train] == [row.key for row in lines.train]
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "told"),
+    [('[{"image": "0.png"}', "talk.json", "no JSON"), ("[3]", "talk.json record 0", "no mapping"), ('[{"image": "0.png"}]', "record 0", "no field")],
+)
+def test_a_list_that_is_broken_or_holds_no_records_is_named(tmp_path: Path, text: str, where: str, told: str) -> None:
+    step = write(tmp_path)
+    (tmp_path / "talk.json").write_text(text)
+    with pytest.raises(Refused) as caught:
+        read(tmp_path, ImageChat.model_validate({**dict(step), "path": "talk.json"}))
+    assert caught.value.where.endswith(where) and told in caught.value.got

@@ -62,9 +62,39 @@ def test_tokens_a_pass_rise_as_less_is_asked_for_and_a_causal_model_writes_one(e
     made = TokensPerForward(prompt_tokens=8, new_tokens=8, thresholds=(1.0, 1e-6))
     found = made(examine(ROWS, roles))
     strict, loose = found["parallel_decoding"]
-    assert strict["student"]["tokens_per_forward"] == 1.0 and loose["student"]["tokens_per_forward"] == 8.0
+    # with the begin 20, 14 and 31 tokens: 8, 6 and 8 are asked for, each in one block of 8, which 8 passes fill one by one and 1 at once
+    assert strict["student"]["tokens_per_forward"] == 22 / 24 and loose["student"]["tokens_per_forward"] == 22 / 3
     assert strict["teacher"]["tokens_per_forward"] == 1.0 == loose["teacher"]["tokens_per_forward"]
-    assert found["student"]["tokens_per_forward"] == 1.0 and found["student"]["metrics"]["Tokens a pass"]["value"] == 1.0
+    assert found["student"]["tokens_per_forward"] == 22 / 24 == found["student"]["metrics"]["Tokens a pass"]["value"]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_prompt_may_be_shorter_than_a_block(examine, shift):
+    made = TokensPerForward(prompt_tokens=3, new_tokens=8, thresholds=(1.0, 1e-6))
+    strict, loose = made(examine(ROWS, {"student": filler(8, shift)}))["parallel_decoding"]
+    # 8 tokens are asked for; 5 stand in the first block of 8 and 3 in the second, which is filled to its end: 13 passes, or 2
+    assert strict["student"]["tokens_per_forward"] == 8 / 13 and loose["student"]["tokens_per_forward"] == 8 / 2
+
+
+def test_what_nobody_asked_for_does_not_count_as_written(examine):
+    role = filler(8)
+    with torch.no_grad():
+        role.module.lm_head.weight.zero_()  # all alike: id 0 everywhere
+    role.tokenizer = type(role.tokenizer)()
+    role.tokenizer.eos_token_id = 0
+    made = TokensPerForward(prompt_tokens=8, new_tokens=8, thresholds=(1e-6,))
+    found = made(examine(ROWS[:1], {"student": role}))
+    assert found["student"]["tokens_per_forward"] == 1.0  # an end of text, and 7 tokens behind it, in one pass
+
+
+def test_rows_that_do_not_fit_in_whole_blocks_are_left_out(examine):
+    role = filler(40)  # a context of 64 holds one block of 40
+    made = TokensPerForward(prompt_tokens=8, new_tokens=64, thresholds=(1e-6,))
+    rows = [*ROWS, Row("long", {"text": "x" * 45}, source="long")]
+    assert role.context == 64 and len(made.tasks(role, examine(rows, {"student": role}))) == 3
+    assert made(examine(rows, {"student": role}))["student"]["tokens_per_forward"] > 1.0
+    causal = family_of("llama", dtype=torch.float32)
+    assert len(made.tasks(causal, examine(rows, {"teacher": causal}))) == 4
 
 
 def test_agreement_is_with_what_stands_there_and_what_is_missing_is_wrong():

@@ -137,6 +137,24 @@ def test_a_divergence_holds_the_student_against_the_causal_model_at_the_same_tok
     assert kl_of(models, DenoisedBlocks(block=4, whole=False, rate=(0.3, 0.7), complement=True))[0] > 0.01
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_states_and_gradients_do_not_depend_on_which_rows_are_run_together(shift):
+    some = [replace(texts(1, length)[0], key=f"row-{i}") for i, length in enumerate((4, 8, 4, 8))]
+    found = []
+    for micro in (1, 2, 4):
+        student, teacher = (MaskedBlocks(length=4, shift=shift)(family_of("llama", seed)) for seed in (0, 1))  # type: ignore[arg-type]
+        models, objective, forward = Models({"student": student, "teacher": teacher}), HiddenMSE(layers=(1, 2)), DenoisedBlocks()
+        for role in (student, teacher):
+            role.module.config._attn_implementation = "sdpa"  # eager attention rounds to float32
+        with models.turn("student"):
+            for i in range(0, 4, micro):
+                said = forward(models, drawn(forward, models, some[i : i + micro]), dict(objective.needs))
+                objective(said).total.backward()
+        found.append(torch.cat([p.grad.flatten() for p in student.module.parameters() if p.grad is not None]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-12)
+
+
 def test_noise_is_drawn_for_each_row_with_the_window_and_ends_with_its_schedule():
     models = fillers()
     forward = DenoisedBlocks(block=4, whole=False, noise={"kind": "linear", "start": 0.5, "end": 0.0, "steps": 4})
@@ -144,6 +162,8 @@ def test_noise_is_drawn_for_each_row_with_the_window_and_ends_with_its_schedule(
     noise = drawn(first, models).view("student").inputs["embedding_noise"]
     assert noise[:, 0].unique().tolist() == [0.5] and noise[:, 1].unique().numel() == len(EVERY)
     assert torch.equal(noise, drawn(first, models).view("student").inputs["embedding_noise"])
+    later = drawn(first, models, place=(0, 1, 0)).view("student").inputs["embedding_noise"]
+    assert (noise[:, 1] != later[:, 1]).all()  # another step, other noise
     last: Any = forward.at(4)
     assert "embedding_noise" not in drawn(last, models).view("student").inputs
 
@@ -156,6 +176,13 @@ def test_a_model_of_blocks_learns_what_is_hidden():
     loop = Loop(Stage(steps=12, turn=(turn,)), World(Models({"student": role}), data))
     loop.run(lambda _, records: told.extend(r["sum"] / r["count"] for r in records if r["name"] == "masked_elbo"))
     assert told[0] > 3.0 and sum(told[-3:]) / 3 < 1.0  # log 258 is 5.55
+
+
+def test_preference_against_a_causal_reference_is_refused_before_the_run():
+    models = Models({"student": MaskedBlocks(length=4)(family_of("llama")), "reference": family_of("llama")})
+    turn = Turn(forward=DenoisedBlocks(whole=False), objective=(ElboPreference(),), batch=5)
+    with pytest.raises(Refused, match="target_weight of reference"):
+        Loop(Stage(steps=1, turn=(turn,)), World(models, rows()))
 
 
 def test_preference_moves_the_chosen_rows_ahead_of_a_reference_that_sees_the_same_hidden_tokens():
@@ -189,6 +216,31 @@ def test_what_hides_nothing_or_was_asked_before_is_refused():
     kept = replace(batch, said={"teacher": batch.signals("teacher", {"logits": Logits(torch.zeros(1, 1), Head(torch.zeros(1, 1)), False)})})
     with pytest.raises(Refused, match="roles that are asked now"):
         DenoisedBlocks(whole=False).draw(kept, Streams(0), ())
+
+
+def test_with_blocks_of_one_token_a_causal_model_is_asked_nothing_new_with_shift_1_alone():
+    causal = family_of("llama")
+    with torch.no_grad():
+        theirs = dense(causal.says(causal.view(EVERY), ("logits",), {})["logits"])
+        for shift in (0, 1):
+            role = MaskedBlocks(length=1, shift=shift)(family_of("llama"))  # type: ignore[arg-type]
+            batch = drawn(DenoisedBlocks(rate=(1.0, 1.0)), Models({"student": role}))
+            ours = dense(role.says(batch.view("student"), ("logits",), {})["logits"])
+            assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-6) == (shift == 1)
+
+
+def test_on_a_narrow_band_of_rates_the_weighted_sum_is_no_bound():
+    # two bits that are always equal cost log 2; a model that knows it pays log 2 for each where both are hidden, and nothing where one is:
+    # on average t^2 * 2 log 2 / t = 2 t log 2, which over rates from 0 to 1 is log 2, and from 0.1 to 0.3 only 0.4 log 2 = 0.277
+    num = 8_000
+    one = torch.full((num,), 3)
+    view = View({"ids": torch.zeros(num * 3, dtype=torch.long), "block_length": one}, one, shift=0)
+    batch = Batch({"student": view}, ("",) * num, torch.arange(num), tuple(map(str, range(num))), torch.ones(num))
+    for rate, expected in (((1e-3, 1.0), 1.0), ((0.1, 0.3), 0.4)):
+        found = DenoisedBlocks(rate=rate).draw(batch, Streams(0), (0,)).view("student")
+        both = found.inputs["masked"].view(num, 3)[:, 1:].all(1)
+        cost = torch.where(both, 2 * found.inputs["mask_weight"].view(num, 3)[:, 1], 0.0).double()  # in log 2
+        assert abs(float(cost.mean()) - expected) < 4 * float(cost.std()) / num**0.5
 
 
 @pytest.mark.parametrize("fields", [{"rate": (0.5, 0.2)}, {"rate": (1e-4, 1.0)}, {"complement": True}, {"rate": (0.0, 1.0)}, {"block": 0}])

@@ -9,6 +9,8 @@ from limbeck.errors import Refused
 from limbeck.model.block_decoding import certain, confident, fill
 from limbeck.model.masked_blocks import MaskedBlocks as Role
 from limbeck.model.sampling import write
+from limbeck.numerics import log_probs
+from limbeck.signals import View, dense
 from limbeck.student.masked_blocks import MaskedBlocks
 
 PROMPT = list(b"ice floats")
@@ -30,6 +32,37 @@ class Noting:
     def __call__(self, log_q: Tensor) -> Tensor:
         self.asked.append(log_q)
         return self.accept(log_q)
+
+
+class Comparing:
+    """An acceptance that holds what it is asked against what the role says of a whole row, as in training."""
+
+    def __init__(self, role: Role, prompt: list[int], total: int, accept):
+        self.role, self.accept, self.asked = role, accept, 0
+        self.ids = torch.tensor(prompt + [0] * (total - len(prompt)))
+        self.masked = torch.arange(total) >= len(prompt)
+
+    def __call__(self, log_q: Tensor) -> Tensor:
+        length, left = self.role.blocks.length, self.masked.nonzero()[:, 0]
+        now = left[left // length == left[0] // length]
+        where = torch.zeros_like(self.masked).index_fill(0, now, True)
+        inputs = {"ids": self.ids, "block_length": torch.tensor([length]), "masked": where}
+        said = self.role.says(View(inputs, torch.tensor([len(self.ids)]), where, shift=self.role.shift), ("logits",), {})
+        torch.testing.assert_close(log_q, log_probs(dense(said["logits"])), rtol=0, atol=1e-5)
+        taken = self.accept(log_q)
+        self.ids[now[taken]], self.masked[now[taken]] = log_q.argmax(-1)[taken], False
+        self.asked += 1
+        return taken
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("prompt", [PROMPT[:1], PROMPT[:3], PROMPT[:4], PROMPT], ids=["one", "within_a_block", "a_block", "longer"])
+def test_each_pass_is_asked_what_the_role_says_of_such_a_row(prompt, shift, cached):
+    role, total = filler(4, shift), len(prompt) // 4 * 4 + 12
+    watching = Comparing(role, prompt, total, confident(1.0, least=2))
+    made = fill(role, prompt, total - len(prompt), watching, cached)
+    assert made.ids == watching.ids[len(prompt) :].tolist() and made.forwards == watching.asked >= 5
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])

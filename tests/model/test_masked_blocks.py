@@ -225,6 +225,23 @@ def test_noise_on_hidden_tokens_is_for_the_role_that_trains_alone_and_moves_with
     torch.testing.assert_close(logits(role, of_second), logits(role, loud[1])[view.rows("target") == 1])  # a row's noise is its own
 
 
+def test_noise_is_on_hidden_tokens_alone_and_in_standard_deviations_of_the_embedding():
+    role = filler().train()
+    with torch.no_grad():
+        role.module.get_input_embeddings().weight.mul_(7.0)
+    table: Any = role.module.get_input_embeddings()
+    view = seen(role, ("x" * 47,))
+    noisy = replace(view, inputs={**view.inputs, "embedding_noise": torch.tensor([[0.5, 3.0]])})
+    quiet, loud = (role.lay_out(one)[2] for one in (view, noisy))
+    change = (loud["inputs_embeds"] - table(quiet["input_ids"]))[0]
+    hidden = quiet["input_ids"][0] == role.blocks.mask_id  # the clean copy, which comes second, hides nothing
+    assert len(change) == 2 * 48 and hidden[:48].any() and not hidden[48:].any()
+    assert (change[~hidden] == 0).all() and (change[hidden] != 0).all()
+    num = change[hidden].numel()
+    found = change[hidden].square().mean().sqrt() / table.weight.std()
+    assert abs(float(found) - 0.5) < 4 * 0.5 / (2 * num) ** 0.5  # four standard errors of a standard deviation of so many draws
+
+
 @pytest.mark.parametrize(
     "plain",
     [{"length": 0, "mask_id": 1, "added": True, "shift": 0}, {"length": 4, "mask_id": 9, "added": True, "shift": 0}, {"length": 4}, [4], "x"],

@@ -1,5 +1,6 @@
 """Chats about images in files."""
 
+import codecs
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -9,21 +10,25 @@ from pydantic import Field
 
 from limbeck.component import short
 from limbeck.data import image_folder
+from limbeck.data._files import reading
 from limbeck.data._images import digest
-from limbeck.data._records import Bad, Records, json_lines, missing, words
+from limbeck.data._records import Bad, Records, json_lines, missing, parsed, words
 from limbeck.data.base import key_of
 from limbeck.data.chat import message
+from limbeck.errors import Refused
 from limbeck.signals import Row
 
 MARK = "<image>"
 
 
 class ImageChat(Records):
-    """Reads chats about images: JSON lines that name an image file and hold messages, as LLaVA's instruction data has them.
+    """Reads chats about images: records that name an image file and hold messages, as LLaVA's instruction data has them.
 
-    A record has `image`, a file, and `messages` (or `conversations`), whose text says `<image>` once, where the picture stands; the answers of
-    the assistant are learnt. The shorter side of a picture is scaled to `size`, and the middle is cut out. A file that cannot be read, or a
-    record whose marks and image disagree, is named; so many as `max_bad` allows are left out, with a count.
+    A file holds JSON lines, or one JSON list (`*.json`, the form in which LLaVA's data is published), which is in memory as a whole. A record
+    has `image`, a file, and `messages` (or `conversations`), whose text says `<image>` once, where the picture stands; the answers of the
+    assistant are learnt. The shorter side of a picture is scaled to `size`, and the middle is cut out. A file that cannot be read, or a record
+    whose marks and image disagree, is named; so many as `max_bad` allows are left out, with a count. So are records of text alone, of which
+    LLaVA's mixture of instructions has some 40,000.
 
     Example:
         >>> ImageChat(path="lessons/*.jsonl", size=336).channels
@@ -49,7 +54,7 @@ class ImageChat(Records):
         return cls(path="talks/seen.jsonl", images="..", size=8, channels=1, split=0.2)
 
     def records(self, path: Path) -> Iterator[tuple[str, Any]]:
-        for where, record in json_lines(path):
+        for where, record in listed(path) if path.suffix == ".json" else json_lines(path):
             yield where, {**record, "": str(path.parent / self.images)} if isinstance(record, Mapping) else record
 
     def pick(self, names: Collection[str]) -> dict[str, str]:
@@ -59,6 +64,8 @@ class ImageChat(Records):
         return {"messages": messages, "image": self.image}
 
     def content(self, record: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        if self.image not in record and MARK not in json.dumps([record.get(name) for name in ("messages", "conversations")]):
+            raise Bad(f"a record of text alone: no field {short(self.image)}, and no {MARK} in what is said; each row needs an image")
         fields = self.pick(record)
         listed, root, name = record[fields["messages"]], Path(record[""]), words(record[fields["image"]], self.image)
         if not isinstance(listed, list) or not listed:
@@ -82,3 +89,22 @@ class ImageChat(Records):
         found = super().row(record)
         texts = json.dumps(found.content["messages"], sort_keys=True, default=str)
         return Row(key_of(found.source, texts, found.tag), found.content, found.tag, source=found.source)
+
+
+def listed(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and value of every entry of a file that is one JSON list; of any other, of its lines.
+
+    Raises:
+        Refused: `data`, for a list that cannot be read to its end.
+    """
+    with reading(path):
+        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if not text.lstrip().startswith(b"["):
+        yield from json_lines(path)
+        return
+    found = parsed(text)
+    if isinstance(found, Bad):
+        do = "fetch or write the file again, or write JSON lines"
+        raise Refused("data", f"data image_chat  {path}", "one JSON list of records", str(found), do)
+    for i, record in enumerate(found):
+        yield f"{path} record {i}", record

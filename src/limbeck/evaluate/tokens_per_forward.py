@@ -34,12 +34,14 @@ class Point(NamedTuple):
 class TokensPerForward(Evaluator):
     r"""Tokens that are written in each pass, against how many of them are right: a curve over thresholds of acceptance.
 
-    $$ \mathrm{tokens\ per\ forward} = \frac{\text{tokens written}}{\text{passes of the model}}, \qquad
+    $$ \mathrm{tokens\ per\ forward} = \frac{\text{tokens written that were asked for}}{\text{passes of the model}}, \qquad
        \mathrm{agreement} = \frac1N \sum_i [\hat x_i = x_i] $$
 
     A block is filled in pass by pass: where the best entry has more than the threshold it is written, and always in the one place where it has
-    most. A threshold of 1 writes one token a pass. Where rows are a prompt and an answer, the answer is written; of plain text so many tokens
-    after a beginning. Agreement with a text that others wrote is low for open text and tells an ordering only; with tasks of one right
+    most. A threshold of 1 writes one token a pass, or fewer: the last block is filled to its end, and what stands behind the last token that
+    was asked for, or behind an end of text, costs passes and counts for nothing. Where rows are a prompt and an answer, the answer is
+    written; of plain text so many tokens after a beginning. Rows that in whole blocks go beyond what a model was made for are left out.
+    Agreement with a text that others wrote is low for open text and tells an ordering only; with tasks of one right
     answer it is accuracy. The first threshold gives the figures, all give `parallel_decoding`; causal subjects, which decode greedily, are a
     point of it at one token a pass. Passes depend on no machine; seconds do.
 
@@ -90,6 +92,8 @@ class TokensPerForward(Evaluator):
 
     def tasks(self, role: Role, exam: Exam) -> list[Task]:
         """Rows that are long enough, each as a beginning and what follows; none for a role that does not write."""
+        from limbeck.model.masked_blocks import MaskedBlocks
+
         out: list[Task] = []
         if not role.writes and "target_weight" not in role.offers:
             return out
@@ -98,8 +102,10 @@ class TokensPerForward(Evaluator):
             ids, asked = view.inputs["ids"].tolist(), view.asked
             given = len(ids) if asked is None or not asked.any() else int(asked.nonzero()[0, 0])
             given = self.prompt_tokens if given <= 1 else given
-            if given < len(ids) and len(out) < self.num:
-                out.append(Task(ids[:given], ids[given : given + self.new_tokens]))
+            end = min(given + self.new_tokens, len(ids))
+            fits = not isinstance(role, MaskedBlocks) or role.context is None or role.whole(end) <= role.context
+            if given < len(ids) and fits and len(out) < self.num:
+                out.append(Task(ids[:given], ids[given:end]))
         return out
 
     def curve(self, role: Role, tasks: Sequence[Task]) -> list[Point]:
@@ -116,7 +122,7 @@ class TokensPerForward(Evaluator):
         for threshold in self.thresholds:
             accept = confident(threshold) if self.accept == "confidence" else certain(threshold)
             found = [fill(role, task.prompt, len(task.answer), accept) for task in tasks]
-            rate = sum(len(one.passes) for one in found) / sum(one.forwards for one in found)
+            rate = sum(len(one.ids) for one in found) / sum(one.forwards for one in found)
             out.append(self.point(tasks, [one.ids for one in found], rate))
         return out
 

@@ -24,10 +24,12 @@ class DenoisedBlocks(Forward):
 
     Prompts, and the first token of a row, are never hidden. Targets are the hidden tokens, for every role that reads the same tokens:
     `cross_entropy` is then the mean over them, `masked_elbo` the bound on the likelihood, and a divergence holds the student against a teacher
-    that fills in the same blocks, or against a causal one. `complement: true` runs each window twice, the second time with the other tokens
-    hidden, so that each is predicted once: less noise for small models, twice the work. Blocks may grow and shrink while it learns: a
-    causal model that begins with blocks of one token is asked nothing new, and then is led away from it. With rate [1, 1] and blocks of one
-    token the loss is that of the causal model.
+    that fills in the same blocks, or against a causal one. The bound needs rates that are uniform over (0, 1), as they are here but for the
+    first thousandth; on a narrow band the weighted sum is a pseudo-likelihood, which may lie below the truth. `complement: true` runs each
+    window twice, the second time with the other tokens hidden, so that each is predicted once: less noise for small models, twice the work.
+    Blocks may grow and shrink while it learns: with `shift` 1 of the student, a causal model that begins with blocks of one token is asked
+    nothing new, and then is led away from it; with rate [1, 1] its loss is that of the causal model. With `shift` 0 the state of the mask
+    itself must predict, which is new from the first step.
 
     Example:
         >>> DenoisedBlocks(block=16, rate=(0.3, 0.8)).requires({"student": ("logits",)})["student"]

@@ -103,8 +103,8 @@ class Pen:
         while len(where := self.masked[start:end].nonzero()[:, 0]):
             states = self.states(start, end)
             if self.role.shift:
-                assert self.before is not None
-                states = torch.cat([self.before[None], states[:-1]])
+                before = states[:1] if self.before is None else self.before[None]  # of the first block nobody asks for it: its first token is given
+                states = torch.cat([before, states[:-1]])
             log_q = log_probs(self.role.head(states[where]))
             taken = accept(log_q)
             assert taken.any(), "an acceptance must take one at least"
@@ -134,7 +134,7 @@ def fill(role: MaskedBlocks, prompt: Sequence[int], new_tokens: int, accept: Acc
     if not prompt:
         raise Refused("prompt", "fill", "a prompt of one token at least", "none", "begin with the begin of a text")
     length, end_of_text = role.blocks.length, role.tokenizer.eos_token_id
-    total = -(-(len(prompt) + new_tokens) // length) * length
+    total = role.whole(len(prompt) + new_tokens)
     role.fits([total], ["prompt and answer, in whole blocks"])
     device = next(role.parameters()).device
     ids = torch.zeros(total, dtype=torch.long, device=device)

@@ -92,6 +92,10 @@ class MaskedBlocks(Text):
         ruled_out = torch.tensor([mask_id], device=next(self.module.parameters()).device)
         return lambda hidden: head(hidden).index_fill(-1, ruled_out, RULED_OUT)
 
+    def whole(self, num: int) -> int:
+        """Positions of the fewest blocks that hold so many tokens."""
+        return -(-num // self.blocks.length) * self.blocks.length
+
     def view(self, rows: Sequence[Row]) -> View:
         view = super().view(rows)
         if not self.blocks.added and bool((at := view.inputs["ids"] == self.blocks.mask_id).any()):
@@ -130,7 +134,8 @@ class MaskedBlocks(Text):
         def unflat(x: Tensor) -> Tensor:
             return twice(grid(x), grid(x))
 
-        column = place[1] + shape[1] * ((offsets + 1) % length == 0) if two and self.shift else place[1]
+        last = ((offsets + 1) % length == 0) & (offsets + 1 < lengths[row])  # of a block, with a token behind that it predicts
+        column = place[1] + shape[1] * last if two and self.shift else place[1]
         document, block = grid(row, -1), grid(offsets // length)
         seats = Seats(twice(document, document), twice(block, block), twice(document > -2, document < -2))
         inputs = {"position_ids": unflat(offsets), "attention_mask": as_attention_mask(allowed(seats, seats), self.module)}

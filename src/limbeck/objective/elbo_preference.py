@@ -20,12 +20,13 @@ class ElboPreference(Objective):
        B(y) = \sum_{i\ \mathrm{hidden}} \frac{\log q(y_i)}{t_i} $$
 
     Rows of one group are answers to one prompt, with the tags `chosen` and `rejected`; of several with one tag the mean counts. Policy and
-    reference see the same hidden tokens (`forward: denoised_blocks`), so that most of the noise of the bound cancels. With the weights of
-    models that hide nothing (`forward: paired` and a causal model) there is no bound to take: use DPO proper.
+    reference see the same hidden tokens (`forward: denoised_blocks`), so that most of the noise of the bound cancels. The mean of B over draws
+    is the bound only for rates that are uniform over (0, 1), the default of `rate`; on a narrow band it is a weighted pseudo-likelihood. The
+    reference fills in blocks too: a causal one hides nothing, so that there is no bound to take, and is refused: use DPO proper.
 
     Example:
         >>> ElboPreference().needs["reference"]
-        ('target_logprob',)
+        ('target_logprob', 'target_weight')
 
     References:
         Rafailov et al., Direct Preference Optimization, 2023, arXiv:2305.18290.
@@ -43,7 +44,7 @@ class ElboPreference(Objective):
 
     @property
     def needs(self) -> Needs:
-        return {"student": ("target_logprob", "target_weight"), "reference": ("target_logprob",)}
+        return {"student": ("target_logprob", "target_weight"), "reference": ("target_logprob", "target_weight")}
 
     def values(self, student: Signals, reference: Signals) -> Float[Tensor, " group"]:
         gain = (upcast(student["target_logprob"]) - upcast(reference["target_logprob"])) * student["target_weight"].detach()

@@ -23,11 +23,11 @@ class MaskedBlocks(Surgery):
     $$ p(x) = \prod_k p(x^k \mid x^{<k}), \qquad
        p(x^k_{\mathrm{masked}} \mid x^k_{\mathrm{seen}}, x^{<k}) = \prod_i p(x_i \mid x^k_{\mathrm{seen}}, x^{<k}) $$
 
-    No weight is changed but for one: the mask, a new row at the end of the embedding, begins as the mean of all rows; a head that shares
-    the row never offers it. What changes is who sees whom: inside a block all see all, of other blocks only clean ones before. It must then
-    learn to read this way (`forward: denoised_blocks`), and is far from the model that it was until it does, unless blocks begin at one
-    token. The saved folder is of the stock class, with one more row, and `limbeck_blocks` in its config; stock `generate` would decode it
-    from left to right. Only where every block of the model has full attention.
+    No weight is changed but for one: the mask, a new row at the end of the embedding, begins as the mean of all rows; a head that shares the
+    row never offers it. What changes is who sees whom: inside a block all see all, of other blocks only clean ones before. It must then learn
+    to read this way (`forward: denoised_blocks`), and is far from the model that it was until it does; with `shift` 1 and blocks of one token
+    alone it is that model still. The saved folder is of the stock class, with one more row, and `limbeck_blocks` in its config; stock
+    `generate` would decode it from left to right. Only where every block of the model has full attention.
 
     Example:
         >>> MaskedBlocks(length=16).policy
