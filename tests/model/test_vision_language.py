@@ -287,6 +287,24 @@ def test_a_tokenizer_may_call_an_image_as_it_likes() -> None:
 # families, opening, students
 
 
+def test_where_the_tokenizer_has_a_begin_and_an_end_of_an_image_they_stand_around_it() -> None:
+    plain = sighted()["student"]
+    marked = copy.copy(plain)
+    assert isinstance(plain, VisionLanguage) and isinstance(marked, VisionLanguage)
+    marked.tokenizer = type(marked.tokenizer)()
+    marked.tokenizer.start_image_token_id, marked.tokenizer.end_image_token_id = 1, 2
+    one, other = plain.view(ROWS[:2]), marked.view(ROWS[:2])
+    expected: list[int] = []
+    for ids, seen in zip(*(x.split(one.ragged.tolist()) for x in (one.inputs["ids"], one.span("vision"))), strict=True):
+        at = seen.nonzero()[:, 0].tolist()  # begin, visual tokens, end: what transformers' processor of InternVL makes of an image
+        expected += [*ids[: at[0]].tolist(), 1, *ids[at].tolist(), 2, *ids[at[-1] + 1 :].tolist()]
+    assert other.inputs["ids"].tolist() == expected
+    assert int(other.span("vision").sum()) == int(one.span("vision").sum()) == 2 * plain.num_patches
+    assert torch.equal(other.inputs["ids"][other.span("response")], one.inputs["ids"][one.span("response")])
+    assert marked.puts_in == {"patch": plain.num_patches, "pos": plain.num_patches + 2} and marked.reads_as != plain.reads_as
+    assert len(said(marked, other, "patch_embedding")["patch_embedding"]) == 2 * plain.num_patches
+
+
 def test_neighbouring_patches_become_one_visual_token_in_internvl() -> None:
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = transformers.Qwen2Config(**sizes, num_key_value_heads=1, vocab_size=258)

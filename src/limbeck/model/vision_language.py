@@ -59,11 +59,17 @@ class VisionLanguage(Text):
 
     @property
     def reads_as(self) -> tuple[Any, ...]:
-        return (type(self).__name__, self.num_patches, self.image_id)
+        return (type(self).__name__, self.num_patches, self.image_id, *self.around)
 
     @property
     def puts_in(self) -> Mapping[str, int]:
-        return dict.fromkeys(("patch", "pos"), self.num_patches)
+        return {"patch": self.num_patches, "pos": self.num_patches + len(self.around)}
+
+    @property
+    def around(self) -> tuple[int, ...]:
+        """Ids that its tokenizer has for the begin and the end of an image, as InternVL's do; none: visual tokens stand alone."""
+        ids = [getattr(self.tokenizer, f"{name}_image_token_id", None) for name in ("start", "end")]
+        return () if None in ids else tuple(ids)
 
     @property
     def mark(self) -> str:
@@ -132,10 +138,12 @@ class VisionLanguage(Text):
             raise Refused("image", f"row {row.key}", f"one {MARK} in the prompt, for its one image", got, do)
         end, num = at[0] + len(pattern), self.num_patches
 
-        def put(x: list[Any], value: Any) -> list[Any]:
-            return [*x[: at[0]], *[value] * num, *x[end:]]
+        def put(x: list[Any], value: Any, beside: Sequence[Any]) -> list[Any]:
+            return [*x[: at[0]], *beside[:1], *[value] * num, *beside[1:], *x[end:]]
 
-        return put(ids, self.image_id), put(asked, False), put([False] * len(ids), True)
+        beside = self.around
+        no = [False] * len(beside)
+        return put(ids, self.image_id, beside), put(asked, False, no), put([False] * len(ids), True, no)
 
     def view(self, rows: Sequence[Row]) -> View:
         refuse_pixels(rows, self.preprocessing.channels)
