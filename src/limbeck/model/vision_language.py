@@ -68,7 +68,7 @@ class VisionLanguage(Text):
     @property
     def around(self) -> tuple[int, ...]:
         """Ids that its tokenizer has for the begin and the end of an image, as InternVL's do; none: visual tokens stand alone."""
-        ids = [getattr(self.tokenizer, f"{name}_image_token_id", None) for name in ("start", "end")]
+        ids: list[Any] = [getattr(self.tokenizer, f"{name}_image_token_id", None) for name in ("start", "end")]
         return () if None in ids else tuple(ids)
 
     @property
