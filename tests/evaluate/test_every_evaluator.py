@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from limbeck.check.evaluate import verdict
-from limbeck.check.models import classifier, clips, denoiser, hearing_model, lists, pictures, points, ranker_of
+from limbeck.check.models import classifier, clips, denoiser, hearing_model, lists, pictures, pitch_tracker, pitched, points, ranker_of
 from limbeck.component import find, members, validate
 from limbeck.evaluate.base import Evaluator
 from limbeck.signals import Row
@@ -63,6 +63,8 @@ def test_its_values_are_within_the_ranges_that_it_claims(evaluator, examine, spe
         rows, roles = list(pictures(0)), {name: classifier(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     if evaluator.measures == "hidden":
         rows, roles = clips(num=40), {name: hearing_model(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
+    if evaluator.measures == "pitch":
+        rows, roles = list(pitched(0)), {name: pitch_tracker(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     if evaluator.measures == "sample":
         rows, roles = list(points(0, 80).train), {name: denoiser(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     if evaluator.measures == "blocks":

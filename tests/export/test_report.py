@@ -717,7 +717,7 @@ def test_the_verdict_pairs_the_arms_over_documents_where_it_can() -> None:
     ("closeness", "unit", "evaluations"),
     [
         ("pitch", "clip", "pitch,speed"),
-        ("probe", "clip", "probe"),
+        ("probe", "clip", "probe,speed"),
         ("samples", "image", "samples"),
         ("agreement", "image", "accuracy,agreement,calibration,speed"),
     ],

@@ -1,7 +1,6 @@
 """Tiny models, rows, and the gradients of one window, for the contracts that run models. Each is built once a process."""
 
 import copy
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,7 +75,12 @@ def family_of(name: str, seed: int = 0, dtype: torch.dtype = torch.float64, **si
 def fillers(seed: int = 0, width: int = WIDE) -> Models:
     """A student and a teacher that fill in masked blocks, in double precision."""
     made = {name: copy.deepcopy(role, {id(TOKENIZER): TOKENIZER}) for name, role in pair(seed, width).items()}
-    return Models({name: find(Surgery, "masked_blocks").model_validate({"length": 4})(role) for name, role in made.items()})  # type: ignore[operator]
+    return Models({name: fills_blocks(role) for name, role in made.items()})
+
+
+def fills_blocks(role: Role) -> Role:
+    """The role as one that fills in blocks of four tokens."""
+    return find(Surgery, "masked_blocks").model_validate({"length": 4})(role)  # type: ignore[operator]
 
 
 POINT_CLASSES = 8
@@ -383,6 +387,14 @@ def laid_out(models: Models, layout: Layout) -> Iterator[None]:
             speaker.layout = own
 
 
+def another(role: Role, seed: int) -> Role:
+    """A further model of the kind of an example."""
+    if isinstance(role, Denoiser):
+        return denoiser(seed)
+    made = family_of("llama", seed)
+    return fills_blocks(made) if "masked_blocks" in role.reads_as else made
+
+
 class Trial:
     """One turn on the tiny models: the gradients of its window, however the window is cut, laid out and shared out."""
 
@@ -397,8 +409,8 @@ class Trial:
     ):
         roles = {o.role(seat) for o in turn["objective"] for seat in o.needs} - {"student", "teacher"}
         usual, some = heard(turn["objective"], seed, width)
-        another = denoiser if isinstance(usual["student"], Denoiser) else functools.partial(family_of, "llama")
-        self.models = Models({**(models or usual), **{name: another(seed + 2 + i) for i, name in enumerate(sorted(roles))}})
+        more = {name: another(usual["student"], seed + 2 + i) for i, name in enumerate(sorted(roles))}
+        self.models = Models({**(models or usual), **more})
         self.world = World(self.models, rows(seed) if models else some, (), teacher, kept or {}, Streams(seed))
         self.running = self.begin({"trains": turn["objective"][0].role(turn["objective"][0].teaches), **turn}).running[0]
         self.running.learned = [m if m is None else m.double() for m in self.running.learned]

@@ -11,6 +11,15 @@ SLICES, NEIGHBOURS = 128, 3
 FEWEST = 8
 """Points of a class that a distance of its own needs."""
 AT_ONCE = 512
+NAMES = {
+    "frechet": ("Fréchet", True),
+    "class_frechet": ("Fréchet by class", True),
+    "sliced_w2": ("Sliced Wasserstein", True),
+    "precision": ("Precision", False),
+    "recall": ("Recall", False),
+    "milliseconds": ("Time of a sample", True),
+}
+"""Figure -> what the table of a run calls it, and whether less is better."""
 
 
 def frechet(a: Points, b: Points) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.errors import Refused
 from limbeck.evaluate._pictures import drawn, in_steps
-from limbeck.evaluate._spread import covered, frechet, frechet_by_class, inside, sliced_w2
+from limbeck.evaluate._spread import NAMES, covered, frechet, frechet_by_class, inside, sliced_w2
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.guidance import Guidance
 from limbeck.model.base import Role, listening
@@ -24,15 +24,6 @@ from limbeck.store import write_json
 
 AT_ONCE = 256
 """Samples that are made together."""
-NAMES = {
-    "frechet": ("Fréchet", True),
-    "class_frechet": ("Fréchet by class", True),
-    "sliced_w2": ("Sliced Wasserstein", True),
-    "precision": ("Precision", False),
-    "recall": ("Recall", False),
-    "milliseconds": ("Time of a sample", True),
-}
-"""Figure -> what the table of a run calls it, and whether less is better."""
 
 
 class Samples(Evaluator):

@@ -102,13 +102,8 @@ class DropBlocks(Surgery):
             return self.keep
         drop = self.drop or 1
         if drop >= num:
-            raise Refused(
-                "layer",
-                f"{WHERE}.drop",
-                f"fewer than all {num} blocks",
-                f"drop: {drop}",
-                f"drop at most {num - 1}" if num > 1 else "leave this surgery out",
-            )
+            do = f"drop at most {num - 1}" if num > 1 else "leave this surgery out"
+            raise Refused("layer", f"{WHERE}.drop", f"fewer than all {num} blocks", f"drop: {drop}", do)
         every = range(num)
         if self.choose == "influence":
             costs = [cost(without(every, (i,))) for i in every]
@@ -143,14 +138,8 @@ def listed(role: Role) -> nn.ModuleList:
     blocks = role.module.get_submodule(anatomy_of(role, WHERE).path("blocks"))
     assert isinstance(blocks, nn.ModuleList)
     if getattr(role.module.config, "scale_attn_by_inverse_layer_idx", False):
-        raise Refused(
-            "layer",
-            WHERE,
-            "blocks that do not know their number",
-            "attention scaled by it: scale_attn_by_inverse_layer_idx",
-            "use keep_width, or another teacher",
-            code=3,
-        )
+        got = "attention scaled by it: scale_attn_by_inverse_layer_idx"
+        raise Refused("layer", WHERE, "blocks that do not know their number", got, "use keep_width, or another teacher", code=3)
     return blocks
 
 
