@@ -74,8 +74,8 @@ def family_of(name: str, seed: int = 0, dtype: torch.dtype = torch.float64, **si
 @cache
 def fillers(seed: int = 0, width: int = WIDE) -> Models:
     """A student and a teacher that fill in masked blocks, in double precision."""
-    made = {name: copy.deepcopy(role, {id(TOKENIZER): TOKENIZER}) for name, role in pair(seed, width).items()}
-    return Models({name: fills_blocks(role) for name, role in made.items()})
+    both = pair(seed, width)
+    return Models({name: fills_blocks(copy.deepcopy(both[name], {id(TOKENIZER): TOKENIZER})) for name in both})
 
 
 def fills_blocks(role: Role) -> Role:
