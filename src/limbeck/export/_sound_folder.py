@@ -1,17 +1,13 @@
 """A folder of an encoder of sounds, as transformers keeps it."""
 
-import copy
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from limbeck.errors import Failed
 from limbeck.export._card import model_card
+from limbeck.export._reopened import reopened, rounded
 from limbeck.export.base import Parcel
 from limbeck.model.base import listening
-from limbeck.model.opening import open_pretrained
-from limbeck.model.role import as_role
 from limbeck.model.sound import EXTRACTOR, Sound
 from limbeck.signals import Row
 from limbeck.store import write_json, write_text
@@ -22,31 +18,12 @@ LOADS = f"Opens with `transformers`; `{EXTRACTOR}` says what waveforms it expect
 
 def write(role: Sound, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
     """Writes config, weights and what is expected of waveforms, opens the folder again, and compares."""
-    before, written = says(role), role
-    if dtype != "as_trained":
-        written = copy.deepcopy(role)
-        for parameter in written.module.parameters():
-            parameter.data = parameter.data.to(getattr(torch, dtype))
+    written = rounded(role, dtype)
     module: Any = written.module
     module.save_pretrained(parcel.folder, safe_serialization=True)
     write_json(parcel.folder / EXTRACTOR, extractor(role))
     write_text(parcel.folder / "README.md", model_card(parcel.summary, parcel.provenance, loads=LOADS))
-    again: Any = as_role(open_pretrained(f"path:{Path(parcel.folder).absolute()}", dtype="float32")).to(next(role.module.parameters()).device)
-    if dtype != "as_trained":
-        module.float()
-    gap = float((says(again) - (before if dtype == "as_trained" else says(written))).abs().max())
-    if gap > 0:
-        place, got = str(parcel.folder), f"a difference of {gap:.3g} after loading"
-        raise Failed("export", place, "the states of the student in memory", got, "report this", code=5)
-    return [
-        {
-            "name": "Exported student, opened again",
-            "result": f"largest difference of a state {gap} over {PROBE_FRAMES} frames of noise",
-            "open": False,
-            "bytes": sum(path.stat().st_size for path in Path(parcel.folder).iterdir()),
-            "class": type(module).__name__,
-        }
-    ]
+    return [reopened(written, parcel, says, "a state", f"{PROBE_FRAMES} frames of noise")]
 
 
 def extractor(role: Sound) -> dict[str, Any]:

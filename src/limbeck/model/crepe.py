@@ -13,11 +13,10 @@ from limbeck.component import Document, nearest, validate
 from limbeck.errors import Refused
 from limbeck.model.folder import WEIGHTS, check_sizes, describe, inside
 from limbeck.model.from_timm import filled
-from limbeck.model.headers import check_safetensors, corrupt, quoted, read_json
+from limbeck.model.headers import check_safetensors, corrupt, quoted
 from limbeck.model.loading import foreign
 from limbeck.model.pitch_scale import BINS, HOP, RATE
-from limbeck.model.reference import Reference, existing, known
-from limbeck.text.document import load
+from limbeck.model.reference import Reference, existing, known, plain_config
 
 KEY = "pitch_tracker"
 """The field by which a config says that it is one."""
@@ -85,18 +84,10 @@ def described(reference: Reference) -> dict[str, Any] | None:
     if reference.scheme == "package":
         entry = known("packages").get(reference.name, {})
         return {KEY: entry[KEY], "size": entry["size"]} if KEY in entry else None
-    if reference.scheme not in ("config", "path", "run"):
-        return None
-    path = existing(reference)
-    if reference.scheme == "config":
-        config = load(path.read_text(encoding="utf-8", errors="replace"), str(path))[0]
-    elif not (path / "config.json").is_file():
-        return None
-    else:
-        config = read_json(inside(path, "config.json"), 10_000_000)
+    config = plain_config(reference)
     if not isinstance(config, Mapping) or KEY not in config:
         return None
-    check_sizes(path, config)
+    check_sizes(existing(reference), config)
     return dict(config)
 
 

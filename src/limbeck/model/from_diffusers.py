@@ -18,11 +18,10 @@ from limbeck.model.headers import check_safetensors, corrupt, quoted, read_json
 from limbeck.model.loading import foreign
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
-from limbeck.model.reference import Reference, existing
+from limbeck.model.reference import Reference, existing, plain_config
 from limbeck.noise.base import AnyNoise, Predicts
 from limbeck.noise.rectified_flow import RectifiedFlow
 from limbeck.noise.vp import VP
-from limbeck.text.document import load
 
 WEIGHTS, SCHEDULER, OWN = "diffusion_pytorch_model.safetensors", "scheduler_config.json", "parametrisation.json"
 CLASSES = {"unet_2d": "UNet2DModel", "dit": "DiTTransformer2DModel"}
@@ -190,18 +189,10 @@ def is_denoising(config: Any) -> bool:
 
 def described(reference: Reference) -> dict[str, Any] | None:
     """The plain config of a reference that names a denoiser; None for any other."""
-    if reference.scheme not in ("config", "path", "run"):
-        return None
-    path = existing(reference)
-    if reference.scheme == "config":
-        config = load(path.read_text(encoding="utf-8", errors="replace"), str(path))[0]
-    elif not (path / "config.json").is_file():
-        return None
-    else:
-        config = read_json(inside(path, "config.json"), 10_000_000)
+    config = plain_config(reference)
     if not is_denoising(config):
         return None
-    check_sizes(path, config)
+    check_sizes(existing(reference), config)
     return dict(config)
 
 

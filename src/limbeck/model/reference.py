@@ -185,6 +185,16 @@ def provenance(reference: Reference) -> dict[str, Any]:
     return facts | {"restrictions": known("restrictions").get(str(facts["licence"]).lower())}
 
 
+def plain_config(reference: Reference) -> Any:
+    """What stands in a config file, or in the `config.json` of a folder, before it is known whose it is; None where there is no such file."""
+    if reference.scheme not in ("config", "path", "run"):
+        return None
+    path = existing(reference)
+    if reference.scheme == "config":
+        return load(path.read_text(encoding="utf-8", errors="replace"), str(path))[0]
+    return read_json(inside(path, "config.json"), 10_000_000) if (path / "config.json").is_file() else None
+
+
 def existing(reference: Reference) -> Path:
     """The file or folder that a reference names.
 
