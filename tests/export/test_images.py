@@ -84,6 +84,20 @@ def test_a_picture_is_a_png_that_pillow_reads(channels: int) -> None:
     assert Image.open(io.BytesIO(png(torch.zeros(3, 224, 100, dtype=torch.uint8)))).size == (25, 56)  # thinned, below 64 on a side
 
 
+def test_a_student_that_was_trained_in_bfloat16_opens_again_as_it_was(tmp_path: Path) -> None:
+    """Its folder is opened in float32: what is compared is what the same weights say there."""
+    (check,) = written(as_role(open_pretrained(RESNET, dtype="bfloat16")), tmp_path / "student")
+    assert check["result"].startswith("largest difference of a logit 0.0")
+
+
+def test_what_a_small_student_takes_on_the_disk_is_told_in_megabytes() -> None:
+    small = {"teacher": {"disk_bytes": 650_000}, "student": {"disk_bytes": 248_000}}
+    (row,) = [row for row in table({"run": "r", **small}) if row.name.startswith("On disk")]
+    assert (row.name, row.teacher, row.student) == ("On disk, MB", "0.65", "0.248")
+    large = {"teacher": {"disk_bytes": 538e6}, "student": {"disk_bytes": 50e6}}
+    assert "On disk, GB" in {row.name for row in table({"run": "r", **large})}
+
+
 SUMMARY: dict[str, Any] = {
     "run": "ofa-1",
     "unit": "image",

@@ -226,7 +226,8 @@ def test_guidance_that_is_off_asks_nobody_without_a_condition() -> None:
     models = Models({"student": student(), "teacher": student(null=None)})
     for off in (Guidance(scale=1, convention="cfg"), Guidance(scale=0, convention="extra")):
         Consistency(guidance=off).suits(models, "train.0")
-        run(Consistency(guidance=off), models)
+        without, plain = (run(Consistency(guidance=guidance), models)[1]["teacher"]["denoised"] for guidance in (off, None))
+        assert torch.equal(without, plain)
 
 
 def test_a_boundary_of_its_own_is_used_on_both_sides() -> None:

@@ -55,8 +55,8 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
             unit = next((u for x in ARMS if isinstance(u := arm(summary, x, group, name, "unit"), str) and u), "")
             title = visible(str(name), 60) + (f", {visible(unit, 20)}" if unit else "")
             rows.append(figure_row(summary, title, (group, name, "value"), (group, name, "error")))
-    largest = max((finite(arm(summary, x, "parameters")) or 0.0 for x in ARMS), default=0.0)
-    word_of, scale = ("billion", 1e9) if largest >= 1e9 else ("million", 1e6) if largest >= 1e6 else ("thousand", 1e3)
+    most, disk = largest(summary, "parameters"), ("GB", 1e9) if largest(summary, "disk_bytes") >= 1e8 else ("MB", 1e6)
+    word_of, scale = ("billion", 1e9) if most >= 1e9 else ("million", 1e6) if most >= 1e6 else ("thousand", 1e3)
     context = finite(summary.get("memory_context"))
     at = f" at {number(int(context)) if context % 1024 else f'{context / 1024:.0f}k'} context" if context else ""
     rows += [
@@ -65,7 +65,7 @@ def table(summary: Mapping[str, Any]) -> list[Row]:
         size_row(summary, f"Forward pass, {unit_word}s/s", "forward_rows_per_second", 1.0),
         size_row(summary, f"Memory{at}, GB", "memory_bytes", 1e9),
         size_row(summary, f"Parameters, {word_of}", "parameters", scale),
-        size_row(summary, "On disk, GB", "disk_bytes", 1e9),
+        size_row(summary, f"On disk, {disk[0]}", "disk_bytes", disk[1]),
     ]
     return [row for row in rows if row is not None]
 
@@ -93,6 +93,11 @@ def figure_row(summary: Mapping[str, Any], title: str, path: tuple[str, ...], er
         scale = 100 if share else 1
         shown["student"], _, note = plus_minus(scale * values["student"], scale * error).partition(" ")
     return Row(title, *cells(summary, shown), error=note)
+
+
+def largest(summary: Mapping[str, Any], key: str) -> float:
+    """The largest figure of any arm; 0 where none was measured."""
+    return max((value for x in ARMS if (value := finite(arm(summary, x, key))) is not None), default=0.0)
 
 
 def size_row(summary: Mapping[str, Any], title: str, key: str, scale: float) -> Row | None:
