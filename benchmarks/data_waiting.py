@@ -19,7 +19,10 @@ from limbeck.recipe import find
 from limbeck.start import run
 
 STEPS, WARM = 60, 10
-TEACHERS = {"ofa": "timm:resnet10t?num_classes=10&in_chans=1&channels=[40,80,160,320]"}
+TEACHERS = {
+    "ofa": "timm:resnet10t?num_classes=10&in_chans=1&channels=[40,80,160,320]",
+    "robust_distiller": "config:models/small_wavlm.json",
+}
 """In place of the teacher that a claim prepares: as large, and untrained, since only seconds are looked at."""
 
 
