@@ -1,4 +1,4 @@
-"""How long does a step wait for its data? The seconds in which a window is made, as a share of the whole step, of a shipped recipe.
+"""How long does a step wait for its data? The seconds that it waits for its window, as a share of the whole step, of a shipped recipe.
 
 `python benchmarks/data_waiting.py ofa` takes the recipe's claim setting, trains for 60 steps, and leaves the first 10 out.
 """
@@ -7,13 +7,10 @@ import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 from record import record, spread
 
-import limbeck.train.loop as loop
 from limbeck.claims import claim_of
 from limbeck.recipe import find
 from limbeck.start import run
@@ -27,25 +24,14 @@ TEACHERS = {
 
 
 def main(name: str) -> None:
-    waited: list[float] = []
-    prepare = loop.prepare
-
-    def timed(*given: Any) -> Any:
-        began = time.perf_counter()
-        made = prepare(*given)
-        waited.append(time.perf_counter() - began)
-        return made
-
     setting = {key: value for key, value in claim_of(name).setting.items() if not key.startswith("prepare")}
     changes = {**setting, "claim": None, "train.0.steps": STEPS, "baseline": [], "evaluate": [], "export": [], "threads": 2}
     changes |= {"teacher": TEACHERS[name]} if name in TEACHERS else {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LIMBECK_RUNS"] = folder
-        loop.prepare = timed
         done = run(name, *[f"{key}={json.dumps(value)}" for key, value in changes.items()], base=find(name).parent)
         lines = [json.loads(line) for line in (Path(done.path) / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["sum"] for line in lines if line.get("name") == "step_seconds"]
-    waits = waited[-len(steps) :]  # before them, one window was made to see what signals look like
+    waits, steps = ([line["sum"] for line in lines if line.get("name") == name] for name in ("data_seconds", "step_seconds"))
     shares = [wait / step for wait, step in zip(waits, steps, strict=True)][WARM:]
     total = sum(waits[WARM:]) / sum(steps[WARM:])
     print(f"{name}: {total:.1%} of the time of {len(shares)} steps; a step {min(shares):.1%} to {max(shares):.1%}")

@@ -65,7 +65,7 @@ def ours(kind: str, student: Any, teacher: Any, ids: list[list[int]]) -> Arm:
     running = loop.running[0]
 
     def go() -> float:
-        batch = prepare(running, loop.world.rows, loop.world.teacher, {}, loop.place(0), (0, 0, 0))
+        batch = prepare(loop.draw(running, 0), running, loop.world.teacher, {}, loop.place(0), (0, 0, 0))
         with roles.turn("student"):
             (loss,) = window(running, roles, batch, 0, count(running.turn, batch))
         return float(loss.total) / loss.count

@@ -75,7 +75,7 @@ def state(folder: Path, node: str = "main", arm: str = "student") -> dict[str, A
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """All that was logged, but for what a clock says."""
-    return [{k: v for k, v in r.items() if k != "time"} for r in Log(folder / "metrics.jsonl").read() if not r["name"].endswith("step_seconds")]
+    return [{k: v for k, v in r.items() if k != "time"} for r in Log(folder / "metrics.jsonl").read() if not r["name"].endswith("_seconds")]
 
 
 def same(a: Any, b: Any) -> bool:

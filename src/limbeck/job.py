@@ -40,7 +40,7 @@ CLOSING_SECONDS = 75
 """What timings of decoding, samples and the report take."""
 WATCHED_ROWS, LOOKS = 4, 4
 """Held-out rows that are looked at while training, and how often a stage."""
-SILENT = ("gradient_norm", "learning_rate", "step_seconds")
+SILENT = ("gradient_norm", "learning_rate", "data_seconds", "step_seconds")
 """Metrics that are kept, and not told while a run goes."""
 
 

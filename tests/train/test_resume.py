@@ -56,7 +56,7 @@ def go(root: Path, crash: str = "") -> int:
 def outcome(root: Path):
     folder = root / "runs" / "toy"
     states = {name: load_state(folder / "results" / "student" / name, "state") for name in ("student", "layers", "whole")}
-    metrics = [{k: v for k, v in r.items() if k != "time"} for r in Log(folder / "metrics.jsonl").read() if not r["name"].endswith("step_seconds")]
+    metrics = [{k: v for k, v in r.items() if k != "time"} for r in Log(folder / "metrics.jsonl").read() if not r["name"].endswith("_seconds")]
     return states, metrics
 
 

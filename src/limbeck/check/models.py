@@ -37,7 +37,7 @@ from limbeck.text.bytes_tokenizer import ByteTokenizer
 from limbeck.text.spans import fingerprint
 from limbeck.train.loop import Loop, World
 from limbeck.train.stage import Stage, Turn
-from limbeck.train.window import count, prepare, window
+from limbeck.train.window import count, made, prepare, window
 
 WIDE = 24
 """Width of the teacher: not the student's, so that maps between widths are exercised."""
@@ -415,7 +415,7 @@ class Trial:
         self.running = self.begin({"trains": turn["objective"][0].role(turn["objective"][0].teaches), **turn}).running[0]
         self.running.learned = [m if m is None else m.double() for m in self.running.learned]
         place = Place(self.models, self.world.streams)
-        self.batch = prepare(self.running, self.world.rows, teacher, self.world.kept, place, (0, 0, 0))
+        self.batch = prepare(made(self.running, self.world.rows, place), self.running, teacher, self.world.kept, place, (0, 0, 0))
 
     def begin(self, turn: Mapping[str, Any]) -> Loop:
         """A loop; where the objective needs an alignment, the first of the room that does."""

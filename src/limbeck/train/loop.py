@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from limbeck.model.base import Models
 from limbeck.numerics import Streams
 from limbeck.signals import Batch, Loss
 from limbeck.teacher.base import Teacher
+from limbeck.train.ahead import Ahead
 from limbeck.train.alarm import Watch
 from limbeck.train.settle import settle
 from limbeck.train.stage import Stage
-from limbeck.train.window import Running, count, device_of, prepare, window
+from limbeck.train.window import Running, count, device_of, made, prepare, window
 
 Scorer = Callable[[Models], Mapping[str, float]]
 """Held-out metrics of the models as they are."""
@@ -56,6 +58,7 @@ class Loop:
         self.waited = 0
         self.memory = [step.build(None) for step in world.steps]
         self.running = [self.begin(t) for t in range(len(stage.turn))]
+        self.ahead = [Ahead(partial(self.draw, running)) for running in self.running]
         self.watches = [Watch(alarm) for alarm in stage.alarm]
 
     def begin(self, t: int) -> Running:
@@ -63,7 +66,7 @@ class Loop:
         turn, world = self.stage.turn[t], self.world
         where = f"{self.where}.turn.{t}" if len(self.stage.turn) > 1 else self.where
         steps, own = (*world.steps, *turn.data), [step.build(None) for step in turn.data]
-        running = Running(turn, steps, [*self.memory, *own], settle(turn, steps, world.models, where))
+        running = Running(turn, steps, [*self.memory, *own], settle(turn, steps, world.models, where), stage=self.number, number=t)
         running.learned = self.build(running, t)
         named = world.models.trainable(turn.trains, turn.only, turn.freeze)
         running.optimiser = turn.optimiser.build(named, running.learned)
@@ -75,16 +78,21 @@ class Loop:
         if all(type(o).build is Component.build for o in objectives):
             return [None] * len(objectives)
         whole = changed(running.turn, forward=running.turn.forward.in_full())
-        dry = Running(whole, running.steps, [step.build(None) for step in running.steps], running.settled)
+        dry = Running(whole, running.steps, [step.build(None) for step in running.steps], running.settled, stage=self.number, number=t)
         with torch.no_grad(), torch.random.fork_rng(), world.models.turn(None):
             torch.manual_seed(world.streams.number("build", self.number, t))
-            batch = prepare(dry, world.rows, world.teacher, world.kept, self.place(0), (self.number, t, 0))
+            place = self.place(0)
+            batch = prepare(made(dry, world.rows, place), dry, world.teacher, world.kept, place, (self.number, t, 0))
             listen, one = Aligned(world.models, running.settled.align), batch.cut(len(batch.keys))[0]
             example = running.turn.forward.at(0)(listen, one, running.settled.needs)  # type: ignore[operator]
             learned = [o.build({seat: example[o.role(seat)] for seat in o.needs}) for o in objectives]
         for objective, module in zip(objectives, learned, strict=True):
             refuse_batch_norm(objective, module)
         return [module if module is None else module.to(device_of(world.models)) for module in learned]
+
+    def draw(self, running: Running, number: int) -> Batch:
+        """One window of a turn, as its data makes it."""
+        return made(running, self.world.rows, self.place(number))
 
     def place(self, window: int) -> Place:
         return Place(self.world.models, self.world.streams, window, self.world.base)
@@ -124,7 +132,9 @@ class Loop:
     def take(self, t: int, running: Running) -> list[dict[str, Any]]:
         """One turn: the window is made, counted, run, and the optimiser steps. Returns records of metrics."""
         spot, turn, models, began = (self.number, t, self.step), running.turn, self.world.models, time.perf_counter()
-        batch = prepare(running, self.world.rows, self.world.teacher, self.world.kept, self.place(running.drawn), spot)
+        batch = self.ahead[t].take(running.drawn, running.early and self.step + turn.every < self.steps)
+        waited = time.perf_counter() - began
+        batch = prepare(batch, running, self.world.teacher, self.world.kept, self.place(running.drawn), spot)
         torch.manual_seed(self.world.streams.number("dropout", *spot))
         optimiser = running.optimiser
         assert optimiser is not None
@@ -158,6 +168,7 @@ class Loop:
         records += [
             (f"{prefix}gradient_norm", norm.item(), 1),
             (f"{prefix}learning_rate", rate, 1),
+            (f"{prefix}data_seconds", waited, 1),
             (f"{prefix}step_seconds", time.perf_counter() - began, 1),
         ]
         return [{"step": self.step, "name": name, "sum": total, "count": num} for name, total, num in records]

@@ -35,28 +35,41 @@ class Running:
     """Windows drawn so far: the data cursor."""
     weights: list[float] | None = None
     """Of the objectives in the last window, where the turn balances them; they depend on that window alone."""
+    stage: int = 0
+    number: int = 0
+    """Which turn of its stage this is: rows are drawn in an order of its own."""
     followed: list[dict[str, nn.Module]] = field(init=False)
     """What schedules of each objective remember, by field."""
+
+    @property
+    def early(self) -> bool:
+        """Whether a window may be made before the step ahead of it is over: nothing that data remembers, and nobody who speaks, has a part in it."""
+        return all(memory is None for memory in self.memory) and not any(step.needs for step in self.steps)
 
     def __post_init__(self) -> None:
         self.followed = [{name: s.begin() for name, s in o.schedules.items() if s.follows} for o in self.turn.objective]
 
 
-def prepare(running: Running, rows: Rows, teacher: Teacher | None, kept: Mapping[str, Any], place: Place, spot: tuple[int, ...]) -> Batch:
-    """Makes the window final: data, rollouts, what was captured, alignment, random draws. After this nothing changes a count."""
+def made(running: Running, rows: Rows, place: Place) -> Batch:
+    """A window as its data makes it: rows are drawn, read by every role, and changed by the data steps."""
     turn, batch = running.turn, None
     if rows.parts:
-        batch = place.models.batch(rows.draw(place.window * turn.batch, turn.batch, order(place.streams, spot[0], spot[1])))
+        batch = place.models.batch(rows.draw(place.window * turn.batch, turn.batch, order(place.streams, running.stage, running.number)))
     seen = Counter[str]()
     for step, memory in zip(running.steps, running.memory, strict=True):
         again = seen[name := type(step).__name__]  # the second step of a kind must not draw the numbers of the first
         seen[name] += 1
         batch = step.window(batch, replace(place, streams=Streams(place.streams.number("again", again))) if again else place, memory)  # type: ignore[arg-type]
     assert batch is not None, "no data step made a window"
+    return batch
+
+
+def prepare(batch: Batch, running: Running, teacher: Teacher | None, kept: Mapping[str, Any], place: Place, spot: tuple[int, ...]) -> Batch:
+    """Makes the window final: what was captured, alignment, random draws. After this nothing changes a count."""
     batch = batch.to(device_of(place.models))
     if teacher is not None:
         batch = teacher.attach(batch, place.models, kept)
-    forward = turn.forward.at(spot[-1])
+    forward = running.turn.forward.at(spot[-1])
     batch = indexed(batch, place.models, running.settled.align, forward.requires(running.settled.needs))  # type: ignore[attr-defined]
     return forward.draw(batch, place.streams, spot)  # type: ignore[attr-defined]
 
