@@ -130,6 +130,12 @@ def test_errors_are_over_what_was_drawn_as_a_whole_which_of_images_are_no_docume
     assert f"Measured on {told}" in render(summary).replace("\u00a0", " ") and "documents" not in "\n".join(summary_lines(summary, Path("x")))
 
 
+@pytest.mark.parametrize("unit, does", [("position", "it fills in what is hidden of a row"), ("candidate", "it puts candidates in order")])
+def test_of_a_model_that_writes_nothing_no_sample_is_missed(unit: str, does: str) -> None:
+    page = render({**SUMMARY, "unit": unit})
+    assert f"Nothing: {does}, and writes no text." in page and "No sample was drawn" not in page
+
+
 def test_no_help_is_said_of_images_too() -> None:
     close = {**SUMMARY, "accuracy_gaps": {"baseline": {"accuracy": 0.03, "accuracy_error": 0.02}}}
     assert verdict(close).startswith("The teacher did not help: the student gets")

@@ -66,6 +66,8 @@ from limbeck.text.show import finite, for_report, number
 
 __all__ = ["Row", "header", "outcome", "render", "table", "unmeasured", "verdict", "weakest"]
 
+SILENT = {"position": "fills in what is hidden of a row", "candidate": "puts candidates in order"}
+"""By unit, what a model does that writes no text."""
 FIRST_SAMPLES, MOST_SAMPLES, MOST_WORST, MOST_LINES, MOST_DOUBTS = 5, 25, 50, 60, 20
 SAMPLE_LIMIT, MORE_LIMIT = 2_000, 600
 """Characters of a prompt or an answer, among the first samples and among the folded ones."""
@@ -137,7 +139,7 @@ def render(
         elsewhere=grid(told, "elsewhere", ("where", "teacher", "student", "unit")),
         samples=shown,
         **others,
-        writes=word(told, "unit", "token") != "position",
+        silent=SILENT.get(word(told, "unit", "token")),
         num_first=FIRST_SAMPLES,
         checks=[(x.get("open") is True, scalar(x.get("name"), 100), scalar(x.get("result"), 300)) for x in entries(told, "checks")[:MOST_LINES]],
         about=scalar(told.get("about"), 500),
