@@ -57,15 +57,15 @@ def methods() -> dict[str, list[str]]:
 def main() -> None:
     found, wanted = [], sys.argv[1:]
     for name, words in methods().items():
-        if wanted and name not in wanted:
-            continue
         recipe, _, arm = name.partition(", ")
+        if wanted and recipe not in wanted:
+            continue
         done = run(recipe, *words, *SHORT, name=f"demonstration-{recipe}{arm and '-' + arm.replace(' ', '_')}", runs=Path("runs")).summary
         shown = {arm: {m: done[arm][m] for m in METRICS if m in done[arm]} for arm in ("teacher", "start", "student") if done.get(arm)}
         found.append({"recipe": name, "paper": load(recipe).paper.title, "changes": words, "wall_seconds": done["wall_seconds"], **shown})  # type: ignore[union-attr]
         found[-1] |= {"parallel_decoding": done["parallel_decoding"]} if "parallel_decoding" in done else {}
         print(json.dumps({"recipe": name, **shown}), file=sys.stderr, flush=True)
-    record("demonstrations", {"seeds": 1, "methods": found})
+    record("_".join(("demonstrations", *wanted)), {"seeds": 1, "methods": found})
 
 
 if __name__ == "__main__":
