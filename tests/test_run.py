@@ -131,7 +131,7 @@ def test_what_is_logged_about_a_step_is_safe_before_its_checkpoint_is(whole, tmp
 
 
 def test_the_rows_that_are_looked_at_while_training_say_before_it_what_they_say_of_a_student_that_learns_nothing(tmp_path):
-    done = run(toy(tmp_path, {"optimiser": {"lr": 1e-30}}, evaluate=["agreement"]), runs=tmp_path / "runs")
+    done = run(toy(tmp_path, {"optimiser": {"lr": 1e-30}}, evaluate=["agreement"]), runs=str(tmp_path / "runs"))
     looks = [r["value"] for r in metrics(done.path) if r["name"] == "held_out_kl"]
     assert len(looks) == 4 and looks == pytest.approx([done.summary["watched"]["kl"]] * 4, rel=1e-6)
     assert done.summary["watched"]["rows"] == 4 and done.summary["start"]["kl"] != pytest.approx(looks[0], rel=1e-4)
