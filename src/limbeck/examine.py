@@ -221,9 +221,8 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
         out.append({"name": name, "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False})
     if any(stage.select for stage in examiner.recipe.train):
         out.append({"name": "Best step chosen on the held-out rows", "result": "so their figures flatter the student", "open": True})
-    out.append(
-        {"name": "Interrupted", "result": "never" if sessions < 2 else f"{sessions - 1} times; what goes on continues bit for bit", "open": False}
-    )
+    stops = "once" if sessions == 2 else f"{sessions - 1} times"
+    out.append({"name": "Interrupted", "result": "never" if sessions < 2 else f"{stops}; what goes on continues bit for bit", "open": False})
     return [*out, *({"name": note.split(":")[0], "result": note.partition(": ")[2] or note, "open": False} for note in examiner.rows.notes)]
 
 
