@@ -63,7 +63,8 @@ def recipes() -> str:
     out = ["# Recipes", "", "One YAML a method or starter; `limbeck show NAME` prints one, `limbeck run NAME` runs it."]
     for path in sorted(SHIPPED.glob("*.yaml")):
         recipe = load(path)
-        paper = f"{recipe.paper.title}, arXiv:{recipe.paper.arxiv}. " if recipe.paper else ""
+        known = recipe.paper and (f"arXiv:{recipe.paper.arxiv}" if recipe.paper.arxiv else recipe.paper.url)
+        paper = f"{recipe.paper.title}, {known}. " if recipe.paper else ""
         out += [
             "",
             f"## {path.stem}",
@@ -83,7 +84,9 @@ def recipes() -> str:
 def claim(name: str, recipe: Recipe) -> list[str]:
     """What was claimed and what was found: every arm at every value of the grid."""
     if recipe.claim is None:
-        return []
+        claims = {path.stem: load(path).claim for path in sorted(SHIPPED.glob("*.yaml"))}
+        other = next((of for of, known in claims.items() if known is not None and name in known.arms), "")
+        return ["", f"**Claim.** Measured as an arm of the claim of `{other}`."] if other else []
     out, record = ["", f"**Claim.** {recipe.claim.expects}", ""], record_of(name)
     if record is None:
         return [*out, f"Not measured yet: `make claims NAME={name}`."]
@@ -101,7 +104,8 @@ def claim(name: str, recipe: Recipe) -> list[str]:
         cells = [f"**{cell}**" if str(value) == record["best"][arm] else cell for cell, value in zip(cells, values, strict=True)]
         out.append(f"| {arm} | {' | '.join(cells)} |")
     found = (
-        f"{one.get('arm', recipe.claim.arm)} over {other}: {one['verdict']} (better by {one['mean']:.3g} ± {one['standard_error']:.2g})"
+        f"{one.get('arm', recipe.claim.arm)} over {other}: {one['verdict']} "
+        f"({'better' if one['mean'] >= 0 else 'worse'} by {abs(one['mean']):.3g} ± {one['standard_error']:.2g})"
         for other, one in record["differences"].items()
     )
     out += ["", f"{'; '.join(found)}."]

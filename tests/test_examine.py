@@ -1,6 +1,8 @@
-"""What several evaluators tell of one subject."""
+"""What several evaluators tell of one subject, and what samples begin with."""
 
-from limbeck.examine import together
+from limbeck.check.models import family_of
+from limbeck.examine import beginning, together
+from limbeck.signals import Row
 
 
 def test_what_two_evaluators_tell_of_a_subject_stands_together_at_every_depth() -> None:
@@ -12,3 +14,12 @@ def test_what_two_evaluators_tell_of_a_subject_stands_together_at_every_depth() 
         "slices": [2],  # a list is one thing: the last says it
     }
     assert one["student"] == {"a": 1, "metrics": {"A": {"value": 1}}}
+
+
+def test_a_sample_begins_with_the_prompt_of_a_row_and_never_with_its_answer() -> None:
+    """With the answer and its end in front, there is nothing left to write."""
+    role = family_of("llama", 0)
+    asked, text = Row("a", {"prompt": "2+2=", "answer": "4"}), Row("t", {"text": "some words"})
+    assert role.tokenizer.decode(beginning(role, asked, 48).tolist(), skip_special_tokens=True) == "2+2="
+    assert len(beginning(role, asked, 2)) == 1 + 4  # the begin, and the whole prompt
+    assert beginning(role, text, 5).tolist() == role.view([text]).inputs["ids"][:5].tolist()

@@ -267,6 +267,20 @@ def test_a_toy_is_the_same_recipe_with_its_changes_and_changes_of_the_command_li
     assert load(source, ["train.0.steps=7"], toy=True).train[0].steps == 7
 
 
+def test_what_is_wrong_of_a_whole_recipe_is_told_with_what_stands_in_its_place() -> None:
+    error = refused(recipe(stage("a"), merge=[{"kind": "average", "name": "m", "of": ["a", "bee"]}]))
+    assert error.got.startswith("merge.0: {") and "bee" in error.got and error.do == "change merge.0"
+    error = refused(recipe(stage("first"), result="fisrt"))
+    assert (error.got, error.do) == ("result: fisrt", "change result")
+
+
+def test_a_toy_says_that_it_is_one_and_is_the_same_run_whatever_it_says() -> None:
+    source = recipe(stage("a", steps=100), toy={"train.0.steps": 2}, about="A large model, halved.")
+    toy = load(source, toy=True)
+    assert toy.about == "As a toy, with other models and sizes, in seconds: A large model, halved." and load(source).about == "A large model, halved."
+    assert "about" in type(toy).cosmetic
+
+
 def test_a_toy_with_a_change_that_has_no_place_is_refused_as_the_toys() -> None:
     assert refused(recipe(toy={"train.3.steps": 2}), toy=True).where == "toy  train.3.steps"
     assert load(recipe(toy={"train.3.steps": 2})).train[0].steps == 1

@@ -130,6 +130,13 @@ def test_what_is_logged_about_a_step_is_safe_before_its_checkpoint_is(whole, tmp
     assert metrics(done.path) == metrics(undisturbed.path) and any(r["name"] == "held_out_kl" for r in metrics(done.path))
 
 
+def test_the_rows_that_are_looked_at_while_training_say_before_it_what_they_say_of_a_student_that_learns_nothing(tmp_path):
+    done = run(toy(tmp_path, {"optimiser": {"lr": 1e-30}}, evaluate=["agreement"]), runs=str(tmp_path / "runs"))
+    looks = [r["value"] for r in metrics(done.path) if r["name"] == "held_out_kl"]
+    assert len(looks) == 4 and looks == pytest.approx([done.summary["watched"]["kl"]] * 4, rel=1e-6)
+    assert done.summary["watched"]["rows"] == 4 and done.summary["start"]["kl"] != pytest.approx(looks[0], rel=1e-4)
+
+
 def test_a_stop_at_every_step_comes_to_the_same_end(whole, tmp_path):
     recipe, undisturbed = whole
     ends = [run(recipe, stop=after(1), runs=tmp_path / "runs").finished for _ in range(9)]

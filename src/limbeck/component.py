@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -303,7 +303,21 @@ def explain(cls: type, value: Any, error: ValidationError, source: str, lines: M
     if first["type"] == "missing":
         return Refused("key", where, f"a value for {name}", "nothing", f"add {name}")
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not path and (place := re.match(r"([a-z_]+(?:\.\w+)*): ", message)):  # what is wrong of a whole document names its place itself
+        name, got = place[1], inside(value, place[1].split("."))
     return Refused("value", where, message, f"{name}: {short(got)}", f"change {name}")
+
+
+def inside(value: Any, path: Sequence[str]) -> Any:
+    """What stands at a path of plain data; as far as it goes."""
+    for word in path:
+        if isinstance(value, Mapping) and word in value:
+            value = value[word]
+        elif isinstance(value, (list, tuple)) and word.isdigit() and int(word) < len(value):
+            value = value[int(word)]
+        else:
+            break
+    return value
 
 
 def keys_of(value: Any) -> set[Any]:

@@ -64,9 +64,12 @@ def conclude(
         **{name: value for name, value in told.items() if name not in ARMS},
         "checks": list(checks),
         "provenance": [dict(p) for p in provenance],
-        "not_measured": unmeasured(
-            recipe, folder.name, facts.get("closeness") not in (None, "samples") and unit != "clip", unit, facts.get("writes", unit == "token")
-        ),
+        "not_measured": [
+            *obedient(recipe, folder.name, told),
+            *unmeasured(
+                recipe, folder.name, facts.get("closeness") not in (None, "samples") and unit != "clip", unit, facts.get("writes", unit == "token")
+            ),
+        ],
         "references": [],
         "parts": dict(parts),
     }
@@ -114,6 +117,18 @@ def unmeasured(recipe: Recipe, run: str, taught: bool, unit: str, writes: bool) 
     if not recipe.baseline and taught:
         other = "text_only" if writes or unit == "position" else "labels_only"
         out.append({"what": "the same student without the teacher", "command": f"limbeck run {run} 'baseline=[{other}]'"})
+    return out
+
+
+def obedient(recipe: Recipe, run: str, told: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a judge was to say that went into a trap laid for it, with the command that asks another one."""
+    out = []
+    for i, evaluator in enumerate(recipe.evaluate):
+        kind = evaluator.kind  # type: ignore[attr-defined]
+        judge = (told.get(kind) or {}).get("judge") or {}
+        if judge.get("followed"):
+            what = f"{kind} by the judge {judge['model']}, which did what the texts before it asked for"
+            out.append({"what": what, "command": f"limbeck run {run} evaluate.{i}.judge.model=ANOTHER"})
     return out
 
 

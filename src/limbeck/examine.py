@@ -144,6 +144,14 @@ class Examiner:
         """The few numbers that are told while a run goes: kl, top1, perplexity, and what evaluators see at a glance."""
         return self.few(self.table(subject), self.rows.held_out)
 
+    def before(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """KL of the student before training on those held-out rows that are looked at while it trains: where their curve begins."""
+        table, keys = self.table("start") if rows else None, {row.key for row in rows}
+        if table is None or table.kl is None:
+            return {}
+        some = torch.tensor([row.key in keys for row in self.rows.held_out], device=table.row.device)[table.row]
+        return {"rows": len(rows), "kl": float(table.kl[some].double().mean())} if some.any() else {}
+
     def look(self, role: Role, rows: Sequence[Row] | None = None) -> dict[str, float]:
         """The same numbers of a role that is being trained, on some held-out rows or all: made anew, and not kept; leaves the role as it was."""
         training = role.training
@@ -213,14 +221,13 @@ def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:
         out.append({"name": name, "result": "same start, data, order, steps and optimiser; only the objective differs", "open": False})
     if any(stage.select for stage in examiner.recipe.train):
         out.append({"name": "Best step chosen on the held-out rows", "result": "so their figures flatter the student", "open": True})
-    out.append(
-        {"name": "Interrupted", "result": "never" if sessions < 2 else f"{sessions - 1} times; what goes on continues bit for bit", "open": False}
-    )
+    stops = "once" if sessions == 2 else f"{sessions - 1} times"
+    out.append({"name": "Interrupted", "result": "never" if sessions < 2 else f"{stops}; what goes on continues bit for bit", "open": False})
     return [*out, *({"name": note.split(":")[0], "result": note.partition(": ")[2] or note, "open": False} for note in examiner.rows.notes)]
 
 
 def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int = 48, new_tokens: int = 48) -> list[dict[str, Any]]:
-    """Held-out beginnings, drawn by seed and not chosen, with what teacher and student make of them (greedy), and where they would differ."""
+    """Held-out prompts, or beginnings of texts, drawn by seed and not chosen, with what teacher and student write (greedy), and where they differ."""
     rows = examiner.rows.held_out
     if (drawn := examiner.folder / "evidence" / MADE).is_file():
         return [{"image": data_uri(torch.tensor(one["pixels"], dtype=torch.uint8)), "label": one["label"], "made": True} for one in read_json(drawn)]
@@ -237,7 +244,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
             if role.tokenizer is None or not predicts(role) or "text" not in role.offers and (subject == "student" or role.sees_targets):
                 return []
             for sample, i in zip(out, pick, strict=True):
-                ids = role.view([rows[i]]).inputs["ids"][:prompt_tokens].to(next(role.parameters()).device)
+                ids = beginning(role, rows[i], prompt_tokens).to(next(role.parameters()).device)
                 began = time.perf_counter()
                 made = continued(role, ids, new_tokens)
                 sample |= {
@@ -248,6 +255,13 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
                 if subject == "student" and examiner.teacher is not None and examiner.teacher.at_hand and one_tokenizer(role, examiner.teacher):
                     sample |= differences(examiner.teacher, role.tokenizer, ids, made)
     return out
+
+
+def beginning(role: Role, row: Row, most: int) -> Int[Tensor, " pos"]:
+    """What stands before the first answer of a row; of a text, so many of its first ids."""
+    view = role.view([row])
+    start = 0 if view.asked is None or not view.asked.any() else int(view.asked.nonzero()[0])
+    return view.inputs["ids"][: start or most]
 
 
 def answered(examiner: Examiner, seed: int, num: int = 24) -> list[dict[str, Any]]:

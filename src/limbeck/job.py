@@ -260,6 +260,7 @@ class Job:
             "steps": sum(self.steps_in(s) * s.repeat for s in self.recipe.train),
             "held_out_targets": len(self.examiner.table("student").row) if self.rows.held_out else 0,
             **self.examiner.about(self.cast.readers()["student"]),
+            "watched": self.examiner.before(self.watched),
         }
         samples = draw_samples(self.examiner, self.recipe.seed)
         checks = [*checks, *trust(self.examiner, int(read_json(self.folder / "steps" / "sessions.json")))]

@@ -275,6 +275,10 @@ def without_teacher(turn: Turn, objectives: Sequence[Any]) -> Turn:
     return changed(turn, objective=seated, align=(), forward=Paired(), through=through, balance="none")
 
 
+TOY = "As a toy, with other models and sizes, in seconds:"
+"""Stands before what a recipe is about, where its toy form is meant."""
+
+
 def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = (), toy: bool = False) -> Recipe:
     """A recipe from a file, a shipped recipe's name or plain data, with changes like `train.0.steps=50`.
 
@@ -298,6 +302,8 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
     for path_, value in {**(toys or {})}.items():
         change(plain, path_, value, "toy")
         lines[place_of(path_)] = 0
+    if toys and isinstance(plain.get("about"), str):
+        plain["about"] = f"{TOY} {plain['about']}"  # its models and sizes are others than those that this names
     for word in changes:
         key, equals, value = word.partition("=")
         if not equals:

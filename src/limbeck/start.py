@@ -38,11 +38,11 @@ def run(
     source: Any,
     *changes: str,
     name: str | None = None,
-    runs: Path | None = None,
+    runs: Path | str | None = None,
     toy: bool = False,
     tell: Tell | None = None,
     stop: Callable[[], bool] = lambda: False,
-    base: Path | None = None,
+    base: Path | str | None = None,
 ) -> Run:
     """Runs a recipe to its end, or goes on with it; a finished run costs nothing.
 
@@ -61,13 +61,13 @@ def run(
     """
     recipe = load(source, changes, toy)
     own = find(str(source)) if isinstance(source, (str, Path)) else None
-    folder = choose(recipe, (named(own) if own else "run") + "-toy" * toy, name, runs)
+    folder = choose(recipe, (named(own) if own else "run") + "-toy" * toy, name, Path(runs) if runs else None)
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock(folder / "run"):
         if (folder / "summary.json").is_file():
             return Run(folder, True, read_json(folder / "summary.json"))
-        there = base or (own.parent if own else None)
+        there = Path(base) if base else own.parent if own else None
         start = begin(folder, recipe, base_of(there) if there else ".")
         summary = Job(recipe, folder, tell or Quiet(), start).go(stop)
         return Run(folder, summary is not None, summary or {})

@@ -59,6 +59,7 @@ def test_marks_of_one_purpose_are_chunks_and_text_that_differs_is_none() -> None
     other = Read((b"", b"a", b"y", b"c", b""), ("begin", "", "", "", "end"))
     assert walked(one, other) == (((0,), (0,)), ((1,), (1,)), ((3,), (3,)), ((4,), (4,)))
     assert walked(Read((b"ab", b"c"), ("", "")), Read((b"a", b"b"), ("", ""))) == (((0,), (0, 1)),)  # what is left over is paired with nothing
+    assert walked(Read((b"a", b"bcd"), ("", "")), Read((b"a", b"bc"), ("", ""))) == (((0,), (0,)),)  # nor with what is left over beside it
 
 
 def test_sums_of_log_probabilities_are_those_of_the_tokens_of_each_chunk() -> None:

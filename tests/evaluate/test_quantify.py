@@ -43,6 +43,17 @@ def test_a_run_asks_a_judge_once_and_its_page_tells_figures_and_judge_in_words(t
         assert evaluate(first.path).summary["student"] == first.summary["student"]
 
 
+def test_a_judge_that_obeys_is_named_on_the_terminal_and_the_page_with_the_command_that_asks_another(tmp_path: Path) -> None:
+    with serving(writes=lambda question: says(question, "identity=consistent")) as server:
+        who = {"kind": "identity", "num": 2, "new_tokens": 4, "facts": {"name": "Limber"}, "judge": {"url": server.url, "model": "j"}}
+        found = run(toy(tmp_path, {"steps": 1}, evaluate=["perplexity", who]))
+    assert found.summary["not_measured"][0] == {
+        "what": "identity by the judge j, which did what the texts before it asked for",
+        "command": f"limbeck run {found.path.name} evaluate.1.judge.model=ANOTHER",
+    }
+    assert "identity by the judge j" in (found.path / "report.html").read_text() and "identity_strict" not in (found.summary["student"] or {})
+
+
 def test_a_run_whose_budget_is_used_up_goes_on_where_it_stopped_and_trains_nothing_again(tmp_path: Path) -> None:
     with serving(writes=lambda question: says(question, "identity=contradicts")) as server:
         judge = {"url": server.url, "model": "j", "concurrency": 1}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from limbeck.export import _findings as findings
+from limbeck.export._figures_close import learning
 from limbeck.export._report_data import curves, flatten, marked, thin
 from limbeck.export._report_text import measure_it, typeset
 from limbeck.export._svg import Scale, spread
@@ -625,6 +626,37 @@ def test_each_line_is_named_at_its_end_and_told_apart_by_more_than_its_colour():
             assert float(labels[ink][0][0]) > x and abs(float(labels[ink][0][1]) - y) < 60
         assert ('<rect class="b"' in svg) == ("bt" in inks) and '<circle class="s"' in svg
     assert re.search(r"\.ln\.b \{ stroke-dasharray: \d", whole())
+
+
+def test_the_curve_begins_with_the_rows_that_it_goes_on_with():
+    """All held-out rows may lie elsewhere: with their mean in front, a curve of other rows falls before anything is learnt."""
+    found = {("held_out_kl", "student"): [(1.0, 0.36), (2.0, 0.35), (4.0, 0.34)]}
+    figure = learning({**tutor(), "watched": {"rows": 4, "kl": 0.37}}, found)
+    assert figure is not None and figure.rows[0] == ["0", "0.37"] and "the same 4 held-out rows each time" in figure.note
+    unknown = learning({**tutor(), "watched": {}}, found)
+    assert unknown is not None and unknown.rows[0] == ["1", "0.36"] and unknown.note.endswith("held-out")
+
+
+def shown(page: str) -> str:
+    """The text of a page."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.S)))
+
+
+ALONE_SAMPLE = [{"prompt": "predict: 1+1=", "student": "", "student_seconds": 0.1}]
+
+
+def test_without_a_teacher_no_answer_of_one_is_announced_and_no_agreement_with_one_is_to_be_measured():
+    page = shown(render({"run": "r", "closeness": None, "student": {"bits_per_byte": 2.0}}, samples=ALONE_SAMPLE))
+    assert "There is no teacher to differ from." in page and "Marked" not in page
+    assert "predict: 1+1= student · 0.1 s (nothing)" in page and "evaluate=[perplexity,calibration,speed]" in page.replace(", ", ",")
+
+
+def test_across_tokenizers_the_page_says_that_nothing_is_compared_token_by_token_and_names_what_can_be_measured():
+    page = shown(render({"run": "r", "closeness": "aligned_bytes"}, samples=[{"prompt": "a", "teacher": "b", "student": "c"}]))
+    assert "teacher and student read with different tokenizers" in page and "Marked" not in page
+    assert "evaluate=[perplexity,aligned_bytes,speed]" in page.replace(", ", ",")
+    compared = shown(render({"run": "r"}, samples=[{"prompt": "a", "teacher": "b", "student": "c", "agreement": 0.0}]))
+    assert "Marked : a token that the teacher" in compared
 
 
 def test_our_sentences_are_typeset_and_escaped():

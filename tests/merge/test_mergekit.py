@@ -1,4 +1,4 @@
-"""Equal to mergekit, in float64, where both offer the same merge."""
+"""Equal to mergekit, in float64, where both offer the same merge: `pip install -c constraints.txt 'limbeck[mergekit]'`, else skipped."""
 
 import pytest
 import torch

@@ -71,6 +71,8 @@ def test_the_value_is_that_of_each_row_with_its_own_share(say: Say) -> None:
         each = [kind(alpha=share).values(**{k: s for k, s in signals.items()}) for share in shares]
         assert objective(signals, reference).total.item() == pytest.approx((each[0][:2].sum() + each[1][2]).item(), rel=1e-6)
         assert fixed[0].count == objective(signals, reference).count == 3
+        of_rows = kind(adaptive=True, alpha=0.5, per="row")(signals, reference)  # a long answer weighs no more than a short one
+        assert of_rows.total.item() == pytest.approx((each[0][:2].mean() + each[1][2]).item(), rel=1e-6) and of_rows.count == 2
 
 
 @pytest.mark.parametrize("kind", [SkewKL, SkewReverseKL])

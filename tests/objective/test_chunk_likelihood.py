@@ -51,3 +51,9 @@ def test_log1mexp_is_exact_at_both_ends() -> None:
     x = [-1e-9, -0.1, -math.log(2), -1.0, -40.0]
     found = log1mexp(torch.tensor(x, dtype=torch.float64)).tolist()
     assert found == pytest.approx([math.log(-math.expm1(v)) if v > -0.7 else math.log1p(-math.exp(v)) for v in x], rel=1e-14)
+
+
+def test_the_branch_that_is_not_taken_adds_no_nan_to_the_gradient_of_log1mexp() -> None:
+    x = torch.tensor([-1e-9, -0.5, -2.0, -200.0], requires_grad=True)  # in float32 e^-1e-9 is 1: the other branch is log 0
+    log1mexp(x).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == pytest.approx([-math.exp(v) / -math.expm1(v) for v in x.tolist()], rel=1e-5)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from limbeck.errors import Refused
+from limbeck.schedule.adaptive import Adaptive
 from limbeck.start import run
 from toy import after, at_home, metrics, toy
 
@@ -27,6 +28,20 @@ def test_it_hears_each_step_once_however_the_window_is_cut(tmp_path: Path) -> No
     whole = shares(tmp_path / "whole")
     assert len(whole) == 4 and whole == sorted(whole) and whole[-1] > 0.3
     assert shares(tmp_path / "cut") == pytest.approx(whole, rel=1e-6)
+    losses = [(r["sum"], r["count"]) for r in metrics(tmp_path / "whole") if r["name"] == "moving_target"]
+    assert len({count for _, count in losses}) > 1, "windows of one size would not tell a mean from a sum"
+    assert whole == pytest.approx(heard([total / count for total, count in losses]), rel=1e-12)
+    assert whole != pytest.approx(heard([total for total, _ in losses]), rel=1e-6)
+
+
+def heard(losses: list[float]) -> list[float]:
+    """The share after each step, by the recurrence itself."""
+    schedule, out = Adaptive(**{name: value for name, value in MOVING["share"].items() if name != "kind"}), []
+    memory = schedule.begin()
+    for step, loss in enumerate(losses):
+        schedule.follow(memory, step, loss)
+        out.append(schedule.value(step + 1, memory))
+    return out
 
 
 def test_looking_at_held_out_text_moves_nothing(tmp_path: Path) -> None:

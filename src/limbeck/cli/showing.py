@@ -199,7 +199,7 @@ def recipe(path: Path) -> dict[str, Any]:
     claim = [f"claim   {found_of(path.stem)}: {visible(checked.claim.expects)}"] if checked.claim else []
     head = [
         path.stem
-        + (f" · {checked.paper.title}" + (f" · arXiv:{checked.paper.arxiv}" if checked.paper.arxiv else "") if checked.paper else "")
+        + (f" · {checked.paper.title} · " + (f"arXiv:{checked.paper.arxiv}" if checked.paper.arxiv else checked.paper.url) if checked.paper else "")
         + f" · version {checked.version}"
     ]
     return {

@@ -90,7 +90,7 @@ class Annotate(AbstractAsking):
         parts = tuple(Part(rest, part.share) for some, part in zip(made, rows.parts, strict=True) if (rest := tuple(some)))
         if said and reasons.total() == len(chats):
             got = f"none in {len(said):,} answers: {most(reasons)}; the first begins {ascii(next(iter(said.values())).text[:40])}"
-            do = f"correct prompt, markers or max_tokens: {self.max_tokens}"
+            do = f"correct prompt, markers or max_tokens: {self.max_tokens}; version: {self.version + 1} asks the same anew"
             raise Failed("answers", "data annotate", f"a rationale and one of {short(', '.join(self.markers))}", got, do, code=5)
         facts = {"name": f"endpoint:{self.url}#{self.model}", "revision": sha256_json(self.prompt)[:16], "licence": None, "rows": len(chats)}
         notes = self.told(len(rows.train), chats, said, reasons)

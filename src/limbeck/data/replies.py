@@ -61,7 +61,7 @@ class Replies(AbstractAsking):
         made = [(tuple(self.answered(part.rows, chats, said, reasons)), part.share) for part in rows.parts]
         parts = tuple(Part(some, share) for some, share in made if some)
         if said and reasons.total() == len(chats):
-            do = f"look at the server, or raise max_tokens: {self.max_tokens}"
+            do = f"look at the server, or raise max_tokens: {self.max_tokens}; version: {self.version + 1} asks the same anew"
             raise Failed("answers", "data replies", "an answer that is a text", f"none in {len(said):,}: {most(reasons)}", do, code=5)
         facts = {"name": f"endpoint:{self.url}#{self.model}", "revision": sha256_json(self.prompt)[:16], "licence": None, "rows": len(chats)}
         notes = [f"replies: {len(said) - reasons.total():,} of {len(rows.train):,} rows answered by {self.model}"]

@@ -48,9 +48,9 @@ def strip(summary: Mapping[str, Any]) -> Figure | None:
 
 
 def learning(summary: Mapping[str, Any], found: Curves) -> Figure | None:
-    """Held-out KL against steps; none with fewer than three points."""
+    """KL of the rows that were looked at against steps, from what the same rows said before training; none with fewer than three points."""
     names, unit = header(summary), word(summary, "unit", "token")
-    start = finite(arm(summary, "start", "kl"))
+    start, looked = (finite(arm(summary, "watched", x)) for x in ("kl", "rows"))
     lines: dict[str, list[tuple[float, float]]] = {}
     for name in ("baseline", "student"):
         points = [point for point in found.get(("held_out_kl", name), []) if point[1] > 0]
@@ -78,7 +78,8 @@ def learning(summary: Mapping[str, Any], found: Curves) -> Figure | None:
     tables = {name: dict(points) for name, points in lines.items()}
     steps_shown = thin(sorted({step for points in lines.values() for step, _ in points}), 40)
     rows = [[number(int(step)), *(number(tables[n][step]) if step in tables[n] else "" for n in reversed(lines))] for step in steps_shown]
-    note = f"KL(teacher ‖ student), nats per {unit}{', log scale' if log else ''} · held-out"
+    where = f"the same {number(int(looked))} held-out rows each time" if looked else "held-out"
+    note = f"KL(teacher ‖ student), nats per {unit}{', log scale' if log else ''} · {where}"
     return Figure(title, note, canvas.html(), ["step", *(names.get(n, n) for n in reversed(lines))], rows)
 
 

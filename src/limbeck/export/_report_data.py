@@ -135,5 +135,7 @@ def sample(entry: Mapping[str, Any], limit: int) -> dict[str, Any]:
     if agreement is not None:
         notes["student"] += f" · {100 * agreement:.0f} % agreement"
     prompt = entry.get("prompt")
-    pieces = {"teacher": marked(entry.get("teacher"), (), limit), "student": marked(entry.get("student"), entry.get("marks"), limit)}
-    return {"prompt": for_report(prompt, limit) if isinstance(prompt, str) else "", "code": code, "notes": notes, "pieces": pieces}
+    marks = {"teacher": (), "student": entry.get("marks")}
+    pieces = {who: marked(entry[who], of, limit) for who, of in marks.items() if isinstance(entry.get(who), str)}
+    asked = for_report(prompt, limit) if isinstance(prompt, str) else ""
+    return {"prompt": asked, "code": code, "notes": notes, "pieces": pieces, "compared": agreement is not None}

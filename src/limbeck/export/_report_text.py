@@ -14,8 +14,13 @@ from limbeck.text.show import duration, finite, number, percent, times
 MONTHS = "January February March April May June July August September October November December".split()
 EVALUATIONS = {"image": "accuracy,agreement,calibration,speed", "candidate": "ranking,speed", "position": "probe,speed", "clip": "probe,speed"}
 """What is worth measuring, by what one prediction is; of text more."""
-BY_CLOSENESS = {"samples": "samples", "pitch": "pitch,speed"}
+BY_CLOSENESS = {"samples": "samples", "pitch": "pitch,speed", "aligned_bytes": "perplexity,aligned_bytes,speed"}
 """The same, where what tells how close a student is says more."""
+APART = {
+    "": "There is no teacher to differ from.",
+    "aligned_bytes": "Not compared token by token: teacher and student read with different tokenizers.",
+}
+"""Why nothing is compared one by one, by what tells how close a student is."""
 FIGURE = re.compile(r"(?<=\d) (?=%|GB|MB|h\b|min\b|s\b)|(?<=±) | (?=±)")
 FIGURES = {"student": (Markup("<b>"), Markup("</b>")), "baseline": (Markup("<em>"), Markup("</em>"))}
 TIMES = re.compile(r"(?<=\d)x\b")
@@ -41,7 +46,8 @@ def headline(pieces: Sequence[tuple[str, str]]) -> Markup:
 def measure_it(summary: Mapping[str, Any]) -> str:
     """The command that measures what this run left out."""
     usual = EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
-    some = BY_CLOSENESS.get(closeness(summary) or "", usual)
+    by = closeness(summary)
+    some = BY_CLOSENESS.get(by or "", usual if by else usual.replace("agreement,", ""))
     return f"`limbeck run {word(summary, 'run', 'RUN')} evaluate=[{some}]`"
 
 
@@ -101,7 +107,11 @@ def where(summary: Mapping[str, Any]) -> list[str]:
         share = sum(finite(x.get("share")) or 0.0 for x in bins if x["low"] >= findings.SURE - 1e-9)
         lines.append(line + f" These are {percent(share)} of all.")
     if not bins and not entries(summary, "slices"):
-        lines += [] if closeness(summary) != "agreement" else [f"Not measured by certainty or kind of text. {measure_it(summary)}"]
+        by = closeness(summary)
+        if by == "agreement":
+            lines.append(f"Not measured by certainty or kind of text. {measure_it(summary)}")
+        elif not entries(summary, "rankings"):
+            lines.append(APART.get(by or "", "Not compared one by one."))
     elif finite(arm(summary, "student", "top1")) is not None and "baseline" not in getattr(measure(summary), "values", {}):
         against = f"{what} alone" if (what := alone(summary)) else "the same student without the teacher"
         lines.append(f"Not compared with {against}. `limbeck run {word(summary, 'run', 'RUN')} baseline=[{other_baseline(summary)}]`")

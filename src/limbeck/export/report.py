@@ -26,6 +26,7 @@ slices           [{name, share, student, error, baseline}]    agreement by kind 
 calibration      [{stated, teacher, student, baseline}]       how often right minus stated, by stated probability
 parallel_decoding [{threshold, student {tokens_per_forward, agreement, exact}, teacher, start, baseline alike}]
 decode_by_context [{context, teacher_ms [median, 10 %, 90 %], student_ms}]
+watched          {rows, kl}                                   held-out rows looked at while training, and their KL before it
 gaps             {<arm>: {top1, top1_error, kl, kl_error, chunk_gap, chunk_gap_error}}   the student minus that arm, errors paired over documents
 similarity       {reference, control, student, prompts, measures [{name, <who>: {value, low, high}, closer}], judge,
                  preference [{name, reference, <who>}]}       answers of each beside the reference's; closer: student minus control

@@ -98,7 +98,8 @@ def refuse(how: Merge, names: Sequence[str], states: Sequence[Mapping[str, Any]]
             if a != b:
                 expected = f"{ascii(name)[:80]} of shape {a} as in {names[0]}" if a is not None else f"no {ascii(name)[:80]}, as in {names[0]}"
                 got = f"{f'shape {b}' if b is not None else 'no such tensor'} in {other}"
-                raise Failed("merge", where, expected, got, "merge models of one build: stages that share their surgeries", code=5)
+                do = "merge models of one build: of equal sizes and one vocabulary; stages, that share their surgeries"
+                raise Failed("merge", where, expected, got, do, code=5)
 
 
 def filled(like: Tensor, values: Iterator[tuple[slice, Tensor]]) -> Tensor:
