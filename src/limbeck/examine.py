@@ -18,6 +18,7 @@ from limbeck.evaluate.base import Exam, Table
 from limbeck.export import _wav
 from limbeck.export._png import data_uri
 from limbeck.model.base import Models, Role
+from limbeck.model.transcriber import Transcriber
 from limbeck.model.vision_language import VisionLanguage
 from limbeck.numerics import Streams
 from limbeck.recipe import Recipe
@@ -123,10 +124,12 @@ class Examiner:
         table = self.table("start") if self.rows.held_out else None
         unit = "position" if self.masked else "token"
         unit = unit if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else unit
-        unit = "clip" if table is not None and "wave" in self.rows.held_out[0].content else unit
+        sounds = table is not None and "wave" in self.rows.held_out[0].content
+        unit = "clip" if sounds and student.tokenizer is None else unit
         if table is not None and table.denoising_error is not None:
             unit = "image" if "pixels" in self.rows.held_out[0].content else "sample"
-        alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image
+        alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image or a sound
+        alone |= {"sources": "clips"} if sounds and unit == "token" else {}
         return {"closeness": self.closeness(student), "unit": unit, **alone}
 
     def seconds_a_target(self, subject: str) -> float:
@@ -227,7 +230,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
     if rows and "pixels" in rows[0].content:
         return answered(examiner, seed) if rows[0].content.keys().isdisjoint({"prompt", "messages"}) else described(examiner, seed)
     if rows and "wave" in rows[0].content:
-        return played(rows, seed)
+        return played(examiner, seed)
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples")).tolist()[:num]
     out: list[dict[str, Any]] = [{"prompt": ""} for _ in pick]
     for subject in ("teacher", "student"):
@@ -264,10 +267,20 @@ def answered(examiner: Examiner, seed: int, num: int = 24) -> list[dict[str, Any
     return out
 
 
-def played(rows: Sequence[Row], seed: int, num: int = 10) -> list[dict[str, Any]]:
-    """Held-out sounds, drawn by seed and not chosen, with their class."""
+def played(examiner: Examiner, seed: int, num: int = 10, new_tokens: int = 96) -> list[dict[str, Any]]:
+    """Held-out sounds, drawn by seed and not chosen, with their class; or with what is said in them, and what teacher and student write of it."""
+    rows = examiner.rows.held_out
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples"))[:num].sort().values.tolist()
-    return [{"sound": _wav.data_uri(rows[i].content["wave"], rows[i].content["rate"]), "label": rows[i].tag} for i in pick]
+    if "answer" not in rows[0].content:
+        return [{"sound": _wav.data_uri(rows[i].content["wave"], rows[i].content["rate"]), "label": rows[i].tag} for i in pick]
+    some = [rows[i] for i in pick]
+    out = [{"sound": _wav.longer(row.content["wave"], row.content["rate"]), "label": row.content["answer"].strip()} for row in some]
+    for subject in (name for name in ("teacher", "student") if name in examiner.openers):
+        with examiner.open(subject) as role:
+            if isinstance(role, Transcriber):
+                for sample, words in zip(out, role.transcribe(some, new_tokens), strict=True):
+                    sample[subject] = words or "(nothing)"
+    return out
 
 
 def described(examiner: Examiner, seed: int, num: int = 8, new_tokens: int = 64) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from limbeck.errors import Refused
 from limbeck.model.anatomy import Anatomy, family_files
+from limbeck.model.base import listening
+from limbeck.model.headers import quoted
 from limbeck.model.log_mel import HOP, RATE, extractor, log_mel
 from limbeck.model.sound import EXTRACTOR, Hearing
 from limbeck.model.text import Text
@@ -82,6 +84,9 @@ class Transcriber(Text):
             if not isinstance(row.content.get("answer"), str):
                 do = "name where transcripts are: transcripts of sound_folder"
                 raise Refused("transcript", f"row {row.key}", "a sound with its transcript", ", ".join(row.content), do)
+            if row.content.get("prompt"):
+                do = "leave out the step that writes it"
+                raise Refused("prompt", f"row {row.key}", "no words before the transcript", quoted(row.content["prompt"]), do)
 
     def view(self, rows: Sequence[Row]) -> View:
         self.refuse(rows)
@@ -113,6 +118,27 @@ class Transcriber(Text):
         lengths = [len(self.view([row]).inputs["ids"]) for row in rows if self.tokenizer is not None] or [USUAL_TOKENS]
         ids = torch.zeros(1, max(lengths), dtype=torch.long, device=next(self.module.parameters()).device)
         return measured_cost(self.module, lambda: self.module(input_features=self.silence(), decoder_input_ids=ids))
+
+    def transcribe(self, rows: Sequence[Row], new_tokens: int = 224) -> list[str]:
+        """What it writes of each row, taking the best entry each time and none left out, up to its end or so many tokens."""
+        module, end = self.module, self.tokenizer.eos_token_id
+        view = self.view(rows).to(next(module.parameters()).device)
+        if not rows:
+            return []
+        begin = view.inputs["ids"][: int(view.targets[0])]  # the same of all rows, whose prompts are empty
+        with listening(module), torch.no_grad():
+            heard = module.model.encoder(self.features(view))  # type: ignore[union-attr, operator]
+            ids, known, written = begin.expand(len(rows), -1), None, []
+            done = torch.zeros(len(rows), dtype=torch.bool, device=ids.device)
+            for _ in range(min(new_tokens, (self.context or new_tokens) - len(begin))):
+                said = module.model(encoder_outputs=heard, decoder_input_ids=ids, past_key_values=known, use_cache=True)  # type: ignore[operator]
+                ids, known = self.head(said.last_hidden_state[:, -1]).argmax(-1, keepdim=True), said.past_key_values
+                done = done | (ids[:, 0] == end)
+                written.append(ids.masked_fill(done[:, None], end))
+                if done.all():
+                    break
+        every = torch.cat(written, 1).tolist()
+        return [self.tokenizer.decode([i for i in row if i != end], skip_special_tokens=True).strip() for row in every]
 
     def probe(self, num: int) -> dict[str, Tensor]:
         """Noise and a text of so many ids, as its own class takes them."""
