@@ -14,7 +14,7 @@ from limbeck.component import nearest
 from limbeck.errors import Failed, Refused
 from limbeck.model import crepe, from_diffusers, from_timm
 from limbeck.model.anatomy import family_files
-from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_gguf, weights_file
+from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_converted, weights_file
 from limbeck.model.folder import check_folder, check_sizes
 from limbeck.model.headers import check_gguf, quoted
 from limbeck.model.image import image_families, is_image, processed
@@ -89,7 +89,7 @@ def open_pretrained(
         with own_file(reference):
             module, tokenizer = random_model(reference, dtype)
     elif reference.scheme in ("gguf", "package") and not in_folder(reference):
-        module, tokenizer = open_gguf(reference, dtype, cache)
+        module, tokenizer = open_converted(reference, dtype, cache)
     else:
         folder = fetch(reference, ["*.bin"] * allow_pickle) if reference.scheme == "hf" else existing(reference)
         checked = check_folder(folder, reference.text, allow_pickle=allow_pickle, trust_code=trust_code)
