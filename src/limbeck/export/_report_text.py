@@ -42,6 +42,7 @@ def measure_it(summary: Mapping[str, Any]) -> str:
     """The command that measures what this run left out."""
     usual = EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
     some = BY_CLOSENESS.get(closeness(summary) or "", usual)
+    some = f"{closeness(summary) or 'perplexity'},transcription,speed" if word(summary, "sources") == "clips" else some
     return f"`limbeck run {word(summary, 'run', 'RUN')} evaluate=[{some}]`"
 
 
