@@ -14,7 +14,6 @@ from limbeck.evaluate._scoring import clustered, documents
 from limbeck.evaluate._words import edits, normalised
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.model.transcriber import Transcriber
-from limbeck.signals import Row
 from limbeck.store import write_json
 
 AT_ONCE = 8

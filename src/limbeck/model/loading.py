@@ -166,8 +166,7 @@ def tokenizer_in(path: Path, **how: Any) -> Any:
     """The tokenizer that lies in a folder, as models of its kind read with it."""
     from transformers import AutoTokenizer
 
-    found = AutoTokenizer.from_pretrained(path, **how)
-    return begun(found) if hasattr(found, "set_prefix_tokens") else found
+    return begun(AutoTokenizer.from_pretrained(path, **how))
 
 
 def bytes_tokenizer() -> Any:

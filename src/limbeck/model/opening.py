@@ -18,8 +18,8 @@ from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_co
 from limbeck.model.folder import check_folder, check_sizes
 from limbeck.model.headers import check_gguf, quoted
 from limbeck.model.image import image_families, is_image, processed
-from limbeck.model.log_mel import refuse_other
 from limbeck.model.loading import BYTES_KEY, build_config, build_meta, fit_length, foreign, model_class, named_tokenizer, open_folder, tokenizer_names
+from limbeck.model.log_mel import refuse_other
 from limbeck.model.reference import Reference, existing, in_folder, known, provenance, snapshot
 from limbeck.model.sound import Hearing, is_sound, sound_families
 from limbeck.model.transcriber import is_transcriber
@@ -27,7 +27,6 @@ from limbeck.model.vision_family import vision_families, vision_family
 from limbeck.model.vision_language import MARK
 from limbeck.text.bytes_tokenizer import ByteTokenizer
 from limbeck.text.document import load
-from limbeck.text.transcripts import begun
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py", "README.md"]
@@ -268,7 +267,7 @@ def config_file(reference: Reference) -> tuple[Any, int, Any]:
     tokenizer = named_tokenizer(kind) if kind else None
     inner, place = values, ""
     if values["model_type"] in family_files("speech") and tokenizer is not None:
-        values = {"pad_token_id": None, "decoder_start_token_id": begun(tokenizer).bos_token_id, **values}
+        values = {"pad_token_id": None, "decoder_start_token_id": tokenizer.bos_token_id, **values}
         inner = values
     if values["model_type"] in vision_families():
         for name in ("vision_config", "text_config"):

@@ -91,6 +91,9 @@ class Transcriber(Text):
     def view(self, rows: Sequence[Row]) -> View:
         self.refuse(rows)
         view, waves = super().view(rows), [row.content["wave"] for row in rows]
+        if view.asked is not None and bool(view.asked[view.offsets == 0].any()):
+            where, expected = type(self.tokenizer).__name__, "a tokenizer that puts a begin before a text"
+            raise Refused("tokenizer", where, expected, "one that puts nothing there", "give it a post-processor, and save it again")
         instants = torch.tensor([len(wave) for wave in waves], dtype=torch.long, device="cpu")
         wave = torch.cat(waves) if waves else torch.zeros(0, device="cpu")
         return replace(view, inputs={**view.inputs, "wave": wave}, instants=instants)

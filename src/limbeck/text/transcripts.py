@@ -2,27 +2,18 @@
 
 from typing import Any
 
-from limbeck.text.tokens import specials
-
 MULTILINGUAL = 50_257
 """Id of the end of text in Whisper's vocabulary of many languages; in that of English it is one less."""
 
 
 def begun(tokenizer: Any) -> Any:
-    """The tokenizer, made to put before a text what such a model was trained with, and its end behind it.
+    """Whisper's tokenizer, made to put before a text what its model was trained with; any other one as it is.
 
-    Whisper's own says for itself which language and task it was saved for; where it says none and knows many, it is told to write English, without
-    time marks. Any other that puts nothing before a text puts its begin there: the first word could not be predicted otherwise.
+    It says for itself which language and task it was saved for; where it says none and knows many, it is told to write English, without time
+    marks.
     """
-    if hasattr(tokenizer, "set_prefix_tokens"):
-        if tokenizer.eos_token_id >= MULTILINGUAL and tokenizer.language is None:
-            told = {"language": "en", "task": "transcribe", "predict_timestamps": False}
-            tokenizer.init_kwargs.update(told)  # so that it is saved with them
-            tokenizer.set_prefix_tokens(**told)
-    elif getattr(tokenizer, "is_fast", False) and not specials(tokenizer)[0] and tokenizer.bos_token_id is not None:
-        from tokenizers import processors
-
-        begin, end = tokenizer.bos_token, tokenizer.eos_token
-        marks = [(begin, tokenizer.bos_token_id), (end, tokenizer.eos_token_id)]
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=marks)
+    if hasattr(tokenizer, "set_prefix_tokens") and tokenizer.eos_token_id >= MULTILINGUAL and tokenizer.language is None:
+        told = {"language": "en", "task": "transcribe", "predict_timestamps": False}
+        tokenizer.init_kwargs.update(told)  # so that it is saved with them
+        tokenizer.set_prefix_tokens(**told)
     return tokenizer
