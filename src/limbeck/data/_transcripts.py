@@ -29,7 +29,8 @@ class Transcripts:
         self.lists = lists = sorted(file for file in root.rglob(where) if file.is_file())
         if not lists:
             expected = f"files of this name in {root}, or below"
-            raise Refused("transcript", f"data sound_folder  transcripts: {where}", expected, "none", "correct the name, or write transcripts: beside")
+            do = "correct the name, or write transcripts: beside"
+            raise Refused("transcript", f"data sound_folder  transcripts: {where}", expected, "none", do)
         for file in lists:
             for i, line in enumerate(lines_of(file), 1):
                 if line.strip():

@@ -54,8 +54,8 @@ class SoundFolder(Sounds):
     longest: Annotated[float, Field(gt=0)] = 15.0
     """Seconds after which a clip is cut off."""
     transcripts: str | None = Field(default=None, min_length=1, json_schema_extra={"since": 2})
-    """Where it is written what is said: `beside` (NAME.txt for NAME.wav), or how files are called that list it (`transcription`, `*.trans.txt`), a line
-    being `NAME words`, or `<s> words </s> (NAME)`. None: classes, as `label` says."""
+    """Where it is written what is said: `beside` (NAME.txt for NAME.wav), or how files are called that list it (`transcription`, `*.trans.txt`), a
+    line being `NAME words`, or `<s> words </s> (NAME)`. None: nowhere; rows have classes, as `label` says."""
     max_bad: Annotated[int, Field(ge=0)] = 0
     """So many files that are no sounds may be left out, with a note; one more stops the run."""
 

@@ -75,7 +75,8 @@ class Vowels(Sounds):
         names = tuple(FORMANTS)
         labels = [i % len(names) for i in range(self.num)]
         draws = [np.random.default_rng((self.seed, i)) for i in range(self.num)]
-        said = [[names[label], *draw.choice(names, i % self.words if self.words else 0)] for i, (label, draw) in enumerate(zip(labels, draws, strict=True))]
+        more = [draw.choice(names, i % self.words) if self.words else () for i, draw in enumerate(draws)]
+        said = [[names[label], *others] for label, others in zip(labels, more, strict=True)]
         waves = [torch.from_numpy(np.concatenate([self.clip(name, draw) for name in some])) for some, draw in zip(said, draws, strict=True)]
         if self.words:
             rows = self.made(waves, [None] * self.num, (), [" ".join(some) for some in said])

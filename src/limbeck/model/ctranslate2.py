@@ -129,7 +129,8 @@ def generation(tokenizer: Any, told: Mapping[str, Any], many: bool) -> dict[str,
     marks = {"decoder_start_token_id": "startoftranscript", "no_timestamps_token_id": "notimestamps", "prev_sot_token_id": "startofprev"}
     found: dict[str, Any] = {name: ids[f"<|{mark}|>"] for name, mark in marks.items()} | {"is_multilingual": many, "max_length": 448}
     found |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
-    found |= {"suppress_tokens": told["suppress_ids"], "begin_suppress_tokens": told["suppress_ids_begin"], "alignment_heads": told["alignment_heads"]}
+    kept = {"suppress_tokens": "suppress_ids", "begin_suppress_tokens": "suppress_ids_begin", "alignment_heads": "alignment_heads"}
+    found |= {name: told[own] for name, own in kept.items()}
     if many:
         found |= {"lang_to_id": {tokenizer.convert_ids_to_tokens(i): i for i in told["lang_ids"]}, "language": "<|en|>", "task": "transcribe"}
         found |= {"task_to_id": {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}}
