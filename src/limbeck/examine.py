@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.align.shared_vocab import SharedVocab, same
+from limbeck.data._sounds import resampled
 from limbeck.data.base import Rows
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import predicts, score
@@ -28,6 +29,8 @@ from limbeck.teacher.base import Teacher
 
 MADE = "made.json"
 """What an evaluator has kept of what subjects make of noise: [{pixels [channel, height, width], label}]."""
+TELEPHONE = 8_000
+"""Numbers a second of speech in the report."""
 CALIBRATION_ROWS = 16
 """Training rows that surgeries and searches are measured on."""
 
@@ -274,13 +277,21 @@ def played(examiner: Examiner, seed: int, num: int = 10, new_tokens: int = 96) -
     if "answer" not in rows[0].content:
         return [{"sound": _wav.data_uri(rows[i].content["wave"], rows[i].content["rate"]), "label": rows[i].tag} for i in pick]
     some = [rows[i] for i in pick]
-    out = [{"sound": _wav.longer(row.content["wave"], row.content["rate"]), "label": row.content["answer"].strip()} for row in some]
+    out = [{"sound": _wav.data_uri(*over_telephone(row)), "label": row.content["answer"].strip()} for row in some]
     for subject in (name for name in ("teacher", "student") if name in examiner.openers):
         with examiner.open(subject) as role:
             if isinstance(role, Transcriber):
                 for sample, words in zip(out, role.transcribe(some, new_tokens), strict=True):
                     sample[subject] = words or "(nothing)"
     return out
+
+
+def over_telephone(row: Row) -> tuple[Float[Tensor, " instant"], int]:
+    """The sound of a row and its rate; one that the report would cut off early is brought to 8 kHz, so that more of what is said is heard."""
+    found, rate = row.content["wave"], row.content["rate"]
+    if len(found) <= _wav.MOST_BYTES // 2 or rate <= TELEPHONE:
+        return found, rate
+    return resampled(found.float(), rate, TELEPHONE), TELEPHONE
 
 
 def described(examiner: Examiner, seed: int, num: int = 8, new_tokens: int = 64) -> list[dict[str, Any]]:

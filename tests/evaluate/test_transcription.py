@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from limbeck.check.models import spoken, transcriber_of
-from limbeck.evaluate._words import edits, normalised
 from limbeck.evaluate.base import Exam
 from limbeck.evaluate.transcription import Transcription
 from limbeck.model.base import Role
 from limbeck.signals import Row
 from limbeck.store import read_json
+from limbeck.text.words import edits, normalised
 
 
 def brute_force(one: tuple[str, ...], other: tuple[str, ...]) -> int:
@@ -47,7 +47,8 @@ def test_rates_are_those_of_jiwer() -> None:
     draw, words = random.Random(1), "ice floats on water because it is less dense".split()
     right, said = ([" ".join(draw.choices(words, k=draw.randrange(1, 9))) for _ in range(20)] for _ in range(2))
     found = Transcription()(exam({"student": said}, right))["student"]
-    assert found["word_error_rate"] == pytest.approx(jiwer.wer(right, said)) and found["character_error_rate"] == pytest.approx(jiwer.cer(right, said))
+    assert found["word_error_rate"] == pytest.approx(jiwer.wer(right, said))
+    assert found["character_error_rate"] == pytest.approx(jiwer.cer(right, said))
 
 
 @pytest.mark.parametrize(

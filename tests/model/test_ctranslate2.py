@@ -16,7 +16,6 @@ from limbeck.check.models import quiet
 from limbeck.data.base import Place, Rows
 from limbeck.data.sound_folder import SoundFolder
 from limbeck.errors import Failed, Refused
-from limbeck.evaluate._words import edits, normalised
 from limbeck.model.base import Models
 from limbeck.model.ctranslate2 import state_of
 from limbeck.model.opening import open_meta, open_pretrained
@@ -24,6 +23,7 @@ from limbeck.model.reference import Reference, identity, known, provenance, sha2
 from limbeck.model.role import as_role
 from limbeck.numerics import Streams
 from limbeck.store import Cache, sha256_file
+from limbeck.text.words import edits, normalised
 
 VOCAB = 300
 
@@ -166,7 +166,10 @@ def test_a_package_in_parts_is_converted_once_and_says_what_the_model_says(packa
     assert {name: p.shape for name, p in meta.named_parameters()} == {name: p.shape for name, p in module.named_parameters()}
 
 
-@pytest.mark.parametrize("file", ["small_whisper_1/data/model.bin.part1", "small_whisper_2/data/model.bin.part2", "small_whisper_1/data/tokenizer.json"])
+FILES = ("small_whisper_1/data/model.bin.part1", "small_whisper_2/data/model.bin.part2", "small_whisper_1/data/tokenizer.json")
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_another_file_than_the_pinned_one_is_not_opened(package: Path, file: str) -> None:
     content = (package / file).read_bytes()
     (package / file).write_bytes(content[:-1] + b"x")
@@ -202,6 +205,7 @@ def test_the_real_models_write_what_is_read_aloud(name: str) -> None:
     shape = known("shapes")[known("packages")[name]["shape"]]
     assert sum(p.numel() for p in role.module.parameters()) == shape["num_parameters"]
     source = SoundFolder(path=str(CLIPS), transcripts="transcription", longest=30, split=0)
-    rows = [row for row in source.rows(Rows(), Place(Models({}), Streams(0))).train if row.content["answer"] == " he might even have been made amiable himself"]
+    words = " he might even have been made amiable himself"
+    rows = [row for row in source.rows(Rows(), Place(Models({}), Streams(0))).train if row.content["answer"] == words]
     (said,) = role.transcribe(rows)
     assert edits(normalised(said), normalised(rows[0].content["answer"])) == 0 and said.endswith("himself.")

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.evaluate._scoring import clustered, documents
-from limbeck.evaluate._words import edits, normalised
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.model.transcriber import Transcriber
 from limbeck.store import write_json
+from limbeck.text.words import edits, normalised
 
 AT_ONCE = 8
 """Rows in one forward pass."""
@@ -38,7 +38,7 @@ class Transcription(Evaluator):
     student is to follow its teacher also in what it gets wrong, look at the agreement, else at the error rates.
 
     Example:
-        >>> from limbeck.evaluate._words import edits
+        >>> from limbeck.text.words import edits
         >>> edits("he was not ill disposed".split(), "he was ill dispose".split())
         2
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from limbeck.evaluate._words import normalised
 from limbeck.text.show import finite, for_report, number, visible
+from limbeck.text.words import normalised
 
 MOST_POINTS, MOST_ENTRIES, MOST_MARKS = 120, 300, 200
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")

@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.data._sounds import resampled
-
 MOST_BYTES = 64_000
 """Sounds are cut off after so many: 2 s at 16 kHz."""
-TELEPHONE = 8_000
 
 
 def wav(sound: Any, rate: int) -> bytes:
@@ -27,9 +24,3 @@ def wav(sound: Any, rate: int) -> bytes:
 def data_uri(sound: Any, rate: int) -> str:
     """A sound as text that an `<audio>` plays without asking anybody."""
     return "data:audio/wav;base64," + base64.b64encode(wav(sound, rate)).decode("ascii")
-
-
-def longer(sound: Any, rate: int) -> str:
-    """The same for speech: a sound that would be cut off is heard at 8 kHz, as over a telephone, so that more of it fits."""
-    low = len(sound) > MOST_BYTES // 2 and rate > TELEPHONE
-    return data_uri(resampled(sound.detach().cpu().float(), rate, TELEPHONE), TELEPHONE) if low else data_uri(sound, rate)

@@ -1,4 +1,4 @@
-"""Words of two transcripts beside each other."""
+"""Words of two texts beside each other."""
 
 import re
 import unicodedata
