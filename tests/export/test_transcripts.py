@@ -15,7 +15,7 @@ from limbeck.model.opening import open_pretrained
 from limbeck.model.role import as_role
 from limbeck.model.transcriber import Transcriber
 from limbeck.signals import Row
-from limbeck.start import run
+from limbeck.start import resume, run
 from toy import after, at_home, state  # noqa: F401
 
 SUMMARY: dict[str, Any] = {
@@ -29,7 +29,8 @@ SUMMARY: dict[str, Any] = {
 
 
 def test_a_clip_is_shown_with_its_transcript_and_with_what_both_write_and_other_words_are_marked() -> None:
-    entry = {"sound": data_uri(torch.zeros(800), 8000), "label": "not an ill disposed man", "teacher": "Not an ill-disposed man.", "student": "<b>man"}
+    said = {"label": "not an ill disposed man", "teacher": "Not an ill-disposed man.", "student": "<b>man"}
+    entry = {"sound": data_uri(torch.zeros(800), 8000), **said}
     page = render(SUMMARY, samples=[entry])
     assert "<audio controls" in page and "not an ill disposed man" in page and "<mark>&lt;b&gt;man</mark>" in page
     assert "teacher: Not an ill-disposed man." in re.sub(r"\s+", " ", page)  # the same words, so not marked
@@ -69,14 +70,14 @@ def test_a_run_goes_from_clips_to_a_report_and_goes_on_where_it_was_stopped(tmp_
     assert all(0 <= summary[arm]["word_error_rate"] for arm in ("teacher", "start", "student")) and summary["teacher"]["words_as_teacher"] == 1
     page = (whole.path / "report.html").read_text()
     held = json.loads((whole.path / "evidence" / "written.json").read_text())
-    assert page.count("<audio") == len(held) == summary["transcription"]["clips"] and "is the standard error over clips" in page.replace("\u00a0", " ")
+    assert page.count("<audio") == len(held) == summary["transcription"]["clips"] and "held-out clips" in page
     role = as_role(open_pretrained(f"path:{whole.path / 'student'}"))
     assert isinstance(role, Transcriber)
     own = state(whole.path, "main")
     assert all(torch.equal(x, own[name]) for name, x in role.module.named_parameters())
     stopped = run("whisper", *change, toy=True, runs=tmp_path / "parts", stop=after(2))
     assert not stopped.finished
-    again = run(stopped.path)
+    again = resume(stopped.path)
     assert again.finished and all(torch.equal(x, own[name]) for name, x in state(again.path, "main").items())
     encoder = as_role(open_pretrained(str(summary["provenance"][1]["reference"]))).module.model.encoder  # type: ignore
     assert all(torch.equal(x, own[f"model.encoder.{name}"]) for name, x in encoder.named_parameters())  # frozen, as the recipe says
