@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.align.shared_vocab import SharedVocab, same
+from limbeck.data._sounds import resampled
 from limbeck.data.base import Rows
 from limbeck.errors import Refused
 from limbeck.evaluate._scoring import predicts, score
@@ -18,6 +19,7 @@ from limbeck.evaluate.base import Exam, Table
 from limbeck.export import _wav
 from limbeck.export._png import data_uri
 from limbeck.model.base import Models, Role
+from limbeck.model.transcriber import Transcriber
 from limbeck.model.vision_language import VisionLanguage
 from limbeck.numerics import Streams
 from limbeck.recipe import Recipe
@@ -27,6 +29,8 @@ from limbeck.teacher.base import Teacher
 
 MADE = "made.json"
 """What an evaluator has kept of what subjects make of noise: [{pixels [channel, height, width], label}]."""
+TELEPHONE = 8_000
+"""Numbers a second of speech in the report."""
 CALIBRATION_ROWS = 16
 """Training rows that surgeries and searches are measured on."""
 
@@ -123,10 +127,12 @@ class Examiner:
         table = self.table("start") if self.rows.held_out else None
         unit = "position" if self.masked else "token"
         unit = unit if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else unit
-        unit = "clip" if table is not None and "wave" in self.rows.held_out[0].content else unit
+        sounds = table is not None and "wave" in self.rows.held_out[0].content
+        unit = "clip" if sounds and student.tokenizer is None else unit
         if table is not None and table.denoising_error is not None:
             unit = "image" if "pixels" in self.rows.held_out[0].content else "sample"
-        alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image
+        alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image or a sound
+        alone |= {"sources": "clips"} if sounds and unit == "token" else {}
         return {"closeness": self.closeness(student), "unit": unit, **alone}
 
     def seconds_a_target(self, subject: str) -> float:
@@ -234,7 +240,7 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
     if rows and "pixels" in rows[0].content:
         return answered(examiner, seed) if rows[0].content.keys().isdisjoint({"prompt", "messages"}) else described(examiner, seed)
     if rows and "wave" in rows[0].content:
-        return played(rows, seed)
+        return played(examiner, seed)
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples")).tolist()[:num]
     out: list[dict[str, Any]] = [{"prompt": ""} for _ in pick]
     for subject in ("teacher", "student"):
@@ -278,10 +284,28 @@ def answered(examiner: Examiner, seed: int, num: int = 24) -> list[dict[str, Any
     return out
 
 
-def played(rows: Sequence[Row], seed: int, num: int = 10) -> list[dict[str, Any]]:
-    """Held-out sounds, drawn by seed and not chosen, with their class."""
+def played(examiner: Examiner, seed: int, num: int = 10, new_tokens: int = 96) -> list[dict[str, Any]]:
+    """Held-out sounds, drawn by seed and not chosen, with their class; or with what is said in them, and what teacher and student write of it."""
+    rows = examiner.rows.held_out
     pick = torch.randperm(len(rows), generator=Streams(seed)("samples"))[:num].sort().values.tolist()
-    return [{"sound": _wav.data_uri(rows[i].content["wave"], rows[i].content["rate"]), "label": rows[i].tag} for i in pick]
+    if "answer" not in rows[0].content:
+        return [{"sound": _wav.data_uri(rows[i].content["wave"], rows[i].content["rate"]), "label": rows[i].tag} for i in pick]
+    some = [rows[i] for i in pick]
+    out = [{"sound": _wav.data_uri(*over_telephone(row)), "label": row.content["answer"].strip()} for row in some]
+    for subject in (name for name in ("teacher", "student") if name in examiner.openers):
+        with examiner.open(subject) as role:
+            if isinstance(role, Transcriber):
+                for sample, words in zip(out, role.transcribe(some, new_tokens), strict=True):
+                    sample[subject] = words or "(nothing)"
+    return out
+
+
+def over_telephone(row: Row) -> tuple[Float[Tensor, " instant"], int]:
+    """The sound of a row and its rate; one that the report would cut off early is brought to 8 kHz, so that more of what is said is heard."""
+    found, rate = row.content["wave"], row.content["rate"]
+    if len(found) <= _wav.MOST_BYTES // 2 or rate <= TELEPHONE:
+        return found, rate
+    return resampled(found.float(), rate, TELEPHONE), TELEPHONE
 
 
 def described(examiner: Examiner, seed: int, num: int = 8, new_tokens: int = 64) -> list[dict[str, Any]]:

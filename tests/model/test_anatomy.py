@@ -34,16 +34,24 @@ CONFIGS: dict[str, Any] = {
     "modernbert": lambda: transformers.ModernBertConfig(**{n: x for n, x in SMALL.items() if n != "num_key_value_heads"}, norm_bias=True),
 }
 HEAD_DIM = {"llama": 4, "qwen2": 4, "qwen3": 8, "gemma3_text": 8, "gpt2": 4, "bert": 4, "modernbert": 4}
-CASES = [(family, name) for family in CONFIGS for name in read_family(family_files()[family]).classes]
+SPEECH: dict[str, Any] = {
+    "whisper": lambda: transformers.WhisperConfig(
+        vocab_size=40, d_model=16, encoder_layers=3, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24,
+        decoder_ffn_dim=24, max_source_positions=4, max_target_positions=32, pad_token_id=0, tie_word_embeddings=False
+    ),
+}  # fmt: skip
+FOUND = {**family_files("speech"), **family_files()}
+CASES = [(family, name) for family in (*CONFIGS, *SPEECH) for name in read_family(FOUND[family]).classes]
 
 
 def build(family: str, name: str) -> nn.Module:
     torch.manual_seed(0)
-    return getattr(transformers, name)(CONFIGS[family]())
+    return getattr(transformers, name)({**CONFIGS, **SPEECH}[family]())
 
 
 def test_every_family_in_the_folder_is_tested_here():
-    assert set(CONFIGS) == {path.stem for path in (Path(module_under_test.__file__).parent / "families").glob("*.json")}
+    folder = Path(module_under_test.__file__).parent / "families"
+    assert set(CONFIGS) == {path.stem for path in folder.glob("*.json")} and set(SPEECH) == {path.stem for path in (folder / "speech").glob("*.json")}
     assert all(about.endswith(".") for about in describe().values())
 
 
@@ -236,4 +244,4 @@ def test_a_known_shape_has_as_many_parameters_as_stated_and_says_where_it_is_fro
     module, config = open_meta(f"hf:{name}")
     assert sum(parameter.numel() for parameter in module.parameters()) == entry["num_parameters"]
     assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
-    assert entry["source"] and entry["licence"] and anatomy(module).num_layers(config) == entry["config"]["num_hidden_layers"]
+    assert entry["source"] and entry["licence"] and anatomy(module).num_layers(config) == entry["config"][anatomy(module).family.sizes["layers"]]

@@ -92,7 +92,7 @@ def kinds(room: str) -> list[str]:
     if room == "role":
         from limbeck.model.anatomy import family_files
 
-        return sorted(family_files())
+        return sorted({**family_files("speech"), **family_files()})
     return [kind for kind, sentence in members(room).items() if sentence or has_kind(room, kind)]
 
 

@@ -28,6 +28,8 @@ from limbeck.check.models import (
     pitched,
     points,
     ranker_of,
+    spoken,
+    transcriber_of,
 )
 from limbeck.component import canonical_json, find
 from limbeck.endpoint import Ask, Reply
@@ -54,6 +56,8 @@ def held_out(seed: int, says: str = "logits") -> list[Row]:
         return list(clips(seed, split="held_out"))
     if says == "pitch":
         return list(pitched(seed, split="held_out"))
+    if says == "transcript":
+        return list(spoken(seed, "held_out").held_out)
     if says == "sample":
         return list(points(seed, 10 * POINT_CLASSES, "held_out").train)
     texts = [" ".join(WORDS[(i * i + (1 + i % 3) * j + seed) % len(WORDS)] for j in range(80))[:BYTES] for i in range(NUM)]
@@ -73,6 +77,8 @@ def roles(seed: int, says: str = "logits") -> dict[str, Role]:
         return {"teacher": ranker_of(seed, torch.float32, layers=3), "student": ranker_of(seed + 1, torch.float32)}
     if says == "pitch":
         return {"teacher": pitch_tracker(seed, torch.float32, 2), "student": pitch_tracker(seed + 1, torch.float32)}
+    if says == "transcript":
+        return {"teacher": transcriber_of(seed, torch.float32, layers=3), "student": transcriber_of(seed + 1, torch.float32)}
     if says == "hidden":
         return {"teacher": hearing_model(seed, torch.float32, layers=3), "student": hearing_model(seed + 1, torch.float32)}
     made: dict[str, Role] = {

@@ -26,6 +26,7 @@ from limbeck.model.pixels import Preprocessing
 from limbeck.model.ranker import BiEncoder, CrossEncoder
 from limbeck.model.sound import Hearing, Sound
 from limbeck.model.text import Text
+from limbeck.model.transcriber import Transcriber
 from limbeck.model.vision_family import vision_family
 from limbeck.model.vision_language import VisionLanguage
 from limbeck.noise.rectified_flow import RectifiedFlow
@@ -55,6 +56,8 @@ def family_of(name: str, seed: int = 0, dtype: torch.dtype = torch.float64, **si
     """A small untrained language model of a family, from its config, with a tokenizer of bytes."""
     import transformers
 
+    if name in family_files("speech"):
+        return transcriber_of(seed, dtype, **sizes)
     family = read_family(family_files()[name])
     fields = {family.sizes[size]: value for size, value in {**SIZES, **sizes}.items() if size in family.sizes}
     ids = {"bos_token_id": TOKENIZER.bos_token_id, "eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": TOKENIZER.pad_token_id}
@@ -154,6 +157,49 @@ def clips(seed: int = 0, num: int = 40, split: str = "train") -> tuple[Row, ...]
         content = {"wave": wave, "rate": RATE, "label": i % 2}
         out.append(Row(f"clip-{seed}-{i}", content, ("low", "high")[i % 2], split=split, source=f"clip-{i}"))
     return tuple(out)
+
+
+HEARD = 16_000
+"""Numbers a second of example sounds with a transcript."""
+
+
+def transcriber_of(seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2, width: int = 16, context: int = 64) -> Transcriber:
+    """A small untrained model that hears a tenth of a second and writes, with a tokenizer of bytes."""
+    import transformers
+
+    numbers = {"layers": layers, "attention_heads": 2, "ffn_dim": 2 * width}
+    sizes: dict[str, Any] = {f"{side}_{name}": number for side in ("encoder", "decoder") for name, number in numbers.items()}
+    still = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+    ids = {"bos_token_id": TOKENIZER.bos_token_id, "eos_token_id": TOKENIZER.eos_token_id, "decoder_start_token_id": TOKENIZER.bos_token_id}
+    places = {"max_source_positions": 5, "max_target_positions": context, "num_mel_bins": 80, "vocab_size": len(TOKENIZER), "pad_token_id": None}
+    config = transformers.WhisperConfig(**{**sizes, **still, **ids, **places, "d_model": width, "begin_suppress_tokens": None})
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: Any = transformers.WhisperForConditionalGeneration(config)
+        for parameter in module.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    role = Transcriber(module.to(dtype).eval(), TOKENIZER, anatomy(module))
+    role.requires_grad_(False)
+    return role
+
+
+@cache
+def transcribers(seed: int = 0) -> Models:
+    """A student and a teacher that write what they hear, in double precision, of other widths."""
+    return Models({"student": transcriber_of(seed), "teacher": transcriber_of(seed + 1, layers=3, width=WIDE)})
+
+
+@cache
+def spoken(seed: int = 0, split: str = "train") -> Rows:
+    """Noise of several lengths with what is said in it, of different lengths; pairs of one group."""
+    draw, found = torch.Generator().manual_seed(seed), []
+    for i in range(2 * GROUPS):
+        wave = 0.1 * torch.randn(400 + 200 * (i % 6), generator=draw)
+        answer = f" {WORDS[(3 * i + seed) % len(WORDS)]} {WORDS[(7 * i + seed) % len(WORDS)]}"
+        content = {"wave": wave, "rate": HEARD, "prompt": "", "answer": answer}
+        found.append(Row(f"spoken-{seed}-{i}", content, ("chosen", "rejected")[i % 2], f"pair-{i // 2}", split, f"clip-{i}"))
+    return Rows((Part(tuple(found)),)) if split == "train" else Rows(held_out=tuple(found))
 
 
 def pitch_tracker(seed: int = 0, dtype: torch.dtype = torch.float64, size: int = 1) -> Pitch:
@@ -405,13 +451,14 @@ class Trial:
         kept: Mapping[str, Any] | None = None,
         width: int = WIDE,
         models: Models | None = None,
+        data: Rows | None = None,
         **turn: Any,
     ):
         roles = {o.role(seat) for o in turn["objective"] for seat in o.needs} - {"student", "teacher"}
         usual, some = heard(turn["objective"], seed, width)
         more = {name: another(usual["student"], seed + 2 + i) for i, name in enumerate(sorted(roles))}
         self.models = Models({**(models or usual), **more})
-        self.world = World(self.models, rows(seed) if models else some, (), teacher, kept or {}, Streams(seed))
+        self.world = World(self.models, data or (rows(seed) if models else some), (), teacher, kept or {}, Streams(seed))
         self.running = self.begin({"trains": turn["objective"][0].role(turn["objective"][0].teaches), **turn}).running[0]
         self.running.learned = [m if m is None else m.double() for m in self.running.learned]
         place = Place(self.models, self.world.streams)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from limbeck.check.contract import NotClaimed, close, contract
-from limbeck.check.models import rows
+from limbeck.check.models import rows, spoken
 from limbeck.model.text import Text
+from limbeck.model.transcriber import Transcriber
 from limbeck.numerics import log_probs
 from limbeck.signals import View, dense
 
@@ -18,7 +19,7 @@ SAME = {torch.float64: (1e-6, 1e-7), torch.float32: (1e-4, 1e-5)}
 
 def seen(role: Text, seed: int = 0) -> View:
     """What the role sees of the example rows; the id of the padding stands within rows too."""
-    view = role.view(rows(seed).train)
+    view = role.view((spoken(seed) if isinstance(role, Transcriber) else rows(seed)).train)
     pad = role.tokenizer.pad_token_id
     if pad is None:
         return view
@@ -37,12 +38,35 @@ def say(role: Text, view: View, *names: str, layout: Any = "padded", inject: dic
 
 
 def by_row(role: Text, view: View, **more: Any) -> list[Any]:
-    """What the model itself says, row by row, without the role."""
+    """What the model itself says, row by row, without the role; `more` is made of ids and number of each row."""
+    out = []
     with torch.no_grad():
-        return [
-            role.module(input_ids=ids[None], **{name: f(ids, i)[None] for name, f in more.items()}, output_hidden_states=not more)
-            for i, ids in enumerate(view.inputs["ids"].split(view.ragged.tolist()))
-        ]
+        for i, ids in enumerate(view.inputs["ids"].split(view.ragged.tolist())):
+            given = {name: f(ids, i)[None] for name, f in more.items()}
+            if isinstance(role, Transcriber):  # its class does not shift labels by itself
+                shift = {"labels": given["labels"].roll(-1, 1).index_fill(1, torch.tensor([len(ids) - 1]), -100)} if given else {}
+                given = {"input_features": heard_alone(role, view, i), "decoder_input_ids": ids[None], **shift}
+            else:
+                given = {"input_ids": ids[None], **given}
+            out.append(role.module(**given, output_hidden_states=not more))
+    return out
+
+
+def heard_alone(role: Transcriber, view: View, row: int) -> Tensor:
+    """Features of one clip, by transformers' own extractor."""
+    from transformers import WhisperFeatureExtractor
+
+    assert view.instants is not None
+    wave = view.inputs["wave"].split(view.instants.tolist())[row].numpy()
+    made = WhisperFeatureExtractor(feature_size=role.bands)(
+        wave, sampling_rate=16_000, return_tensors="pt", padding="max_length", max_length=role.window
+    )
+    return made["input_features"].to(next(role.module.parameters()))
+
+
+def listed_states(out: Any) -> Any:
+    """The hidden states that the model lists: of the decoder, where it has two parts."""
+    return out.decoder_hidden_states if "decoder_hidden_states" in out else out.hidden_states
 
 
 def same(role: Text) -> tuple[float, float]:
@@ -104,7 +128,7 @@ def packing(role: Text, seed: int = 0) -> None:
 def hidden_states(role: Text, seed: int = 0) -> None:
     """Its layers are those that the model itself lists, as far as that list is of blocks: its last entry stands after the final norm."""
     view, layers = seen(role, seed), range(role.num_layers)
-    theirs = [torch.cat(each) for each in zip(*([x[0] for x in out.hidden_states] for out in by_row(role, view)), strict=True)]
+    theirs = [torch.cat(each) for each in zip(*([x[0] for x in listed_states(out)] for out in by_row(role, view)), strict=True)]
     said = say(role, view, *(f"hidden.{i}" for i in (*layers, role.num_layers)))
     for i in layers:
         close(said[f"hidden.{i}"], theirs[i], same(role), f"hidden.{i} against the model's own")

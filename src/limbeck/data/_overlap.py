@@ -75,7 +75,7 @@ def tells(count: np.ndarray) -> bool:
 def text_of(row: Row) -> str:
     """All words of a row but those of the system, which many chats share."""
     content = row.content
-    if "pixels" in content:  # many images are asked about in the same words; what is new is the image, by which rows are parted
+    if content.keys() & {"pixels", "wave"}:  # of many images and sounds the same is said; what is new is the image, by which rows are parted
         return ""
     if isinstance(content.get("query"), str):  # documents of a collection are searched for by all; what is new is the query
         return content["query"]

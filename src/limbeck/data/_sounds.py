@@ -41,15 +41,19 @@ class Sounds(Source):
     num: Annotated[int, Field(gt=0)] | None = None
     """So many clips at most, chosen by a hash of their content; none: all."""
 
-    def made(self, waves: Sequence[Float[Tensor, " instant"]], labels: Sequence[int | None], names: Sequence[str]) -> list[Row]:
-        """Rows of some clips."""
+    def made(
+        self, waves: Sequence[Float[Tensor, " instant"]], labels: Sequence[int | None], names: Sequence[str], words: Sequence[str] | None = None
+    ) -> list[Row]:
+        """Rows of some clips; with `words`, what is said in each is the answer to an empty prompt, with a space before it as in running text."""
         hashes = [hashlib.sha256(one.numpy().tobytes()).hexdigest()[:24] for one in waves]
         chosen = range(len(hashes)) if self.num is None else sorted(sorted(range(len(hashes)), key=hashes.__getitem__)[: self.num])
         out = []
         for i in chosen:
             label = labels[i]
             content = {"wave": waves[i], "rate": self.rate, **({} if label is None else {"label": label})}
-            out.append(Row(key_of(hashes[i], str(self.rate), str(label)), content, "" if label is None else names[label], source=hashes[i]))
+            content |= {} if words is None else {"prompt": "", "answer": f" {words[i]}"}
+            key = key_of(hashes[i], str(self.rate), str(label), *(() if words is None else (words[i],)))
+            out.append(Row(key, content, "" if label is None else names[label], source=hashes[i]))
         return out
 
 

@@ -39,7 +39,8 @@ class Vowels(Sounds):
 
     Harmonics of a gliding pitch pass two formants of the vowel and a third one. Of each clip are drawn: pitch, glide, length of the vocal
     tract (which moves all formants), loudness and duration; so neighbouring vowels overlap, as they do among people. For trials and tests,
-    where nothing may be downloaded: a small network learns them in seconds. No speech: it has no words.
+    where nothing may be downloaded: a small network learns them in seconds. No speech: it has no words. With `words` up to so many follow each
+    other in a clip, and the row holds their names as its transcript, for models that write what they hear.
 
     Example:
         >>> Vowels(num=100, seconds=0.25).split
@@ -59,6 +60,8 @@ class Vowels(Sounds):
     """So many clips, as many of each vowel."""
     seconds: Annotated[float, Field(ge=0.1, le=10)] = 0.3
     """How long a clip is on average; each is up to a third longer or shorter."""
+    words: Annotated[int, Field(ge=0, le=10, json_schema_extra={"since": 2})] = 0
+    """So many vowels at most in a clip, with their names as its transcript; 0: one, and its class."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of all that is drawn: not the run's, so that all runs hear the same clips."""
 
@@ -71,8 +74,14 @@ class Vowels(Sounds):
             raise Refused("key", "data vowels  held_out", "clips, of which split holds out a share", f"held_out: {path}", "remove held_out")
         names = tuple(FORMANTS)
         labels = [i % len(names) for i in range(self.num)]
-        waves = [torch.from_numpy(self.clip(names[label], np.random.default_rng((self.seed, i)))) for i, label in enumerate(labels)]
-        rows = self.made(waves, labels, names)
+        draws = [np.random.default_rng((self.seed, i)) for i in range(self.num)]
+        more = [draw.choice(names, i % self.words) if self.words else () for i, draw in enumerate(draws)]
+        said = [[names[label], *others] for label, others in zip(labels, more, strict=True)]
+        waves = [torch.from_numpy(np.concatenate([self.clip(name, draw) for name in some])) for some, draw in zip(said, draws, strict=True)]
+        if self.words:
+            rows = self.made(waves, [None] * self.num, (), [" ".join(some) for some in said])
+        else:
+            rows = self.made(waves, labels, names)
         facts = {"name": "vowels made by limbeck", "sha256": sha256_json([row.key for row in rows]), "rows": len(rows), "licence": self.licence}
         return rows, facts, []
 

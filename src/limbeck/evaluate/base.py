@@ -68,9 +68,9 @@ class Evaluator(Component):
     """Measures all subjects of an exam."""
 
     room: ClassVar[str] = "evaluate"
-    measures: ClassVar[Literal["logits", "label", "score", "hidden", "blocks", "sample", "pitch"]] = "logits"
+    measures: ClassVar[Literal["logits", "label", "score", "hidden", "blocks", "sample", "pitch", "transcript"]] = "logits"
     """What rows must be for it to find anything: predicted piece by piece, of one class each, scored, only represented, filled in by blocks,
-    samples to be denoised, or sounds of known pitch."""
+    samples to be denoised, sounds of known pitch, or sounds with their transcript."""
     perfect: ClassVar[Mapping[str, float]] = {}
     """Claim: values that the teacher gets against itself."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}

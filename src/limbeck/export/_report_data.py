@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from limbeck.text.show import finite, for_report, number, visible
+from limbeck.text.words import normalised
 
 MOST_POINTS, MOST_ENTRIES, MOST_MARKS = 120, 300, 200
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
@@ -116,11 +117,13 @@ def picture(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def sound(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A held-out sound with its class, ready for the template; None for what is no short sound in place."""
-    found, label = entry.get("sound"), entry.get("label")
+    """A held-out sound with its class, or what is said in it and what both write of it; None for what is no short sound in place."""
+    found = entry.get("sound")
     if not isinstance(found, str) or len(found) > MOST_SOUND or not SOUND.fullmatch(found):
         return None
-    return {"sound": found, "label": for_report(label, 40) if isinstance(label, str) else ""}
+    most = 400 if {"teacher", "student"} & entry.keys() else 40
+    said = {name: for_report(x, most) if isinstance(x := entry.get(name), str) else "" for name in ("label", "teacher", "student")}
+    return {"sound": found, "wrong": [name for name, x in said.items() if normalised(x) != normalised(said["label"])], **said}
 
 
 def sample(entry: Mapping[str, Any], limit: int) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def measure_it(summary: Mapping[str, Any]) -> str:
     usual = EVALUATIONS.get(word(summary, "unit", "token"), "agreement,perplexity,calibration,speed")
     by = closeness(summary)
     some = BY_CLOSENESS.get(by or "", usual if by else usual.replace("agreement,", ""))
+    some = f"{by or 'perplexity'},transcription,speed" if word(summary, "sources") == "clips" else some
     return f"`limbeck run {word(summary, 'run', 'RUN')} evaluate=[{some}]`"
 
 
@@ -121,7 +122,7 @@ def where(summary: Mapping[str, Any]) -> list[str]:
 def fast(summary: Mapping[str, Any]) -> list[str]:
     """Size and speed of the student against the teacher's."""
     ratios = {}
-    for key in ("parameters", "decode_tokens_per_second", "memory_bytes", "disk_bytes"):
+    for key in ("parameters", "decode_tokens_per_second", "forward_rows_per_second", "memory_bytes", "disk_bytes"):
         student, teacher = (finite(arm(summary, x, key)) for x in ("student", "teacher"))
         ratios[key] = student / teacher if student and teacher else None
     lines = []
@@ -136,7 +137,7 @@ def fast(summary: Mapping[str, Any]) -> list[str]:
             lines.append(f"Decoding, {name}: {middle} tokens/s; 10 to 90 % of the repeats lie between {number(low)} and {number(high)}.")
     if (faster := finite(arm(summary, "student", "times_faster"))) is not None:
         lines.append(f"Samples in its fewest steps take the student {times(1 / faster)} as long as the teacher takes in many.")
-    elif ratios["decode_tokens_per_second"] is None and not entries(summary, "decode_by_context"):
+    elif ratios["decode_tokens_per_second"] is None and ratios["forward_rows_per_second"] is None and not entries(summary, "decode_by_context"):
         lines.append(f"Speed was not measured. {measure_it(summary)}")
     if ratios["disk_bytes"]:
         lines.append(f"On disk it takes {percent(ratios['disk_bytes'])} of the teacher's space.")

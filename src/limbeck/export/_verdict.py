@@ -63,7 +63,7 @@ def word(summary: Mapping[str, Any], key: str, default: str = "") -> str:
 def sources(summary: Mapping[str, Any]) -> str:
     """What errors are over, in the plural: where one prediction is a piece of something larger, that."""
     unit = word(summary, "unit", "token")
-    return {"token": "documents", "position": "documents", "candidate": "queries"}.get(unit, f"{unit}s")
+    return word(summary, "sources") or {"token": "documents", "position": "documents", "candidate": "queries"}.get(unit, f"{unit}s")
 
 
 def of_text(summary: Mapping[str, Any]) -> bool:

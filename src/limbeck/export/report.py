@@ -6,6 +6,8 @@ before training), `student`, or `baseline` (the same student without the teacher
 
 ```
 schema, run, about, date (2026-11-24), wall_seconds, steps, num_stages, tokens, seed, verdict, machine ("one 24 GB GPU")
+sources          what errors are over, where the unit does not tell: clips
+transcription    {clips, words}                              sounds with a transcript; figures are <arm>.word_error_rate and the like
 unit             what one prediction is called: token, image, ...; position of a masked model, which predicts nothing where nothing is hidden
 held_out         {documents, targets, overlap_dropped}
 closeness        the evaluator that tells how close this student is to its teacher (agreement, or aligned_bytes across tokenizers); null: no teacher
@@ -47,7 +49,7 @@ A metric is a record of `metrics.jsonl`: {step, stage, arm, name, sum, count}, o
 `held_out_kl` of both arms draws the curve of KL. A sample is {prompt, teacher, student, teacher_seconds, student_seconds,
 agreement, marks [[start, end], ...]}; marks are characters of the student's answer that the teacher would not have written. Of pictures
 it is {image (a PNG as data URI), label, teacher, student, made (true: made of noise)}, and of pictures with a question also prompt; label is then its
-answer; of sounds {sound (a WAV as data URI), label}.
+answer; of sounds {sound (a WAV as data URI), label}, and of speech also what teacher and student write; label is then its transcript.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -234,9 +234,9 @@ def anatomy(what: Any) -> Anatomy:
     model_type = model_type.removeprefix(HYBRID) if isinstance(model_type, str) else model_type
     if (whole := vision_family(config)) is not None and (not isinstance(what, nn.Module) or type(what).__name__ == whole.model_class):
         return Anatomy(anatomy(config.text_config).family, whole.model_class, Places(body=whole.language, head=whole.head))
-    files = family_files()
+    files = {**family_files("speech"), **family_files()}
     if not isinstance(model_type, str) or model_type not in files:
-        raise unknown(what, model_type, sorted(files))
+        raise unknown(what, model_type, sorted(family_files()))
     family = read_family(files[model_type])
     if isinstance(what, nn.Module):
         names = [base.__name__ for base in type(what).__mro__]
@@ -250,9 +250,9 @@ def anatomy(what: Any) -> Anatomy:
     return Anatomy(family, name or first, family.classes[name or first])
 
 
-def family_files() -> dict[str, Path]:
-    """Family -> its file; one's own come before those of limbeck."""
-    folders = (Path(__file__).with_name("families"), home() / "families")
+def family_files(kind: str = "") -> dict[str, Path]:
+    """Family -> its file; one's own come before those of limbeck. `kind`: of language models, or `speech` for those that write what they hear."""
+    folders = (Path(__file__).with_name("families") / kind, home() / "families" / kind)
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem)}
 
 

@@ -106,8 +106,8 @@ class Role(nn.Module):
         """Refuses what cannot be done to it: surgeries at a place of the recipe, or none where that asks to search or to compile."""
 
     def row_cost(self, rows: Sequence[Row]) -> tuple[float, float] | None:
-        """Multiplications and additions of one row like these, and bytes that training keeps of it; None where a row has positions, which cost
-        what its matrices say."""
+        """Multiplications and additions of one row like these, and bytes that training keeps of it; None where a row has positions, each of which
+        costs what all matrices say."""
         return None
 
     def row_targets(self, rows: Sequence[Row]) -> int:

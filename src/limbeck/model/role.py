@@ -20,6 +20,7 @@ from limbeck.model.ranker import BiEncoder, CrossEncoder
 from limbeck.model.reference import Reference, sentence_encoder
 from limbeck.model.sound import Sound, is_sound
 from limbeck.model.text import Text
+from limbeck.model.transcriber import Transcriber, is_transcriber
 from limbeck.model.vision_family import vision_family
 from limbeck.model.vision_language import VisionLanguage
 from limbeck.text.spans import fingerprint
@@ -64,6 +65,8 @@ def speaking(module: Any, tokenizer: Any, reference: Reference) -> Text:
     found, whole = anatomy(module), vision_family(module)
     if whole is not None:
         return VisionLanguage(module, tokenizer, found, whole)
+    if is_transcriber(module):
+        return Transcriber(module, tokenizer, found)
     if type(module).__name__.endswith("ForSequenceClassification") and module.config.num_labels == 1:
         return CrossEncoder(module, tokenizer, found)
     if getattr(module.config, CONFIG, None) is not None:

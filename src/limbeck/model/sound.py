@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.errors import Refused
 from limbeck.model.anatomy import NAME, Anatomy, Places, read_family
-from limbeck.model.base import Role, Tap, listening, taps
+from limbeck.model.base import Role, Tap, taps
 from limbeck.model.headers import quoted, read_json
+from limbeck.model.waves import measured_cost, one_wave
 from limbeck.signals import Row, View
 from limbeck.store import home
 
@@ -136,16 +136,7 @@ class Sound(Role):
 
     def refuse(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            wave, rate = row.content.get("wave"), row.content.get("rate")
-            if not isinstance(wave, Tensor) or not wave.is_floating_point():
-                got = "none" if wave is None else f"{getattr(wave, 'dtype', type(wave).__name__)}"
-                raise Refused("data", f"row {row.key}", "a waveform of real numbers", got, "use a source of sounds: sound_folder, vowels")
-            if wave.ndim != 1:
-                do = "mix the channels, or choose one: channels of sound_folder"
-                raise Refused("channels", f"row {row.key}", "a waveform of one channel", f"shape {tuple(wave.shape)}", do)
-            if rate != self.hearing.rate:
-                do = f"write rate: {self.hearing.rate} at the source of the rows, so that all are brought to it"
-                raise Refused("rate", f"row {row.key}", f"{self.hearing.rate:,} numbers a second", f"{rate}", do)
+            wave = one_wave(row, self.hearing.rate)
             if len(wave) < self.least:
                 do = "leave out clips that short: shortest of sound_folder"
                 raise Refused("length", f"row {row.key}", f"at least {self.least:,} numbers, which make a frame", f"{len(wave):,}", do)
@@ -194,17 +185,4 @@ class Sound(Role):
 
     def row_cost(self, rows: Sequence[Row]) -> tuple[float, float] | None:
         lengths = [len(row.content["wave"]) for row in rows if "wave" in row.content] or [self.hearing.rate]
-        kept = [0]
-
-        def note(_: nn.Module, __: Any, out: Any) -> None:
-            kept[0] += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
-
-        first = next(self.module.parameters())
-        hooks = [part.register_forward_hook(note) for part in self.module.modules() if not any(True for _ in part.children())]
-        try:
-            with listening(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.module(first.new_zeros(1, max(lengths)))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return float(counter.get_total_flops()), float(kept[0])
+        return measured_cost(self.module, lambda: self.module(next(self.module.parameters()).new_zeros(1, max(lengths))))

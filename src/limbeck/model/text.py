@@ -62,6 +62,8 @@ class Text(Role):
     """
 
     offers = frozenset({"text", "logits", "label", "asked", "target_logprob", "boundary_logprob", "mixing"}) | LAYERED
+    packs = True
+    """Whether rows can be run one behind the other, as one long row."""
 
     def __init__(self, module: nn.Module, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
         super().__init__(module)
@@ -198,7 +200,7 @@ class Text(Role):
         if self.layout != "packed" and len(ids) == num * longest and seen is None:  # equal lengths: nothing to mask
             shape = (num, longest)
             return lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, shape), {"input_ids": ids.view(shape)}
-        must = self.layout == "padded" or not self.anatomy.causal or seen is not None
+        must = self.layout == "padded" or not (self.anatomy.causal and self.packs) or seen is not None
         padded = must or self.layout == "auto" and num * longest * (1 - WASTE) <= len(ids)
         if not padded:
             return lambda x: x[0], lambda x: x[None], {"input_ids": ids[None], "position_ids": offsets[None]}

@@ -9,6 +9,7 @@ from limbeck.data.base import Place, Rows
 from limbeck.errors import Refused
 from limbeck.model.base import Models, Role
 from limbeck.model.conversion import conversion_key
+from limbeck.model.loading import tokenizer_in
 from limbeck.model.opening import config_file, open_meta
 from limbeck.model.recorded import Recorded, open_recorded, refuse_missing
 from limbeck.model.reference import Reference, existing, in_folder, located
@@ -168,9 +169,7 @@ def tokenizer_of(reference: Reference, cache: Cache) -> Any:
     )
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(folder))
+    return tokenizer_in(folder)
 
 
 def read(recipe: Recipe, cast: Cast, base: str) -> Rows:

@@ -65,7 +65,9 @@ def single(role: Role, length: int, own: Set[int], rows: Sequence[Row]) -> Cost:
     if (counted := role.row_cost(rows)) is not None:
         head = getattr(role, "head", None)
         width = head.weight.shape[-1] if isinstance(head, Head) else 0
-        return Cost(parameters, weight_bytes, trained_bytes, *counted, role.vocab or 0, role.num_layers, width, role.row_targets(rows))
+        shared = length if role.ragged else 1  # a row's, shared out to its positions
+        flops, kept = counted[0] / shared, counted[1] / shared
+        return Cost(parameters, weight_bytes, trained_bytes, flops, kept, role.vocab or 0, role.num_layers, width, role.row_targets(rows))
     layers, vocab, width = role.num_layers, 0, 0
     if isinstance(role, Text):
         config: Any = role.module.config
