@@ -12,8 +12,8 @@ from limbeck.signals import Row
 
 SIDE = 64
 """Pixels of a picture, each way."""
-LARGEST, CAPTIONS = 96, 3
-"""Pixels of a side of a picture that stands alone, and captions that are shown."""
+CAPTIONS, MOST = 3, 24
+"""Captions that are shown, and pictures at all."""
 
 
 def drawn(samples: Float[Tensor, "row *axes"], rows: Sequence[Row]) -> list[Any]:
@@ -46,17 +46,17 @@ def shown(role: Role, samples: Float[Tensor, "row *axes"], rows: Sequence[Row], 
         return [{"pixels": drawn(samples, rows), "label": label}]
     num = min(CAPTIONS, len(rows), len(samples))
     images = pictured(role, samples[:num])
-    if max(images.shape[2:]) > LARGEST:
-        factor = LARGEST / max(images.shape[2:])
-        images = torch.nn.functional.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
+    if max(images.shape[2:]) > SIDE:
+        images = torch.nn.functional.interpolate(images, scale_factor=SIDE / max(images.shape[2:]), mode="bilinear", antialias=True)
     pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return [{"pixels": pixels[i].tolist(), "label": label, "prompt": rows[i].content["text"]} for i in range(num)]
 
 
 def by_caption(pictures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same entries, those of one caption after each other."""
+    """The same entries, those of one caption after each other, and of so many captions as a report shows whole."""
     order = list(dict.fromkeys(one.get("prompt") for one in pictures))
-    return sorted(pictures, key=lambda one: order.index(one.get("prompt")))
+    fit = order[: max(1, MOST * len(order) // max(1, len(pictures)))]
+    return sorted((one for one in pictures if one.get("prompt") in fit), key=lambda one: order.index(one.get("prompt")))
 
 
 def in_steps(steps: int) -> str:
