@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pipeline import saved
 
 from limbeck.evaluate._pictures import by_caption, shown
 from limbeck.evaluate.base import Exam
@@ -18,6 +17,7 @@ from limbeck.model.opening import open_pretrained
 from limbeck.model.role import as_role
 from limbeck.numerics import Streams
 from limbeck.signals import Row
+from tiny_pipeline import saved
 
 pytest.importorskip("diffusers")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pipeline import PLACES, SD, WIDTH, saved
 from torch import Tensor
 
 from limbeck.align.base import Aligned
@@ -30,8 +29,10 @@ from limbeck.model.role import as_role
 from limbeck.noise.vp import VP
 from limbeck.numerics import Streams
 from limbeck.objective.denoising import Denoising
+from limbeck.recipe import SHIPPED
 from limbeck.signals import Row, View
 from limbeck.student.lora import Lora
+from tiny_pipeline import PLACES, SD, WIDTH, saved
 
 diffusers = pytest.importorskip("diffusers")
 CAPTIONS = ("a red dog", "two blue cups", "snow")
@@ -378,3 +379,29 @@ def test_a_network_that_asks_for_more_than_captions_is_refused(tmp_path: Path) -
 def test_parts_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="width of a caption"):
         open_pretrained(f"path:{saved(tmp_path, cross_attention_dim=8)}")
+
+
+# configs
+
+
+def test_a_config_is_a_pipeline_with_weights_of_its_seed_and_is_written_as_one(tmp_path: Path) -> None:
+    config = SHIPPED / "models" / "tiny_pipeline.json"
+    one, two = (as_role(open_pretrained(f"config:{config}")) for _ in range(2))
+    assert isinstance(one, Latents) and one.reads_as == two.reads_as
+    assert torch.equal(says(one, one.view(rows()), codes(), 9.0), says(two, two.view(rows()), codes(), 9.0))
+    assert open_meta(f"config:{config}")[0].conv_in.weight.is_meta
+    Safetensors()(Parcel(one, tmp_path, {}, ()))
+    whole = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
+    assert whole.tokenizer("Ab c").input_ids == one.encoders.tokenizer("Ab c").input_ids  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [({"unets": {}}, "a field of"), ({"vae": {"block_out_channels": "x"}}, "options that AutoencoderKL accepts"), ({"predicts": "score"}, "epsilon")],
+)
+def test_a_config_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    plain = json.loads((SHIPPED / "models" / "tiny_pipeline.json").read_text())
+    (tmp_path / "net.json").write_text(json.dumps({**plain, **change}))
+    with pytest.raises(Refused) as told:
+        open_pretrained(f"config:{tmp_path / 'net.json'}")
+    assert expected in told.value.expected

@@ -43,7 +43,8 @@ def captions_of(root: Path, captions: str) -> Captioned:
     beside = {file: file.with_suffix(captions) for file in found}
     files = [text for text in beside.values() if text.is_file()]
     if not files:
-        raise Refused("data", WHERE, f"a file {found[0].with_suffix(captions).name} beside {found[0].name}", "none beside any picture", "correct captions")
+        expected = f"a file {found[0].with_suffix(captions).name} beside {found[0].name}"
+        raise Refused("data", WHERE, expected, "none beside any picture", "correct captions")
     return Captioned({file: plain(text) if text.is_file() else None for file, text in beside.items()}, files)
 
 
@@ -64,7 +65,8 @@ def listed(root: Path, file: Path, pictures: Set[Path]) -> Mapping[Path, str]:
                 raise Bad(f"no picture {short(record[NAME])}")
             out[picture] = words(record[TEXT], TEXT).strip()
         except Bad as reason:
-            raise Refused("data", f"data image_folder  {where}", f"{NAME}, a picture in the folder, and {TEXT}", str(reason), "correct the line") from None
+            expected = f"{NAME}, a picture in the folder, and {TEXT}"
+            raise Refused("data", f"data image_folder  {where}", expected, str(reason), "correct the line") from None
     return out
 
 

@@ -49,7 +49,9 @@ def write(role: Denoiser, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
         write_adapter(role, folder / "adapter")
         if isinstance(role, Latents):
             write_lora(role, folder / "adapter")
-    loads = (OURS if role.own else PIPELINE if isinstance(role, Latents) else STOCK) + (ADAPTER + LORA * isinstance(role, Latents) if whole is not role else "")
+    latents = isinstance(role, Latents)
+    loads = OURS if role.own else PIPELINE if latents else STOCK
+    loads += "" if whole is role else ADAPTER + LORA * latents
     write_text(folder / "README.md", model_card(parcel.summary, parcel.provenance, loads=loads))
     checks = [reopened(written, parcel, says, "a prediction", f"{PROBES} noisy samples")]
     if whole is not role:

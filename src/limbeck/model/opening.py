@@ -73,8 +73,9 @@ def open_pretrained(
             packed = reference.scheme == "package"
             module = from_timm.open_packaged(reference, plain) if packed else from_timm.build(plain, reference.text)
             return without_tokenizer(module, reference, dtype)
-    if (whole := pipeline.described(reference)) is not None:
-        return without_tokenizer(pipeline.open_pipeline(whole, reference.text), reference, dtype)
+    if (make := pipeline.described(reference)) is not None:
+        with own_file(reference):
+            return without_tokenizer(make("cpu"), reference, dtype)
     if (plain := from_diffusers.described(reference)) is not None:
         with own_file(reference):
             here = None if reference.scheme == "config" else existing(reference)
@@ -117,8 +118,8 @@ def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tupl
     """
     reference = Reference.parse(reference) if isinstance(reference, str) else reference
     with own_file(reference):
-        if (whole := pipeline.described(reference)) is not None:
-            module = pipeline.open_pipeline(whole, reference.text, "meta")
+        if (make := pipeline.described(reference)) is not None:
+            module: Any = make("meta")
             return module, module.config
         if (plain := from_diffusers.described(reference)) is not None:
             return from_diffusers.build(plain, reference.text, None if reference.scheme == "config" else existing(reference), "meta"), plain
