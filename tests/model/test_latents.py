@@ -32,6 +32,7 @@ from limbeck.objective.denoising import Denoising
 from limbeck.recipe import SHIPPED
 from limbeck.signals import Row, View
 from limbeck.student.lora import Lora
+from limbeck.student.noise_experts import NoiseExperts
 from tiny_pipeline import PLACES, SD, WIDTH, saved
 
 diffusers = pytest.importorskip("diffusers")
@@ -365,6 +366,12 @@ def test_a_pipeline_of_other_parts_is_refused(folder: Path, tmp_path: Path, chan
     assert told.value.slug == slug and "StableDiffusionPipeline" in told.value.expected
 
 
+def test_a_change_that_no_pipeline_can_hold_is_refused(role: Latents) -> None:
+    role.refuse_change("student.surgery", [Lora()])
+    with pytest.raises(Refused, match="use lora"):
+        role.refuse_change("student.surgery", [NoiseExperts()])
+
+
 def test_a_part_alone_is_refused_with_where_the_whole_is(folder: Path) -> None:
     with pytest.raises(Refused, match="the folder above") as told:
         open_pretrained(f"path:{folder / 'unet'}")
@@ -389,7 +396,7 @@ def test_a_config_is_a_pipeline_with_weights_of_its_seed_and_is_written_as_one(t
     one, two = (as_role(open_pretrained(f"config:{config}")) for _ in range(2))
     assert isinstance(one, Latents) and one.reads_as == two.reads_as
     assert torch.equal(says(one, one.view(rows()), codes(), 9.0), says(two, two.view(rows()), codes(), 9.0))
-    assert open_meta(f"config:{config}")[0].conv_in.weight.is_meta
+    assert all(p.is_meta for p in open_meta(f"config:{config}")[0].parameters())
     Safetensors()(Parcel(one, tmp_path, {}, ()))
     whole = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
     assert whole.tokenizer("Ab c").input_ids == one.encoders.tokenizer("Ab c").input_ids  # type: ignore[union-attr]

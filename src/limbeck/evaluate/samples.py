@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.errors import Refused
-from limbeck.evaluate._pictures import by_caption, conditions, in_steps, pictured, shown
+from limbeck.evaluate._features import features_of
+from limbeck.evaluate._pictures import by_caption, conditions, in_steps, shown
 from limbeck.evaluate._spread import NAMES, covered, frechet, frechet_by_class, inside, sliced_w2
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.guidance import Guidance
@@ -19,7 +19,6 @@ from limbeck.model.base import Role, listening
 from limbeck.model.denoiser import no_null
 from limbeck.model.denoising import Boundary, rungs, sampled
 from limbeck.numerics import Streams
-from limbeck.signals import Row
 from limbeck.store import write_json
 
 AT_ONCE = 256
@@ -93,13 +92,14 @@ class Samples(Evaluator):
                 classes = None if more else label
                 if not pictures:
                     pictures += shown(role, clean, exam.rows, "held out")
-                features, found = self.of(exam, self.seen(role, clean), exam.rows), {}
+                features, found = features_of(exam, self.features, role, clean, exam.rows, AT_ONCE), {}
                 for steps in dict.fromkeys((*self.steps, *((self.teacher_steps,) if name == "teacher" else ()))):
                     made, seconds = self.made(role, name, steps, label, clean.shape[1:], streams, more)
                     forwards = steps * (1 if label is None or self.factor(name) == 1 else 2)
                     found[steps] = {"forwards": float(forwards), "milliseconds": 1000 * seconds / self.num}
                     if made.isfinite().all():
-                        found[steps] |= self.measured(self.of(exam, self.seen(role, made), exam.rows), features, classes, streams)
+                        ours = features_of(exam, self.features, role, made, exam.rows, AT_ONCE)
+                        found[steps] |= self.measured(ours, features, classes, streams)
                         pictures += shown(role, made, exam.rows, f"{name}, {in_steps(steps)}")
             out[name] = self.told(found, name, f" against {self.teacher_steps}" if "teacher" in exam.subjects else "")
         if {"teacher", "student"} <= out.keys():
@@ -147,23 +147,6 @@ class Samples(Evaluator):
             parts.append(sampled(role, start, times, some, factor, self.boundary if few else None, fresh if few else None, beside).cpu())
             seconds += time.perf_counter() - began
         return torch.cat(parts), seconds
-
-    def seen(self, role: Role, samples: Float[Tensor, "row *axes"]) -> Float[Tensor, "row *axes"]:
-        """What a classifier is to look at; without one the samples as the role knows them."""
-        return samples if self.features is None else pictured(role, samples)
-
-    def of(self, exam: Exam, samples: Float[Tensor, "row *axes"], rows: Sequence[Row]) -> Float[Tensor, "row dim"]:
-        """Features of samples."""
-        if self.features is None:
-            return samples.flatten(1).float()
-        if "pixels" not in rows[0].content:
-            do = "remove features"
-            raise Refused("data", "evaluate samples  features", "rows of pixels, which a classifier reads", ", ".join(rows[0].content), do)
-        pixels = ((samples.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        with exam.open(self.features) as judge, listening(judge), torch.no_grad():
-            made = [Row(str(i), {"pixels": image, "label": 0}) for i, image in enumerate(pixels)]
-            parts = [judge.says(judge.view(made[i : i + AT_ONCE]), ("features",), {})["features"].float() for i in range(0, len(made), AT_ONCE)]
-        return torch.cat(parts)
 
     def measured(self, ours: Tensor, features: Tensor, label: Int[Tensor, " row"] | None, streams: Streams) -> dict[str, float]:
         """All figures of samples, by their features and those of held-out rows."""

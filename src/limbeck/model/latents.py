@@ -109,6 +109,12 @@ class Latents(Denoiser):
         self.encoders: Encoders = module.encoders  # type: ignore[assignment]
         self.reads_as = ("latents", self.encoders.content)
 
+    def refuse_change(self, where, surgeries):
+        super().refuse_change(where, surgeries)
+        if other := [dict(surgery)["kind"] for surgery in surgeries if not surgery.keeps_weights]:
+            do = "use lora, or train the whole network"
+            raise Refused("part", where, "a change after which the network is one of a pipeline still", other[0], do)
+
     @property
     def shape(self) -> tuple[int | None, ...]:
         return (self.network.config.in_channels, None, None)
