@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from limbeck.evaluate import _spread, samples
 from limbeck.evaluate._pictures import by_caption, shown
+from limbeck.evaluate._spread import frechet
 from limbeck.evaluate.base import Exam
 from limbeck.evaluate.samples import Samples
 from limbeck.guidance import Guidance
@@ -70,3 +72,21 @@ def test_only_as_many_captions_as_a_report_shows_whole(role: Latents) -> None:
     entries = [entry for i in range(9) for entry in shown(role, latents, rows(3), f"student, {i} steps")]
     kept = by_caption(entries)  # 9 of each of 3 captions are 27; a report shows 24
     assert [one["prompt"] for one in kept] == ["picture 0"] * 9 + ["picture 1"] * 9
+
+
+def test_the_frechet_distance_of_wide_points_is_that_of_their_covariances(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(9, 12, generator=draw), 0.7 * torch.randn(7, 12, generator=draw) + 0.3  # fewer points than numbers
+    more, others = torch.randn(40, 12, generator=draw), 1.5 * torch.randn(50, 12, generator=draw)
+    narrow = [frechet(a, b), frechet(more, others)]
+    monkeypatch.setattr(_spread, "WIDE", 11)
+    assert [frechet(a, b), frechet(more, others)] == pytest.approx(narrow, rel=1e-6)
+
+
+def test_large_samples_are_made_in_smaller_parts(role: Latents, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, sizes = role.view(rows(3)).inputs, []
+    run = role.run
+    monkeypatch.setattr(role, "run", lambda sample, *more: (sizes.append(len(sample)), run(sample, *more))[1])
+    monkeypatch.setattr(samples, "NUMBERS", 200)  # three codes of 4 x 4 x 4 numbers
+    Samples(steps=(1,), num=7).made(role, "teacher", 1, inputs["label"], (4, 4, 4), Streams(0), {"caption": inputs["caption"]})
+    assert sizes == [1, 3, 3, 1]  # the first is not of a sample's time

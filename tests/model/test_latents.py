@@ -166,6 +166,18 @@ def test_a_long_caption_is_cut_where_diffusers_cuts_it_and_counted(folder: Path,
     assert role.cuts() == (f"captions: 1 of more than {PLACES} tokens, which are cut there",)
 
 
+def test_what_encoders_say_is_not_rounded_where_the_network_is(folder: Path, role: Latents) -> None:
+    lower = as_role(open_pretrained(f"path:{folder}", dtype="bfloat16"))
+    assert isinstance(lower, Latents) and lower.module.dtype == torch.bfloat16
+    exact = role.view(rows()).inputs
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inputs = lower.view(rows()).inputs
+        empty = lower.encoders.heard("")
+    assert all(torch.equal(inputs[name], exact[name]) for name in ("clean", "caption")) and torch.equal(empty, role.encoders.heard(""))
+    said, expected = (says(one, View(exact), codes(), 500.0).float() for one in (lower, role))
+    assert 0 < (said - expected).abs().max() < 0.1 * expected.abs().max()
+
+
 # learning
 
 

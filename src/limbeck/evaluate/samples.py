@@ -1,5 +1,6 @@
 """How good what a denoiser makes of noise is, in a few steps and in many."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from limbeck.model.denoising import Boundary, rungs, sampled
 from limbeck.numerics import Streams
 from limbeck.store import write_json
 
-AT_ONCE = 256
-"""Samples that are made together."""
+AT_ONCE, NUMBERS = 256, 2**18
+"""Samples that are made together, and numbers in all of them."""
 
 
 class Samples(Evaluator):
@@ -131,8 +132,9 @@ class Samples(Evaluator):
         few, factor = self.as_consistency(name), self.factor(name)
         times = rungs(noise, steps, self.rungs) if few else noise.grid(steps)
         parts, seconds = [], 0.0
-        for first in range(0, self.num, AT_ONCE):
-            num = min(AT_ONCE, self.num - first)
+        together = min(AT_ONCE, max(1, NUMBERS // math.prod(axes)))
+        for first in range(0, self.num, together):
+            num = min(together, self.num - first)
             start = torch.randn(num, *axes, generator=streams("samples", first), device="cpu").to(device)
             some = None if label is None else label[torch.arange(first, first + num, device="cpu") % len(label)].to(device)
             beside = {key: x[torch.arange(first, first + num, device="cpu") % len(x)].to(device) for key, x in more.items()}

@@ -1,7 +1,8 @@
 """Denoisers of latents: images are noisy in the code of an autoencoder, and what conditions them is a caption."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -59,30 +60,37 @@ class Encoders:
                 part.to(device)
         return self
 
-    @torch.no_grad()
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Inside nothing is learned, and nothing rounded, whatever precision the network runs in: what is said there is kept."""
+        kind = self.vae.device.type
+        with torch.no_grad(), nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
+            yield
+
     def encoded(self, pixels: UInt8[Tensor, "channel height width"]) -> Float[Tensor, "channel height width"]:
         """The code of an image, scaled as denoisers hear it."""
         key = hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.numpy().tobytes()).hexdigest()
         if key not in self.codes:
             config, image = self.vae.config, pixels[None].to(self.vae.device).float() / 127.5 - 1
-            mean = self.vae.encode(image, return_dict=False)[0].mode()[0]
+            with self.exactly():
+                mean = self.vae.encode(image, return_dict=False)[0].mode()[0]
             self.codes[key] = ((mean - (config.shift_factor or 0)) * config.scaling_factor).cpu()
         return self.codes[key]
 
-    @torch.no_grad()
     def decoded(self, codes: Float[Tensor, "row channel height width"]) -> Float[Tensor, "row colour high wide"]:
         """Images between -1 and 1, one by one: a large one fills the memory by itself."""
         config = self.vae.config
         plain = codes.to(self.vae.device).float() / config.scaling_factor + (config.shift_factor or 0)
-        return torch.cat([self.vae.decode(one, return_dict=False)[0].cpu() for one in plain.split(1)])
+        with self.exactly():
+            return torch.cat([self.vae.decode(one, return_dict=False)[0].cpu() for one in plain.split(1)])
 
-    @torch.no_grad()
     def heard(self, caption: str) -> Float[Tensor, "place dim"]:
         """States of a caption, filled up to all places, and cut where it is longer."""
         if caption not in self.states:
             how = {"padding": "max_length", "truncation": True, "max_length": self.places, "return_tensors": "pt"}
             ids = self.tokenizer(caption, **how).input_ids.to(self.text_encoder.device)
-            said = self.text_encoder(ids)[0][0].float()
+            with self.exactly():
+                said = self.text_encoder(ids)[0][0].float()
             self.states[caption] = said if said.is_meta else said.cpu()
         return self.states[caption]
 
