@@ -90,7 +90,6 @@ class Samples(Evaluator):
                 view = role.view(exam.rows)
                 clean, label = role.says(view, ("clean",), {})["clean"], view.inputs.get("label")
                 more = {name: view.inputs[name] for name in conditions(role)}
-                classes = None if more else label
                 if not pictures:
                     pictures += shown(role, clean, exam.rows, "held out")
                 features, found = features_of(exam, self.features, role, clean, exam.rows, AT_ONCE), {}
@@ -100,7 +99,7 @@ class Samples(Evaluator):
                     found[steps] = {"forwards": float(forwards), "milliseconds": 1000 * seconds / self.num}
                     if made.isfinite().all():
                         ours = features_of(exam, self.features, role, made, exam.rows, AT_ONCE)
-                        found[steps] |= self.measured(ours, features, classes, streams)
+                        found[steps] |= self.measured(ours, features, None if more else label, streams)
                         pictures += shown(role, made, exam.rows, f"{name}, {in_steps(steps)}")
             out[name] = self.told(found, name, f" against {self.teacher_steps}" if "teacher" in exam.subjects else "")
         if {"teacher", "student"} <= out.keys():
@@ -118,13 +117,7 @@ class Samples(Evaluator):
         return 1.0 if self.guidance is None or name not in ("teacher", "start") else self.guidance.factor(sum(self.guidance.ends) / 2)
 
     def made(
-        self,
-        role: Role,
-        name: str,
-        steps: int,
-        label: Int[Tensor, " row"] | None,
-        axes: Sequence[int],
-        streams: Streams,
+        self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams,
         more: Mapping[str, Tensor] = {},
     ) -> tuple[Float[Tensor, "row *axes"], float]:
         """Samples of a role, and the seconds that they took."""
@@ -143,8 +136,8 @@ class Samples(Evaluator):
                 return torch.randn(num, *axes, generator=streams("samples", first, i), device="cpu").to(device)
 
             if not first:  # what is done once is not of a sample's time
-                one = {key: x[:1] for key, x in beside.items()}
-                sampled(role, start[:1], times[-2:], None if some is None else some[:1], factor, more=one)
+                one = None if some is None else some[:1]
+                sampled(role, start[:1], times[-2:], one, factor, more={key: x[:1] for key, x in beside.items()})
             began = time.perf_counter()
             parts.append(sampled(role, start, times, some, factor, self.boundary if few else None, fresh if few else None, beside).cpu())
             seconds += time.perf_counter() - began
