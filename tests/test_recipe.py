@@ -137,6 +137,24 @@ def test_a_reference_as_teacher_is_run_live_and_a_kind_stays_a_kind() -> None:
     assert load(recipe(teacher={"kind": "cached", "model": "path:x"})).teacher.kind == "cached"  # type: ignore[union-attr]
 
 
+def test_a_path_as_teacher_is_a_folder() -> None:
+    assert load(recipe(teacher="./models/big")).teacher.references == ("path:./models/big",)  # type: ignore[union-attr]
+    assert load(recipe(teacher="/models/big")).teacher.references == ("path:/models/big",)  # type: ignore[union-attr]
+    with pytest.raises(Refused, match="a kind of teacher"):
+        load(recipe(teacher="livve"))
+
+
+def test_a_path_with_a_dot_on_the_command_line_starts_where_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    words = ["teacher=./big", "data=[{kind: text, path: ../books/*.txt}, {kind: text, path: books/*.txt}]", "student.start=path:./small"]
+    made = load(recipe(), words)
+    assert [step.path for step in made.data] == [f"{tmp_path}/books/*.txt", "books/*.txt"]  # type: ignore[attr-defined]
+    assert made.student.start == f"path:{tmp_path}/there/small" and made.teacher.references == (f"path:{tmp_path}/there/big",)  # type: ignore[union-attr]
+    inside = recipe(data=[{"kind": "text", "path": "./books/*.txt"}])
+    assert load(inside).data[0].path == "./books/*.txt"  # type: ignore[attr-defined]  # in a file it starts at the file
+
+
 def test_one_part_may_stand_for_a_list_of_one() -> None:
     one = load(recipe(export="safetensors", evaluate="perplexity", baseline="text_only", data={"kind": "pack", "length": 8}))
     assert one == load(recipe(export=["safetensors"], evaluate=["perplexity"], baseline=["text_only"], data=[{"kind": "pack", "length": 8}]))

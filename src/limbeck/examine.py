@@ -236,7 +236,10 @@ def draw_samples(examiner: Examiner, seed: int, num: int = 3, prompt_tokens: int
     """Held-out prompts, or beginnings of texts, drawn by seed and not chosen, with what teacher and student write (greedy), and where they differ."""
     rows = examiner.rows.held_out
     if (drawn := examiner.folder / "evidence" / MADE).is_file():
-        return [{"image": data_uri(torch.tensor(one["pixels"], dtype=torch.uint8)), "label": one["label"], "made": True} for one in read_json(drawn)]
+        made = read_json(drawn)
+        of = [{name: one[name] for name in ("label", "prompt") if name in one} for one in made]
+        images = [data_uri(torch.tensor(one["pixels"], dtype=torch.uint8)) for one in made]
+        return [{"image": image, **one, "made": True} for image, one in zip(images, of, strict=True)]
     if rows and "pixels" in rows[0].content:
         return answered(examiner, seed) if rows[0].content.keys().isdisjoint({"prompt", "messages"}) else described(examiner, seed)
     if rows and "wave" in rows[0].content:

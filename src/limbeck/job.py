@@ -85,7 +85,10 @@ class Job:
         choose(self.cast)
         with self.step("data") as said:
             self.rows = aligned(self.recipe, read(self.recipe.data, self.place()), self.cast.readers())
-            refuse_rows(self.recipe, self.rows, self.cast.readers())
+            readers = self.cast.readers()
+            refuse_rows(self.recipe, self.rows, readers)
+            cuts = dict.fromkeys(line for name in readers for line in readers[name].cuts())
+            self.rows = replace(self.rows, notes=(*self.rows.notes, *cuts))
             keys = {"train rows": self.rows.train, "held-out rows": self.rows.held_out}
             same_inputs(self.folder, {**{name: sha256_json([row.key for row in rows]) for name, rows in keys.items()}, **self.cast.identities()})
             write_text(self.folder / "plan.txt", f"{plan_of(self.recipe, self.folder.name, self.base, probe=False, rows=self.rows)}\n")

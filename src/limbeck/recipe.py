@@ -1,6 +1,7 @@
 """The one document a user writes, and how it is read."""
 
 import copy
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -308,9 +309,21 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
         key, equals, value = word.partition("=")
         if not equals:
             raise Refused("key", f"command line  {word}", "key=value", word, f"{word}=...")
-        change(plain, key, document.value(value))
+        change(plain, key, here(document.value(value)))
         lines[place_of(key)] = 0  # what is wrong there does not stand in the file
     return validate(Recipe, plain, name, lines)
+
+
+def here(value: Any) -> Any:
+    """A value of the command line, in which paths that begin with ./ or ../ start where it is typed: others start at the recipe."""
+    if isinstance(value, dict):
+        return {name: here(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [here(one) for one in value]
+    if isinstance(value, str):
+        scheme, colon, path = value.rpartition(":")
+        return f"{scheme}{colon}{os.path.abspath(path)}" if path.startswith(("./", "../")) else value
+    return value
 
 
 def find(source: str) -> Path:

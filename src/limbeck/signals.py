@@ -35,6 +35,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "noise": ("row", "channel"),
     "label": ("target", ""),  # a class; of mixed rows a distribution over the classes, with the further axis `vocab`
     "pitch": ("target", ""),  # of a frame in Hz; 0 where there is none
+    "caption": ("row", "place dim"),  # what a frozen encoder says of a text that goes with the row, at as many places for each row
     "class": ("row", ""),  # of a row whose targets, if it has any, are others
     "logits": ("target", "vocab"),
     "top_logits": ("target", "k"),

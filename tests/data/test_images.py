@@ -1,6 +1,7 @@
 """Sources of images: pixels, classes, splits, and what is wrong with files."""
 
 import gzip
+import json
 import struct
 import sys
 from pathlib import Path
@@ -76,6 +77,73 @@ def folder(root: Path, broken: bool = False) -> Path:
     if broken:
         (root / "rose" / "zz.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     return root
+
+
+def captioned(root: Path, beside: bool = False) -> Path:
+    folder(root)
+    captions = {"rose/0.png": "a red rose", "rose/1.jpg": " two roses\n", "tulip/2.PNG": "a tulip"}
+    if beside:
+        for name, text in captions.items():
+            (root / name).with_suffix(".txt").write_text(text, encoding="utf-8")
+    else:
+        lines = [json.dumps({"file_name": name, "text": text, "more": 1}) for name, text in captions.items()]
+        (root / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_captions_stand_in_one_file_or_beside_each_picture(tmp_path: Path, beside: bool) -> None:
+    source = ImageFolder(path=str(captioned(tmp_path, beside)), size=8, split=0.0, captions=".txt" if beside else "metadata.jsonl")
+    found, classes = every(read(source)), every(read(ImageFolder(path=str(tmp_path), size=8, split=0.0)))
+    assert [row.content["text"] for row in found] == ["a red rose", "two roses", "a tulip"] and {row.tag for row in found} == {""}
+    assert all("label" not in row.content for row in found)
+    assert all(torch.equal(a.content["pixels"], b.content["pixels"]) and a.source == b.source for a, b in zip(found, classes, strict=True))
+
+
+def test_another_caption_is_another_row_of_the_same_picture(tmp_path: Path) -> None:
+    source = ImageFolder(path=str(captioned(tmp_path)), size=8, split=0.0, captions="metadata.jsonl")
+    before = read(source)
+    (tmp_path / "metadata.jsonl").write_text((tmp_path / "metadata.jsonl").read_text().replace("a tulip", "one tulip"))
+    after = read(source)
+    assert [a.key == b.key for a, b in zip(every(before), every(after), strict=True)] == [True, True, False]
+    assert before.provenance[0]["sha256"] != after.provenance[0]["sha256"]
+
+
+def test_a_picture_without_a_caption_is_named_or_left_out_with_a_count(tmp_path: Path) -> None:
+    captioned(tmp_path, beside=True)
+    (tmp_path / "rose" / "1.txt").unlink()
+    with pytest.raises(Refused, match="no caption") as told:
+        read(ImageFolder(path=str(tmp_path), size=8, captions=".txt"))
+    assert "1.jpg" in told.value.where and "max_bad: 1" in told.value.do
+    rows = read(ImageFolder(path=str(tmp_path), size=8, split=0.0, captions=".txt", max_bad=1))
+    assert len(every(rows)) == 2 and any("have no caption left out" in note for note in rows.notes)
+
+
+@pytest.mark.parametrize(
+    "line, got",
+    [
+        ('{"file_name": "rose/9.png", "text": "x"}', "no picture"),
+        ('{"file_name": "../out.png", "text": "x"}', "no picture"),
+        ('{"file_name": "rose/0.png"}', "no record with file_name and text"),
+        ('{"file_name": "rose/0.png", "text": 3}', "text is int"),
+        ("not json", "no JSON"),
+    ],
+)
+def test_a_line_that_is_no_caption_of_a_picture_is_named(tmp_path: Path, line: str, got: str) -> None:
+    root = captioned(tmp_path / "in")
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "out.png")
+    with (root / "metadata.jsonl").open("a") as file:
+        file.write("\n" + line)
+    with pytest.raises(Refused) as told:
+        read(ImageFolder(path=str(root), size=8, captions="metadata.jsonl"))
+    assert got in told.value.got and "metadata.jsonl:4" in told.value.where
+
+
+@pytest.mark.parametrize("captions, expected", [("captions.jsonl", "the file captions.jsonl"), (".caption", "a file 0.caption beside 0.png")])
+def test_captions_that_are_not_there_are_refused(tmp_path: Path, captions: str, expected: str) -> None:
+    with pytest.raises(Refused) as told:
+        read(ImageFolder(path=str(captioned(tmp_path)), size=8, captions=captions))
+    assert expected in told.value.expected
 
 
 def test_a_folder_of_classes_gives_pictures_of_one_size_with_the_names_of_their_classes(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What sources of images share: rows that hold pixels as bytes in one tensor, named by their content."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from limbeck.data.base import Source, key_of
 from limbeck.errors import Refused
 from limbeck.signals import Row
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+"""Files that are read as pictures."""
 
 
 class Images(Source):
@@ -32,14 +35,23 @@ class Images(Source):
         kind = type(self).model_fields["kind"].default
         if wrong := [label for label in labels if not 0 <= label < len(names)]:
             raise Refused("label", f"data {kind}", f"a class from 0 to {len(names) - 1}", str(wrong[0]), "name all classes, or correct the labels")
+        return [
+            Row(key_of(source, str(labels[i])), {"pixels": image, "label": int(labels[i])}, names[labels[i]], source=source)
+            for image, i, source in self.chosen(pixels)
+        ]
+
+    def with_texts(self, pixels: UInt8[Tensor, "row channel height width"], texts: Sequence[str]) -> list[Row]:
+        """Rows of some images with a text each."""
+        return [Row(key_of(source, texts[i]), {"pixels": image, "text": texts[i]}, source=source) for image, i, source in self.chosen(pixels)]
+
+    def chosen(self, pixels: UInt8[Tensor, "row channel height width"]) -> Iterator[tuple[UInt8[Tensor, "channel high wide"], int, str]]:
+        """The images that are taken, at the size asked for; the number of each, and a hash of its content."""
         hashes = [digest(image) for image in pixels]
         chosen = range(len(hashes)) if self.num is None else sorted(sorted(range(len(hashes)), key=hashes.__getitem__)[: self.num])
         if self.num is not None:
             pixels = pixels[list(chosen)]
-        return [
-            Row(key_of(hashes[i], str(labels[i])), {"pixels": image, "label": int(labels[i])}, names[labels[i]], source=hashes[i])
-            for image, i in zip(scaled(pixels, self.size), chosen, strict=True)
-        ]
+        for image, i in zip(scaled(pixels, self.size), chosen, strict=True):
+            yield image, i, hashes[i]
 
 
 def digest(image: UInt8[Tensor, "channel height width"]) -> str:

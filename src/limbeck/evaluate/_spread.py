@@ -11,6 +11,8 @@ SLICES, NEIGHBOURS = 128, 3
 FEWEST = 8
 """Points of a class that a distance of its own needs."""
 AT_ONCE = 512
+WIDE = 1024
+"""Numbers of a point from which on covariances would cost more than the points: those of latents, and of photographs."""
 NAMES = {
     "frechet": ("Fréchet", True),
     "class_frechet": ("Fréchet by class", True),
@@ -23,8 +25,15 @@ NAMES = {
 
 
 def frechet(a: Points, b: Points) -> float:
-    r"""Squared Fréchet distance of the Gaussians of both: $\|\mu_a - \mu_b\|^2 + \mathrm{tr}(S_a + S_b - 2 (S_a S_b)^{1/2})$, in float64."""
+    r"""Squared Fréchet distance of the Gaussians of both: $\|\mu_a - \mu_b\|^2 + \mathrm{tr}(S_a + S_b - 2 (S_a S_b)^{1/2})$, in float64.
+
+    Of points of many numbers no covariance is made: with centred points X and Y the last trace is the sum of the singular values of $X Y^\top$.
+    """
     a, b = a.double(), b.double()
+    if a.shape[1] > WIDE:
+        x, y = ((each - each.mean(0)) / math.sqrt(len(each) - 1) for each in (a, b))
+        moved = (a.mean(0) - b.mean(0)).square().sum()
+        return float(moved + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum())
     of_a, of_b = (torch.cov(x.T).reshape(x.shape[1], x.shape[1]) for x in (a, b))
     values, vectors = torch.linalg.eigh(of_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T

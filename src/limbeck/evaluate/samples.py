@@ -1,5 +1,6 @@
 """How good what a denoiser makes of noise is, in a few steps and in many."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.errors import Refused
-from limbeck.evaluate._pictures import drawn, in_steps
+from limbeck.evaluate._features import features_of
+from limbeck.evaluate._pictures import by_caption, conditions, in_steps, shown
 from limbeck.evaluate._spread import NAMES, covered, frechet, frechet_by_class, inside, sliced_w2
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.guidance import Guidance
@@ -19,11 +20,10 @@ from limbeck.model.base import Role, listening
 from limbeck.model.denoiser import no_null
 from limbeck.model.denoising import Boundary, rungs, sampled
 from limbeck.numerics import Streams
-from limbeck.signals import Row
 from limbeck.store import write_json
 
-AT_ONCE = 256
-"""Samples that are made together."""
+AT_ONCE, NUMBERS = 256, 2**18
+"""Samples that are made together, and numbers in all of them."""
 
 
 class Samples(Evaluator):
@@ -33,7 +33,8 @@ class Samples(Evaluator):
     $\|\mu - \mu'\|^2 + \mathrm{tr}(S + S' - 2 (S S')^{1/2})$ of features, and its mean over classes; `sliced_w2`: the root of the mean squared
     Wasserstein distance over 128 directions; `precision`: samples that lie among held-out rows, and `recall`, held-out rows that lie among
     samples (nearest neighbours, 3); `covered`: classes that get at least a quarter of their share. Features are the numbers of a sample, or what
-    a classifier's head hears. All depend on how many rows and samples there are: compare subjects, not runs with other rows. Figures
+    a classifier's head hears. Rows with captions have no classes, and their samples are compared in the code of the autoencoder, or as what a
+    classifier hears of the decoded images. All depend on how many rows and samples there are: compare subjects, not runs with other rows. Figures
     without a number of steps are those of the first of `steps`, of the teacher those of its many; so is the table of a run.
 
     The student is sampled as a consistency function, with fresh noise at each step, unless `few` says that it follows the path of the
@@ -88,22 +89,24 @@ class Samples(Evaluator):
                     return {}
                 view = role.view(exam.rows)
                 clean, label = role.says(view, ("clean",), {})["clean"], view.inputs.get("label")
+                more = {name: view.inputs[name] for name in conditions(role)}
                 if not pictures:
-                    pictures.append({"pixels": drawn(clean, exam.rows), "label": "held out"})
-                features, found = self.of(exam, clean, exam.rows), {}
+                    pictures += shown(role, clean, exam.rows, "held out")
+                features, found = features_of(exam, self.features, role, clean, exam.rows, AT_ONCE), {}
                 for steps in dict.fromkeys((*self.steps, *((self.teacher_steps,) if name == "teacher" else ()))):
-                    made, seconds = self.made(role, name, steps, label, clean.shape[1:], streams)
+                    made, seconds = self.made(role, name, steps, label, clean.shape[1:], streams, more)
                     forwards = steps * (1 if label is None or self.factor(name) == 1 else 2)
                     found[steps] = {"forwards": float(forwards), "milliseconds": 1000 * seconds / self.num}
                     if made.isfinite().all():
-                        found[steps] |= self.measured(self.of(exam, made, exam.rows), features, label, streams)
-                        pictures.append({"pixels": drawn(made, exam.rows), "label": f"{name}, {in_steps(steps)}"})
+                        ours = features_of(exam, self.features, role, made, exam.rows, AT_ONCE)
+                        found[steps] |= self.measured(ours, features, None if more else label, streams)
+                        pictures += shown(role, made, exam.rows, f"{name}, {in_steps(steps)}")
             out[name] = self.told(found, name, f" against {self.teacher_steps}" if "teacher" in exam.subjects else "")
         if {"teacher", "student"} <= out.keys():
             slow, quick = (out[name]["samples"][str(n)]["milliseconds"] for name, n in (("teacher", self.teacher_steps), ("student", self.steps[0])))
             out["student"]["times_faster"] = slow / quick if quick else None
         if "evidence" in exam.context:
-            write_json(Path(exam.context["evidence"]) / "made.json", pictures)
+            write_json(Path(exam.context["evidence"]) / "made.json", by_caption(pictures))
         return out
 
     def as_consistency(self, name: str) -> bool:
@@ -114,40 +117,31 @@ class Samples(Evaluator):
         return 1.0 if self.guidance is None or name not in ("teacher", "start") else self.guidance.factor(sum(self.guidance.ends) / 2)
 
     def made(
-        self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams
+        self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams,
+        more: Mapping[str, Tensor] = {},
     ) -> tuple[Float[Tensor, "row *axes"], float]:
         """Samples of a role, and the seconds that they took."""
         noise, device = role.parametrisation.noise, next(role.parameters()).device
         few, factor = self.as_consistency(name), self.factor(name)
         times = rungs(noise, steps, self.rungs) if few else noise.grid(steps)
         parts, seconds = [], 0.0
-        for first in range(0, self.num, AT_ONCE):
-            num = min(AT_ONCE, self.num - first)
+        together = min(AT_ONCE, max(1, NUMBERS // math.prod(axes)))
+        for first in range(0, self.num, together):
+            num = min(together, self.num - first)
             start = torch.randn(num, *axes, generator=streams("samples", first), device="cpu").to(device)
             some = None if label is None else label[torch.arange(first, first + num, device="cpu") % len(label)].to(device)
+            beside = {key: x[torch.arange(first, first + num, device="cpu") % len(x)].to(device) for key, x in more.items()}
 
             def fresh(i: int, first: int = first, num: int = num) -> Tensor:
                 return torch.randn(num, *axes, generator=streams("samples", first, i), device="cpu").to(device)
 
             if not first:  # what is done once is not of a sample's time
-                sampled(role, start[:1], times[-2:], None if some is None else some[:1], factor)
+                one = None if some is None else some[:1]
+                sampled(role, start[:1], times[-2:], one, factor, more={key: x[:1] for key, x in beside.items()})
             began = time.perf_counter()
-            parts.append(sampled(role, start, times, some, factor, self.boundary if few else None, fresh if few else None).cpu())
+            parts.append(sampled(role, start, times, some, factor, self.boundary if few else None, fresh if few else None, beside).cpu())
             seconds += time.perf_counter() - began
         return torch.cat(parts), seconds
-
-    def of(self, exam: Exam, samples: Float[Tensor, "row *axes"], rows: Sequence[Row]) -> Float[Tensor, "row dim"]:
-        """Features of samples."""
-        if self.features is None:
-            return samples.flatten(1).float()
-        if "pixels" not in rows[0].content:
-            do = "remove features"
-            raise Refused("data", "evaluate samples  features", "rows of pixels, which a classifier reads", ", ".join(rows[0].content), do)
-        pixels = ((samples.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        with exam.open(self.features) as judge, listening(judge), torch.no_grad():
-            made = [Row(str(i), {"pixels": image, "label": 0}) for i, image in enumerate(pixels)]
-            parts = [judge.says(judge.view(made[i : i + AT_ONCE]), ("features",), {})["features"].float() for i in range(0, len(made), AT_ONCE)]
-        return torch.cat(parts)
 
     def measured(self, ours: Tensor, features: Tensor, label: Int[Tensor, " row"] | None, streams: Streams) -> dict[str, float]:
         """All figures of samples, by their features and those of held-out rows."""

@@ -29,7 +29,7 @@ def model_card(summary: Mapping[str, Any], provenance: Sequence[Mapping[str, Any
     models = [p for p in provenance if p.get("role") != "data"]
     data = [p for p in provenance if p.get("role") == "data"]
     head = {
-        "library_name": "timm" if loads and "timm" in loads else "transformers",
+        "library_name": next((name for name in ("timm", "diffusers") if name in (loads or "")), "transformers"),
         "license": licence(models),
         "base_model": names(models),
         "datasets": names(data),

@@ -45,7 +45,7 @@ def reopened(written: Role, parcel: Parcel, says: Callable[[Any], torch.Tensor],
         "name": "Exported student, opened again",
         "result": f"largest difference of {of} {gap} over {over}",
         "open": False,
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "class": type(written.module).__name__,
     }
 

@@ -111,6 +111,9 @@ def refuse_unlike(models: Models, roles: Iterable[str], where: str) -> None:
             differs = [f"{key}: {mine.get(key)} and {theirs.get(key)}" for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
             do = "start the student from the teacher, or give both one schedule"
             raise Refused("noise", where, f"one schedule of noise for student and {name}", ", ".join(differs), do)
+        if student.reads_as != role.reads_as:
+            do = "start the student from the teacher, or from a pipeline with the same vae, text_encoder and tokenizer"
+            raise Refused("encoders", where, f"one code of images and captions for student and {name}", "encoders with other weights", do)
         ours, own = (getattr(one, "shape", ()) for one in (student, role))
         if ours and own and (len(ours) != len(own) or any(a != b for a, b in zip(ours, own, strict=True) if None not in (a, b))):
             raise Refused("size", where, f"samples of one shape for student and {name}", f"{ours} and {own}", "start from another model")

@@ -53,6 +53,18 @@ def write_adapter(role: Role, folder: Path, base: str | None = None) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
 
 
+def write_lora(role: Role, folder: Path) -> None:
+    """Writes the same adapters as pipelines of diffusers load them."""
+    from diffusers import StableDiffusionPipeline
+
+    layers = adapted(role.module)
+    tensors = {f"{name}.{part}.weight": getattr(layer, part)["default"].weight for name, layer in layers.items() for part in ("lora_A", "lora_B")}
+    first = next(iter(layers.values()))
+    about = {"r": first.r["default"], "lora_alpha": first.lora_alpha["default"], "target_modules": sorted(layers)}
+    kept: Any = {name: x.detach().contiguous().cpu() for name, x in tensors.items()}
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=kept, unet_lora_adapter_metadata=about)
+
+
 def differences(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Name of each layer, and what its adapter adds to the weight, as the layer keeps it.
 

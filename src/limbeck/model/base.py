@@ -102,6 +102,10 @@ class Role(nn.Module):
     def refuse(self, rows: Sequence[Row]) -> None:
         """Refuses rows that it cannot read: asked of all rows before a run."""
 
+    def cuts(self) -> tuple[str, ...]:
+        """What it does not hear of the rows that it was asked about: a line each, for the report."""
+        return ()
+
     def refuse_change(self, where: str, surgeries: Sequence[Any]) -> None:
         """Refuses what cannot be done to it: surgeries at a place of the recipe, or none where that asks to search or to compile."""
 

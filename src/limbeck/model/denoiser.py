@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,6 +49,8 @@ class Denoiser(Role):
     adaptable: tuple[str, ...] = ADAPTED
     compared_by = "samples"
     samples: ClassVar[tuple[str, ...]] = ("clean", "pixels")
+    conditions: ClassVar[tuple[str, ...]] = ()
+    """Inputs of a view that it hears beside the label, where that only tells whether it is asked with them."""
 
     def __init__(self, module: nn.Module, parametrisation: Parametrisation | None = None):
         super().__init__(module)
@@ -157,7 +159,7 @@ class Denoiser(Role):
             raise no_null("forward")
         return label if self.direct or null is None else torch.where(label < 0, null, label)
 
-    def run(self, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Int[Tensor, " row"] | None) -> Float[Tensor, "row *axes"]:
+    def run(self, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Shaped[Tensor, "row *more"] | None) -> Tensor:
         """What the network itself says, or of each row the expert of its time."""
         if not isinstance(self.module, Experts):
             return self.heard(self.module, sample, time, label)
@@ -170,15 +172,27 @@ class Denoiser(Role):
         return out
 
     def heard(
-        self, module: Any, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Int[Tensor, " row"] | None
+        self, module: Any, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Shaped[Tensor, "row *more"] | None
     ) -> Float[Tensor, "row *axes"]:
         """What a network says."""
         if self.direct:
             return module(sample, time, label)
         noise, dtype = self.parametrisation.noise, next(module.parameters()).dtype
         heard = (sample * spread(noise.scale_in(time), sample)).to(dtype)
-        said = module(heard, noise.heard(time), **({} if label is None else {"class_labels": label}), return_dict=False)[0]
+        said = module(heard, noise.heard(time), **({} if label is None else self.beside(label, dtype)), return_dict=False)[0]
         return said[:, : sample.shape[1]]  # some say a variance behind it
+
+    def beside(self, condition: Shaped[Tensor, "row *more"], dtype: torch.dtype) -> dict[str, Tensor]:
+        """A condition, as a network of diffusers takes it."""
+        return {"class_labels": condition}
+
+    def usual(self, num: int) -> dict[str, Tensor]:
+        """Conditions of so many rows as a view holds them, where there is no data."""
+        return {"label": torch.arange(num, device="cpu") % self.num_classes} if self.num_classes else {}
+
+    def pictured(self, samples: Float[Tensor, "row *axes"]) -> Float[Tensor, "row *axes"]:
+        """What is to be looked at of samples: images between -1 and 1, or the samples."""
+        return samples
 
     def says(self, view: View, names: Sequence[str], inject: Mapping[str, Tensor]) -> dict[str, Any]:
         if inject:
@@ -201,7 +215,7 @@ class Denoiser(Role):
                 out = self.run(sample, time, label)
             else:  # some layers cannot be run on nothing: one empty sample is, and nobody listens
                 one = torch.zeros(1, *sample.shape[1:], dtype=sample.dtype, device=sample.device)
-                out = self.run(one, one.new_full((1,), noise.highest), None if label is None else label.new_zeros(1))[:0]
+                out = self.run(one, one.new_full((1,), noise.highest), None if label is None else label.new_zeros(1, *label.shape[1:]))[:0]
             said |= {name: noise.converted(out, sample, time, self.parametrisation.predicts, name) for name in asked}
         return {name: said[name] for name in names}
 
@@ -218,7 +232,8 @@ class Denoiser(Role):
         first = next(self.module.parameters())
         sample = torch.zeros(1, *shape, dtype=torch.float32, device=first.device)
         time = torch.full((1,), self.parametrisation.noise.highest, device=first.device)
-        label = torch.zeros(1, dtype=torch.long, device=first.device) if self.num_classes else None
+        label = self.usual(1).get((*self.conditions, "label")[0])
+        label = label if label is None else label.to(first.device)
         hooks = [part.register_forward_hook(note) for part in self.module.modules() if not any(True for _ in part.children())]
         try:
             with listening(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,6 +1,6 @@
 """From noise to samples: what denoisers are for, in many steps or a few."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import torch
@@ -65,12 +65,20 @@ def rungs(noise: Noise, steps: int, of: int) -> Float[Tensor, " times"]:
 
 
 def denoise(
-    role: Role, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Int[Tensor, " row"] | None, factor: float = 1.0
+    role: Role,
+    sample: Float[Tensor, "row *axes"],
+    time: Float[Tensor, " row"],
+    label: Int[Tensor, " row"] | None,
+    factor: float = 1.0,
+    more: Mapping[str, Tensor] = {},
 ) -> tuple[Float[Tensor, "row *axes"], Float[Tensor, "row *axes"]]:
-    """The clean sample and the noise as a role sees them, guided by a factor (1: not at all, and then asked once)."""
+    """The clean sample and the noise as a role sees them, guided by a factor (1: not at all, and then asked once).
+
+    `more`: what its conditions are beside the label, by their names in a view.
+    """
 
     def ask(label: Int[Tensor, " row"] | None) -> tuple[Tensor, Tensor]:
-        view = View({"sample": sample, "time": time, **({} if label is None else {"label": label})})
+        view = View({"sample": sample, "time": time, **more, **({} if label is None else {"label": label})})
         said = role.says(view, ("denoised", "epsilon"), {})
         return said["denoised"], said["epsilon"]
 
@@ -90,6 +98,7 @@ def sampled(
     factor: float = 1.0,
     boundary: Boundary | None = None,
     fresh: Fresh | None = None,
+    more: Mapping[str, Tensor] = {},
 ) -> Float[Tensor, "row *axes"]:
     r"""Samples from standard normal noise, through falling times down to the clean one; the role is asked once or twice a step.
 
@@ -100,7 +109,7 @@ def sampled(
     sample = upcast(start) * noise.prior
     for i, (now, then) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
         time, after = (torch.full((len(sample),), at, dtype=torch.float32, device=sample.device) for at in (now, then))
-        denoised, epsilon = denoise(role, sample, time, label, factor)
+        denoised, epsilon = denoise(role, sample, time, label, factor, more)
         denoised = denoised if boundary is None else boundary(noise, sample, denoised, time)
         if i == len(times) - 2:
             return denoised

@@ -1,6 +1,6 @@
 """Denoisers by a config of their own, or from a folder as diffusers writes it: config.json, diffusion_pytorch_model.safetensors, a scheduler."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,15 +165,15 @@ FILES: dict[str, type[DenoiserFile]] = {
 }
 
 
-def of_class(name: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
-    """A module of a class of diffusers, in eval mode."""
+def of_class(name: str, arguments: Mapping[str, Any], where: str, known: Sequence[str] = tuple(CLASSES.values())) -> nn.Module:
+    """A module of one of the known classes of diffusers, in eval mode."""
     try:
         import diffusers
     except ImportError:
         raise Refused("extra", where, "the package diffusers", "not installed", "pip install 'limbeck[diffusion]'", 3) from None
-    if name not in CLASSES.values():
-        do = f"use a denoiser of {', '.join(CLASSES.values())}"
-        raise Refused("family", where, f"a denoiser that limbeck can ask: {', '.join(CLASSES.values())}", quoted(name), do)
+    if name not in known:
+        do = f"use a denoiser of {', '.join(known)}"
+        raise Refused("family", where, f"a denoiser that limbeck can ask: {', '.join(known)}", quoted(name), do)
     with foreign(where, f"options that {name} accepts"):
         module = getattr(diffusers, name)(**arguments)
     for part in module.modules():
@@ -217,16 +217,21 @@ def build(config: Mapping[str, Any], where: str, folder: Path | None = None, dev
 
 
 def open_folder(path: Path, config: Mapping[str, Any], where: str) -> nn.Module:
-    """The module of a folder with its weights, which are checked before they are read."""
+    """The module of a folder with its weights."""
+    return with_weights(path, lambda device: build(config, where, path, device), where)
+
+
+def with_weights(path: Path, make: Callable[[str], nn.Module], where: str) -> nn.Module:
+    """A module that is made on a device, with the weights of a folder, which are checked before they are read."""
     from safetensors.torch import load_file
 
     if not (path / WEIGHTS).is_file():
         raise Refused("reference", where, f"weights: {WEIGHTS}", describe(path), "name the folder that save_pretrained of diffusers wrote")
     stored = check_safetensors(inside(path, WEIGHTS))
-    asked = sum(x.numel() for x in build(config, where, path, "meta").state_dict().values())
+    asked = sum(x.numel() for x in make("meta").state_dict().values())
     if asked > (there := sum(torch.Size(tensor.shape).numel() for tensor in stored.values())):
         raise corrupt(where, f"{asked:,} weights, as the config says", f"{there:,}")
-    return filled(build(config, where, path), load_file(path / WEIGHTS), where)
+    return filled(make("cpu"), load_file(path / WEIGHTS), where)
 
 
 def beside(folder: Path | None, where: str) -> Parametrisation:

@@ -12,7 +12,7 @@ from torch import nn
 
 from limbeck.component import nearest
 from limbeck.errors import Failed, Refused
-from limbeck.model import crepe, from_diffusers, from_timm
+from limbeck.model import crepe, from_diffusers, from_timm, pipeline
 from limbeck.model.anatomy import family_files
 from limbeck.model.conversion import Cache, conversion_key, gguf_config, open_converted, weights_file
 from limbeck.model.folder import check_folder, check_sizes
@@ -76,6 +76,9 @@ def open_pretrained(
             packed = reference.scheme == "package"
             module = from_timm.open_packaged(reference, plain) if packed else from_timm.build(plain, reference.text)
             return without_tokenizer(module, reference, dtype)
+    if (make := pipeline.described(reference)) is not None:
+        with own_file(reference):
+            return without_tokenizer(make("cpu"), reference, dtype)
     if (plain := from_diffusers.described(reference)) is not None:
         with own_file(reference):
             here = None if reference.scheme == "config" else existing(reference)
@@ -120,6 +123,9 @@ def open_meta(reference: str | Reference, *, cache: Cache | None = None) -> tupl
     """
     reference = Reference.parse(reference) if isinstance(reference, str) else reference
     with own_file(reference):
+        if (make := pipeline.described(reference)) is not None:
+            module: Any = make("meta")
+            return module, module.config
         if (plain := from_diffusers.described(reference)) is not None:
             return from_diffusers.build(plain, reference.text, None if reference.scheme == "config" else existing(reference), "meta"), plain
         if (plain := crepe.described(reference)) is not None:

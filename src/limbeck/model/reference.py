@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +40,8 @@ NAMES = {
     "timm": re.compile(r"[a-z][a-z0-9_]{0,99}(\?[\w.,=&\[\]-]{1,500})?", re.ASCII),
     "run": re.compile(r"[A-Za-z0-9_][\w.-]{0,99}(/[A-Za-z0-9_][\w.-]{0,99})?", re.ASCII),
 }
+PIPELINE = "model_index.json"
+"""What a folder of several models holds, each in a folder of its own, as diffusers writes it."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONTENT = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|gguf|model|tiktoken|jinja|py)|(?!README)[^/]*\.(json|txt)", re.ASCII)
 """Files of a model folder that decide what it computes: weights, configs, tokenizer, template, code. Pickles only where nothing else is."""
@@ -154,6 +156,8 @@ def identity(reference: Reference) -> dict[str, str]:
         return {"answers": sha256_json(Answers(path).about["identity"])}
     if path.is_file():
         return {"sha256": digest(path)}
+    if (path / PIPELINE).is_file():
+        return {"sha256": parts_digest(path, [part.name for part in path.iterdir() if part.is_dir()])}
     if not (path / "config.json").is_file():
         raise Refused(
             "reference", reference.text, "a model folder, with config.json in it", describe(path), "name the folder that save_pretrained wrote"
@@ -370,6 +374,11 @@ def folder_digest(folder: Path) -> str:
         found = {path for path in found if path.suffix not in PICKLES}
     files = sorted(path for path in found if path.is_file())
     return hashlib.sha256("".join(f"{path.relative_to(folder).as_posix()}\0{digest(path)}\n" for path in files).encode()).hexdigest()
+
+
+def parts_digest(folder: Path, parts: Iterable[str]) -> str:
+    """The same over some of the models of a folder of several."""
+    return hashlib.sha256("".join(f"{name}\0{folder_digest(folder / name)}\n" for name in sorted(parts)).encode()).hexdigest()
 
 
 def folder_licence(folder: Path) -> str | None:

@@ -12,6 +12,7 @@ from limbeck.model.base import Role
 from limbeck.model.crepe import Crepe
 from limbeck.model.denoiser import Denoiser, is_denoiser
 from limbeck.model.image import Image, is_image
+from limbeck.model.latents import Latents
 from limbeck.model.masked_blocks import CONFIG, MaskedBlocks
 from limbeck.model.opening import Opened
 from limbeck.model.pitch import Pitch
@@ -52,7 +53,9 @@ def without_tokenizer(module: Any) -> Role | None:
         return Sound(module)
     if isinstance(module, Crepe):
         return Pitch(module)
-    return Denoiser(module) if is_denoiser(module) else None
+    if is_denoiser(module):
+        return Latents(module) if hasattr(module, "encoders") else Denoiser(module)
+    return None
 
 
 def without_weights(module: Any, tokenizer: Callable[[], Any], reference: Reference) -> Role:

@@ -60,7 +60,8 @@ class Teacher(Component):
 
 
 def spelled(value: Any) -> Any:
-    """A teacher as it is written: a model reference by itself is one that is run live, or whose answers were recorded."""
+    """A teacher as it is written: a model reference by itself is one that is run live, or whose answers were recorded; so is a path."""
+    value = f"path:{value}" if isinstance(value, str) and "/" in value and ":" not in value else value
     kind = "cached" if isinstance(value, str) and value.startswith("cache:") else "live"
     return {"kind": kind, "model": value} if isinstance(value, str) and ":" in value else value
 
