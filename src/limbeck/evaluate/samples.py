@@ -66,7 +66,7 @@ class Samples(Evaluator):
     boundary: Boundary = Boundary()
     """As in training."""
     guidance: Guidance | None = None
-    """Of teacher and start; a student that was taught with guidance has it built in."""
+    """Of teacher and start; a student that was taught with guidance has it built in, or is told the scale where it hears one."""
     num: int = Field(default=1000, gt=1)
     """Samples."""
     features: str | None = None
@@ -93,7 +93,7 @@ class Samples(Evaluator):
                 features, found = self.of(exam, clean, exam.rows), {}
                 for steps in dict.fromkeys((*self.steps, *((self.teacher_steps,) if name == "teacher" else ()))):
                     made, seconds = self.made(role, name, steps, label, clean.shape[1:], streams)
-                    forwards = steps * (1 if label is None or self.factor(name) == 1 else 2)
+                    forwards = steps * (1 if label is None or self.factor(name) == 1 or role.parametrisation.scale_dim is not None else 2)
                     found[steps] = {"forwards": float(forwards), "milliseconds": 1000 * seconds / self.num}
                     if made.isfinite().all():
                         found[steps] |= self.measured(self.of(exam, made, exam.rows), features, label, streams)
@@ -109,16 +109,17 @@ class Samples(Evaluator):
     def as_consistency(self, name: str) -> bool:
         return name not in ("teacher", "start") and self.few == "consistency"
 
-    def factor(self, name: str) -> float:
-        """By which a subject is guided: the middle of a range; what was taught with guidance is not."""
-        return 1.0 if self.guidance is None or name not in ("teacher", "start") else self.guidance.factor(sum(self.guidance.ends) / 2)
+    def factor(self, name: str, told: bool = False) -> float:
+        """By which a subject is guided: the middle of a range; what was taught with guidance is not, unless it is `told` the scale."""
+        guided = told or name in ("teacher", "start")
+        return 1.0 if self.guidance is None or not guided else self.guidance.factor(sum(self.guidance.ends) / 2)
 
     def made(
         self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams
     ) -> tuple[Float[Tensor, "row *axes"], float]:
         """Samples of a role, and the seconds that they took."""
         noise, device = role.parametrisation.noise, next(role.parameters()).device
-        few, factor = self.as_consistency(name), self.factor(name)
+        few, factor = self.as_consistency(name), self.factor(name, role.parametrisation.scale_dim is not None)
         times = rungs(noise, steps, self.rungs) if few else noise.grid(steps)
         parts, seconds = [], 0.0
         for first in range(0, self.num, AT_ONCE):

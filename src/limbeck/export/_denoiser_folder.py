@@ -22,6 +22,7 @@ USUAL = 32
 """Height and width of the probe for a network that takes any size."""
 STOCK = "Opens with `diffusers`: the class that `config.json` names, and the scheduler of `scheduler_config.json`. It needs nothing of limbeck."
 ADAPTER = " `adapter` holds the adapters alone, as `peft` keeps them: they can be added to other weights of the same shapes, also beside others."
+HEARS = "Opens with limbeck: `path:FOLDER`. It hears the scale of guidance, for which the class of `diffusers` in `config.json` has no input."
 OURS = "Opens with limbeck: `path:FOLDER`. It is a small network of limbeck's own, for points and tiny images."
 
 
@@ -31,6 +32,7 @@ def write(role: Denoiser, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
     written = rounded(whole, dtype)
     known, folder = role.parametrisation, Path(parcel.folder)
     plain = {"noise": known.noise.model_dump(mode="json"), "predicts": known.predicts}
+    plain |= {} if known.scale_dim is None else {"scale_dim": known.scale_dim}
     if role.own:
         write_json(folder / "config.json", {**{k: v for k, v in role.module.config.items() if v is not None}, **plain})  # type: ignore[union-attr]
         save_file({name: x.contiguous() for name, x in written.module.state_dict().items()}, str(folder / WEIGHTS), {"format": "pt"})
@@ -41,7 +43,7 @@ def write(role: Denoiser, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
             write_json(folder / SCHEDULER, scheduler)
     if whole is not role:
         write_adapter(role, folder / "adapter")
-    loads = (OURS if role.own else STOCK) + (ADAPTER if whole is not role else "")
+    loads = (OURS if role.own else STOCK if known.scale_dim is None else HEARS) + (ADAPTER if whole is not role else "")
     write_text(folder / "README.md", model_card(parcel.summary, parcel.provenance, loads=loads))
     checks = [reopened(written, parcel, says, "a prediction", f"{PROBES} noisy samples")]
     if whole is not role:
@@ -58,5 +60,7 @@ def says(role: Denoiser) -> torch.Tensor:
     sample = torch.randn(PROBES, *(USUAL if axis is None else axis for axis in role.shape), generator=draw, device="cpu").to(device)
     time = role.parametrisation.noise.grid(PROBES)[:-1].to(device)
     inputs = {"sample": sample, "time": time, **({"label": torch.arange(PROBES, device=device) % role.num_classes} if role.num_classes else {})}
+    if role.parametrisation.scale_dim is not None:
+        inputs["guidance_scale"] = torch.arange(PROBES, device=device) / 2
     with listening(role.module):
         return role.says(View(inputs), (role.parametrisation.predicts,), {})[role.parametrisation.predicts].float()

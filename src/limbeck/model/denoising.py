@@ -67,10 +67,15 @@ def rungs(noise: Noise, steps: int, of: int) -> Float[Tensor, " times"]:
 def denoise(
     role: Role, sample: Float[Tensor, "row *axes"], time: Float[Tensor, " row"], label: Int[Tensor, " row"] | None, factor: float = 1.0
 ) -> tuple[Float[Tensor, "row *axes"], Float[Tensor, "row *axes"]]:
-    """The clean sample and the noise as a role sees them, guided by a factor (1: not at all, and then asked once)."""
+    """The clean sample and the noise as a role sees them, guided by a factor (1: not at all, and then asked once).
+
+    A role that hears the scale of guidance is told it, and always asked once.
+    """
+    scale = {} if role.parametrisation.scale_dim is None else {"guidance_scale": torch.full_like(time, factor - 1)}
+    factor = 1.0 if scale else factor
 
     def ask(label: Int[Tensor, " row"] | None) -> tuple[Tensor, Tensor]:
-        view = View({"sample": sample, "time": time, **({} if label is None else {"label": label})})
+        view = View({"sample": sample, "time": time, **scale, **({} if label is None else {"label": label})})
         said = role.says(view, ("denoised", "epsilon"), {})
         return said["denoised"], said["epsilon"]
 

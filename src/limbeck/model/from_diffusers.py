@@ -15,6 +15,7 @@ from limbeck.model.folder import check_sizes, describe, inside
 from limbeck.model.from_timm import filled
 from limbeck.model.gaussian_mixture import GaussianMixture, ring
 from limbeck.model.headers import check_safetensors, corrupt, quoted, read_json
+from limbeck.model.heard_scale import with_projection
 from limbeck.model.loading import foreign
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
@@ -39,9 +40,11 @@ class DenoiserFile(Document):
     """What it says of a noisy sample."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of its random weights."""
+    scale_dim: int | None = Field(default=None, gt=1, le=1 << 16)
+    """Waves in which it hears the scale of guidance; none: it does not."""
 
     def known(self, null_label: int | None) -> Parametrisation:
-        return Parametrisation(noise=self.noise, predicts=self.predicts, null_label=null_label)
+        return Parametrisation(noise=self.noise, predicts=self.predicts, null_label=null_label, scale_dim=self.scale_dim)
 
     @model_validator(mode="after")
     def fits_its_noise(self) -> "DenoiserFile":
@@ -140,6 +143,8 @@ class ExpertsFile(DenoiserFile):
 
     @model_validator(mode="after")
     def of_one_network_each(self) -> "ExpertsFile":
+        if self.scale_dim is not None or self.each.get("scale_dim") is not None:
+            raise ValueError("scale_dim: null, since experts hear no scale of guidance")
         if self.each.get("denoiser") == "experts" or not is_denoising(self.each) or self.rungs % self.num:
             raise ValueError("each: the config of a denoiser that is no experts itself, and rungs that are a multiple of num")
         return self
@@ -209,11 +214,17 @@ def build(config: Mapping[str, Any], where: str, folder: Path | None = None, dev
             plain = {key: value for key, value in config.items() if not key.startswith("_")}
             module = of_class(config["_class_name"], plain, where)
             module.parametrisation = beside(folder, where)  # type: ignore[assignment]
-            return module
+            return hearing(module, where)
         kind = config["denoiser"]
         if kind not in FILES:
             raise Refused("kind", f"{where}  denoiser", f"one of {', '.join(FILES)}", quoted(kind), f"write denoiser: {nearest(str(kind), FILES)}")
-        return validate(FILES[kind], dict(config), where).build(where).eval()
+        return hearing(validate(FILES[kind], dict(config), where).build(where).eval(), where)
+
+
+def hearing(module: Any, where: str) -> nn.Module:
+    """The module with an input for the scale of guidance, where its parametrisation knows of one."""
+    dim = module.parametrisation.scale_dim
+    return module if dim is None else with_projection(module, dim, where, zero=False).eval()
 
 
 def open_folder(path: Path, config: Mapping[str, Any], where: str) -> nn.Module:

@@ -16,6 +16,13 @@ class Parametrisation(Document):
     null_label: int | None = Field(default=None, ge=0)
     """The class that stands for no condition; None: it was never trained without one, and cannot be guided."""
 
+    scale_dim: int | None = Field(default=None, gt=1)
+    """Waves in which it hears the scale of guidance beside the time; None: it does not."""
+
+    def hearing(self, dim: int) -> "Parametrisation":
+        """The same of a network that hears the scale of guidance."""
+        return Parametrisation(noise=self.noise, predicts=self.predicts, null_label=self.null_label, scale_dim=dim)
+
     @model_validator(mode="after")
     def says_something_of_noise(self) -> "Parametrisation":
         if self.noise.singular(self.predicts):
