@@ -124,7 +124,7 @@ class Examiner:
         unit = "position" if self.masked else "token"
         unit = unit if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else unit
         unit = "clip" if table is not None and "wave" in self.rows.held_out[0].content else unit
-        if table is not None and table.denoising_error is not None:
+        if table is not None and table.velocity_error is not None:
             unit = "image" if "pixels" in self.rows.held_out[0].content else "sample"
         alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image
         return {"closeness": self.closeness(student), "unit": unit, **alone}
@@ -156,8 +156,8 @@ class Examiner:
     def few(self, table: Table, rows: Sequence[Row]) -> dict[str, float]:
         """Means over all targets."""
         found: dict[str, float] = {}
-        if table.denoising_error is not None:
-            found["denoising_error"] = float(table.denoising_error.double().mean())
+        if table.velocity_error is not None:
+            found["velocity_error"] = float(table.velocity_error.double().mean())
         if table.label_rank is not None:
             found["accuracy"] = float((table.best == table.label).double().mean())
         elif table.label_logprob is not None:

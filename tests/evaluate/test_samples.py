@@ -13,6 +13,8 @@ from limbeck.evaluate._pictures import drawn
 from limbeck.evaluate._spread import covered, frechet, inside, sliced_w2
 from limbeck.evaluate.base import Exam
 from limbeck.evaluate.samples import Samples
+from limbeck.forward.consistency import Consistency
+from limbeck.forward.noised import Noised
 from limbeck.guidance import Guidance
 from limbeck.model.base import Models
 from limbeck.model.denoiser import Denoiser
@@ -182,3 +184,20 @@ def test_a_student_that_was_taught_with_guidance_is_not_guided_again_however_it_
     for few in ("flow", "consistency"):
         factors = {name: Samples(few=few, guidance=guidance).factor(name) for name in ("teacher", "start", "student", "baseline")}
         assert factors == {"teacher": 3.0, "start": 3.0, "student": 1.0, "baseline": 1.0}
+
+
+def test_a_student_is_sampled_on_the_rungs_and_with_the_boundary_that_it_was_taught_with() -> None:
+    taught = Consistency(rungs=10, boundary=Boundary(sigma_data=0.7))
+    Samples(rungs=10, boundary=Boundary(sigma_data=0.7)).agrees([taught], "evaluate.0")
+    Samples(few="flow").agrees([taught], "evaluate.0")  # what it would be if it had not been taught so
+    for other, field in ((Samples(boundary=Boundary(sigma_data=0.7)), "rungs"), (Samples(rungs=10), "boundary")):
+        with pytest.raises(Refused, match="as the student was taught with") as told:
+            other.agrees([taught], "evaluate.0")
+        assert told.value.where == f"evaluate.0.{field}"
+
+
+def test_a_denoiser_of_many_steps_is_not_sampled_as_a_consistency_function() -> None:
+    with pytest.raises(Refused, match="few: flow"):
+        Samples().agrees([Noised()], "evaluate.0")
+    Samples(few="flow").agrees([Noised()], "evaluate.0")
+    Samples().agrees([], "evaluate.0")

@@ -80,6 +80,19 @@ class Samples(Evaluator):
             if name == "student" and self.few == "consistency":
                 self.boundary.refuse(known.noise, f"{where}.few")
 
+    def agrees(self, forwards, where):
+        if self.few != "consistency" or not forwards:
+            return
+        taught = next((forward for forward in forwards if dict(forward)["kind"] == "consistency"), None)
+        if taught is None and all(dict(forward)["kind"] == "noised" for forward in forwards):
+            do = "write few: flow"
+            raise Refused("forward", f"{where}.few", "a student taught by forward: consistency", "noised, which teaches a denoiser", do)
+        for field in ("rungs", "boundary") if taught is not None else ():
+            mine, theirs = getattr(self, field), getattr(taught, field)
+            if mine != theirs:
+                do = f"write the same {field} at both"
+                raise Refused("forward", f"{where}.{field}", f"{theirs}, as the student was taught with", f"{mine}", do)
+
     def __call__(self, exam: Exam) -> dict[str, Any]:
         streams, out, pictures = Streams(exam.seed), {}, []
         for name in exam.subjects:

@@ -63,4 +63,5 @@ def says(role: Denoiser) -> torch.Tensor:
     if role.parametrisation.scale_dim is not None:
         inputs["guidance_scale"] = torch.arange(PROBES, device=device) / 2
     with listening(role.module):
-        return role.says(View(inputs), (role.parametrisation.predicts,), {})[role.parametrisation.predicts].float()
+        name = "denoised" if role.parametrisation.predicts == "preconditioned" else role.parametrisation.predicts
+        return role.says(View(inputs), (name,), {})[name].float()

@@ -19,7 +19,8 @@ from limbeck.noise.base import Prediction, spread
 from limbeck.numerics import upcast
 from limbeck.signals import Row, View
 
-PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+PREDICTIONS: tuple[Prediction, ...] = tuple(name for name in get_args(Prediction) if name != "preconditioned")
+"""What it says of noisy samples, whatever its network predicts."""
 GIVEN = ("noise", "label", "time")
 """What it repeats of its view, for objectives that hold it against the truth."""
 MADE = ("made", "kept", "added")

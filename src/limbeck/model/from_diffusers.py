@@ -21,6 +21,7 @@ from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
 from limbeck.model.reference import Reference, existing, plain_config
 from limbeck.noise.base import AnyNoise, Predicts
+from limbeck.noise.edm import EDM
 from limbeck.noise.rectified_flow import RectifiedFlow
 from limbeck.noise.vp import VP
 
@@ -264,6 +265,12 @@ def of_scheduler(values: Mapping[str, Any], where: str) -> Parametrisation:
     if flow:
         noise: dict[str, Any] = {"kind": "rectified_flow", "shift": values.get("shift", 1.0)}
         kind = values.get("prediction_type", "flow_prediction")
+    elif str(values.get("_class_name", "")).startswith("EDM") and values.get("sigma_schedule", "karras") == "karras":
+        names = {"least": ("sigma_min", 0.002), "most": ("sigma_max", 80.0), "sigma_data": ("sigma_data", 0.5), "rho": ("rho", 7.0)}
+        noise = {"kind": "edm", **{ours: values.get(theirs, usual) for ours, (theirs, usual) in names.items()}}
+        if (kind := values.get("prediction_type", "epsilon")) != "epsilon":
+            raise Refused("noise", f"{where}  prediction_type", "epsilon, beside the scaling of EDM", quoted(kind), f"write {OWN} beside the weights")
+        return validate(Parametrisation, {"noise": noise, "predicts": "preconditioned"}, where)
     elif values.get("beta_schedule") in BETAS and values.get("trained_betas") is None:
         noise = {"kind": "vp", "betas": BETAS[values["beta_schedule"]], "steps": values.get("num_train_timesteps", 1000)}
         noise |= {"start": values.get("beta_start", 1e-4), "end": values.get("beta_end", 0.02)}
@@ -283,6 +290,9 @@ def scheduler_of(known: Parametrisation) -> dict[str, Any] | None:
     noise: Any = known.noise
     if isinstance(noise, RectifiedFlow) and known.predicts == "velocity":
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": noise.shift}
+    if isinstance(noise, EDM) and known.predicts == "preconditioned":
+        sigmas = {"sigma_min": noise.least, "sigma_max": noise.most, "sigma_data": noise.sigma_data, "rho": noise.rho, "sigma_schedule": "karras"}
+        return {"_class_name": "EDMEulerScheduler", **sigmas, "prediction_type": "epsilon"}
     if not isinstance(noise, VP):
         return None
     return {
