@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.errors import Refused
+from limbeck.evaluate._in_steps import refuse_untaught, table
 from limbeck.evaluate._pictures import drawn, in_steps
-from limbeck.evaluate._spread import NAMES, covered, frechet, frechet_by_class, inside, sliced_w2
+from limbeck.evaluate._spread import covered, frechet, frechet_by_class, inside, sliced_w2
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.guidance import Guidance
 from limbeck.model.base import Role, listening
@@ -81,17 +82,7 @@ class Samples(Evaluator):
                 self.boundary.refuse(known.noise, f"{where}.few")
 
     def agrees(self, forwards, where):
-        if self.few != "consistency" or not forwards:
-            return
-        taught = next((forward for forward in forwards if dict(forward)["kind"] == "consistency"), None)
-        if taught is None and all(dict(forward)["kind"] == "noised" for forward in forwards):
-            do = "write few: flow"
-            raise Refused("forward", f"{where}.few", "a student taught by forward: consistency", "noised, which teaches a denoiser", do)
-        for field in ("rungs", "boundary") if taught is not None else ():
-            mine, theirs = getattr(self, field), getattr(taught, field)
-            if mine != theirs:
-                do = f"write the same {field} at both"
-                raise Refused("forward", f"{where}.{field}", f"{theirs}, as the student was taught with", f"{mine}", do)
+        refuse_untaught(dict(self), forwards, where)
 
     def __call__(self, exam: Exam) -> dict[str, Any]:
         streams, out, pictures = Streams(exam.seed), {}, []
@@ -174,14 +165,7 @@ class Samples(Evaluator):
 
     def told(self, found: Mapping[int, Mapping[str, float]], name: str, against: str) -> dict[str, Any]:
         """Figures at each number of steps; those of the first by themselves too. In the table of a run the teacher stands with its many steps."""
-        teacher = name == "teacher"
-        first = {key: value for key, value in found[self.teacher_steps if teacher else self.steps[0]].items() if key in self.ranges}
-        by_class = "class_frechet" in first
-        metrics: dict[str, Any] = {}
-        for key, (title, less) in NAMES.items():
-            for steps in self.steps if key != ("frechet" if by_class else "class_frechet") else ():
-                value = found[self.teacher_steps if teacher else steps].get(key)
-                if value is not None:
-                    unit = "ms" if key == "milliseconds" else ""
-                    metrics[f"{title}, {in_steps(steps)}{against}"] = {"value": value, "error": None, "unit": unit, "lower_is_better": less}
+        many = self.teacher_steps if name == "teacher" else None
+        first = {key: value for key, value in found[many or self.steps[0]].items() if key in self.ranges}
+        metrics = table(found, self.steps, many, "class_frechet" in first, against)
         return {**first, "samples": {str(steps): dict(values) for steps, values in found.items()}, "metrics": metrics}
