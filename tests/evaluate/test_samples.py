@@ -10,8 +10,10 @@ import torch
 from limbeck.check.models import points
 from limbeck.errors import Refused
 from limbeck.evaluate._pictures import drawn
+from limbeck.evaluate._scoring import score
 from limbeck.evaluate._spread import covered, frechet, inside, sliced_w2
 from limbeck.evaluate.base import Exam
+from limbeck.evaluate.block_denoising import BlockDenoising
 from limbeck.evaluate.samples import Samples
 from limbeck.forward.consistency import Consistency
 from limbeck.forward.noised import Noised
@@ -24,6 +26,7 @@ from limbeck.model.parametrisation import Parametrisation
 from limbeck.noise.edm import EDM
 from limbeck.noise.rectified_flow import RectifiedFlow
 from limbeck.signals import Row
+from limbeck.train.stage import Select
 
 
 def cloud(seed: int, num: int = 400, dim: int = 3) -> torch.Tensor:
@@ -201,3 +204,10 @@ def test_a_denoiser_of_many_steps_is_not_sampled_as_a_consistency_function() -> 
         Samples().agrees([Noised()], "evaluate.0")
     Samples(few="flow").agrees([Noised()], "evaluate.0")
     Samples().agrees([], "evaluate.0")
+
+
+def test_the_error_of_a_velocity_and_that_of_a_bound_are_called_otherwise() -> None:
+    table = score(exact(), held_out(16), None)
+    assert table.velocity_error is not None and table.velocity_error.shape == (16,)
+    assert "denoising_error" in BlockDenoising.ranges and "denoising_error" not in vars(table)  # there it is the standard error of `denoising`
+    assert "velocity_error" in Select.model_json_schema()["properties"]["metric"]["enum"]

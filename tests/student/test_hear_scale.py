@@ -46,7 +46,7 @@ def unet() -> Denoiser:
     return Denoiser(build({"denoiser": "unet_2d", "num_classes": 4, "noise": noise, "model_args": UNET}, "test")).eval()
 
 
-def says(role: Denoiser, scale: float | None = None, seed: int = 0) -> Tensor:
+def says(role: Any, scale: float | None = None, seed: int = 0) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     first = next(role.parameters())
     sample = torch.randn(4, *(8 if axis is None else axis for axis in role.shape), generator=draw).to(first)
@@ -56,7 +56,7 @@ def says(role: Denoiser, scale: float | None = None, seed: int = 0) -> Tensor:
         return role.says(View(inputs), ("velocity",), {})["velocity"]
 
 
-def moved(role: Denoiser) -> Denoiser:
+def moved(role: Any) -> Any:
     """With a projection that is no longer zero."""
     owner: Any = of_time(role.module, "test")[0]
     with torch.no_grad():

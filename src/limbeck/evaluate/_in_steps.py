@@ -20,7 +20,7 @@ def refuse_untaught(sampled: Mapping[str, Any], forwards: Sequence[Any], where: 
         got = "noised, which teaches a denoiser of many steps"
         raise Refused("forward", f"{where}.few", "a student taught by forward: consistency", got, "write few: flow")
     for field in ("rungs", "boundary") if taught is not None else ():
-        mine, theirs = sampled[field], dict(taught)[field]
+        mine, theirs = sampled[field], getattr(taught, field)
         if mine != theirs:
             expected, do = f"{theirs}, as the student was taught with", f"write the same {field} at both"
             raise Refused("forward", f"{where}.{field}", expected, f"{mine}", do)
