@@ -129,7 +129,7 @@ class Examiner:
         unit = unit if table is None else "candidate" if table.score is not None else "image" if table.label_rank is not None else unit
         sounds = table is not None and "wave" in self.rows.held_out[0].content
         unit = "clip" if sounds and student.tokenizer is None else unit
-        if table is not None and table.denoising_error is not None:
+        if table is not None and table.velocity_error is not None:
             unit = "image" if "pixels" in self.rows.held_out[0].content else "sample"
         alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image or a sound
         alone |= {"sources": "clips"} if sounds and unit == "token" else {}
@@ -170,8 +170,8 @@ class Examiner:
     def few(self, table: Table, rows: Sequence[Row]) -> dict[str, float]:
         """Means over all targets."""
         found: dict[str, float] = {}
-        if table.denoising_error is not None:
-            found["denoising_error"] = float(table.denoising_error.double().mean())
+        if table.velocity_error is not None:
+            found["velocity_error"] = float(table.velocity_error.double().mean())
         if table.label_rank is not None:
             found["accuracy"] = float((table.best == table.label).double().mean())
         elif table.label_logprob is not None:

@@ -57,6 +57,7 @@ VOCABULARY: dict[str, tuple[str, str]] = {
     "mixing": ("pos", "head past"),  # what each position of the row weighs, from the row's first on; zeros up to the longest row
     "head_draw": ("row", "k"),  # numbers below 1, by which heads are picked: the same ones for all rows
     "time": ("row", ""),  # of a schedule of noise
+    "guidance_scale": ("row", ""),  # in the convention `extra`: 0 is none
     "time_draw": ("row", "k"),  # numbers below 1 that become times, rungs, scales
     "sample": ("row", "channel"),  # a noisy one; of images also by height and width, as all of these:
     "clean": ("row", "channel"),

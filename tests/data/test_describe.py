@@ -1,5 +1,7 @@
 """Questions about images, made of their classes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -62,3 +64,13 @@ def test_rows_that_cannot_be_described_are_refused() -> None:
         made(Describe(names=("zero", "one")))
     with pytest.raises(ValidationError, match="put before each question"):
         Describe(pairs=({"question": "<image>?", "answer": "x"},))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("label, tag, names", [(-1, "", NAMES), (-1, "coat", ()), (3, "", ())])
+def test_an_image_without_a_named_class_is_refused(label: int, tag: str, names: tuple[str, ...]) -> None:
+    row = Row("one", {"pixels": torch.zeros(1, 4, 4, dtype=torch.uint8), "label": label}, tag)
+    with pytest.raises(Refused, match=f"row one of class {label}") as told:
+        made(Describe(names=names), (row,))
+    assert told.value.slug == "label"
+    named = made(Describe(names=NAMES), (replace(row, content={**row.content, "label": 3}, tag=""),))
+    assert "three" in named[0].content["answer"]  # names of one's own need no tag

@@ -1,13 +1,16 @@
 import json
+import struct
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.component import canonical_json, validate
 from limbeck.data.base import BLOCK, Part, Place, Rows
-from limbeck.data.mix import Mix
+from limbeck.data.mix import Mix, refuse_classes
+from limbeck.errors import Refused
 from limbeck.numerics import Streams
 from limbeck.signals import Row
 from limbeck.text.bytes_tokenizer import ByteTokenizer
@@ -157,3 +160,25 @@ def test_a_mixture_is_written_and_read_again_with_its_parts():
     mix = Mix.example()
     again = Mix.model_validate(mix.model_dump(mode="json"))
     assert again == mix and canonical_json(again) == canonical_json(mix)
+
+
+def images(*tags: str):
+    """A part of pictures whose classes are called so."""
+    return Rows((Part(tuple(Row(tag, {"pixels": i, "label": i}, tag) for i, tag in enumerate(tags))),))
+
+
+def test_images_whose_classes_are_counted_otherwise_are_refused():
+    refuse_classes([images("cat", "dog"), images("cat", "dog", "fox"), images("cat")])
+    refuse_classes([Rows((Part((Row("a", {"text": "a", "label": 0}, "x"),)),)), images("cat")])  # of a text the tag is no class
+    with pytest.raises(Refused, match="1: dog in parts.0, fox in parts.2"):
+        refuse_classes([images("cat", "dog"), images("cat"), images("cat", "fox")])
+
+
+def test_a_mixture_of_digits_and_clothes_is_refused(place, tmp_path):
+    pixels, labels = torch.arange(2 * 64, dtype=torch.uint8), bytes([0, 1])
+    (tmp_path / "a-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x0803, 2, 8, 8) + pixels.numpy().tobytes())
+    (tmp_path / "a-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, 2) + labels)
+    clothes = {"kind": "idx_images", "path": "a-images-idx3-ubyte", "classes": ["shirt", "coat"], "split": 0}
+    with pytest.raises(Refused, match="0 in parts.0, shirt in parts.1"):
+        mixed(place(), {"data": [{"kind": "digits", "num": 30}]}, {"data": [clothes]})
+    mixed(place(), {"data": [{"kind": "digits", "num": 30}]}, {"data": [{**clothes, "classes": ["0", "1"]}]})

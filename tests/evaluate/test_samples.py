@@ -10,9 +10,13 @@ import torch
 from limbeck.check.models import points
 from limbeck.errors import Refused
 from limbeck.evaluate._pictures import drawn
+from limbeck.evaluate._scoring import score
 from limbeck.evaluate._spread import covered, frechet, inside, sliced_w2
 from limbeck.evaluate.base import Exam
+from limbeck.evaluate.block_denoising import BlockDenoising
 from limbeck.evaluate.samples import Samples
+from limbeck.forward.consistency import Consistency
+from limbeck.forward.noised import Noised
 from limbeck.guidance import Guidance
 from limbeck.model.base import Models
 from limbeck.model.denoiser import Denoiser
@@ -22,6 +26,7 @@ from limbeck.model.parametrisation import Parametrisation
 from limbeck.noise.edm import EDM
 from limbeck.noise.rectified_flow import RectifiedFlow
 from limbeck.signals import Row
+from limbeck.train.stage import Select
 
 
 def cloud(seed: int, num: int = 400, dim: int = 3) -> torch.Tensor:
@@ -182,3 +187,27 @@ def test_a_student_that_was_taught_with_guidance_is_not_guided_again_however_it_
     for few in ("flow", "consistency"):
         factors = {name: Samples(few=few, guidance=guidance).factor(name) for name in ("teacher", "start", "student", "baseline")}
         assert factors == {"teacher": 3.0, "start": 3.0, "student": 1.0, "baseline": 1.0}
+
+
+def test_a_student_is_sampled_on_the_rungs_and_with_the_boundary_that_it_was_taught_with() -> None:
+    taught = Consistency(rungs=10, boundary=Boundary(sigma_data=0.7))
+    Samples(rungs=10, boundary=Boundary(sigma_data=0.7)).agrees([taught], "evaluate.0")
+    Samples(few="flow").agrees([taught], "evaluate.0")  # what it would be if it had not been taught so
+    for other, field in ((Samples(boundary=Boundary(sigma_data=0.7)), "rungs"), (Samples(rungs=10), "boundary")):
+        with pytest.raises(Refused, match="as the student was taught with") as told:
+            other.agrees([taught], "evaluate.0")
+        assert told.value.where == f"evaluate.0.{field}"
+
+
+def test_a_denoiser_of_many_steps_is_not_sampled_as_a_consistency_function() -> None:
+    with pytest.raises(Refused, match="few: flow"):
+        Samples().agrees([Noised()], "evaluate.0")
+    Samples(few="flow").agrees([Noised()], "evaluate.0")
+    Samples().agrees([], "evaluate.0")
+
+
+def test_the_error_of_a_velocity_and_that_of_a_bound_are_called_otherwise() -> None:
+    table = score(exact(), held_out(16), None)
+    assert table.velocity_error is not None and table.velocity_error.shape == (16,)
+    assert "denoising_error" in BlockDenoising.ranges and "denoising_error" not in vars(table)  # there it is the standard error of `denoising`
+    assert "velocity_error" in Select.model_json_schema()["properties"]["metric"]["enum"]

@@ -756,3 +756,13 @@ def test_the_verdict_pairs_the_arms_over_documents_where_it_can() -> None:
 )
 def test_what_is_worth_measuring_goes_by_what_tells_how_close_a_student_is(closeness: str, unit: str, evaluations: str) -> None:
     assert measure_it({"run": "x", "closeness": closeness, "unit": unit}) == f"`limbeck run x evaluate=[{evaluations}]`"
+
+
+def test_a_question_that_nothing_was_found_about_is_not_asked() -> None:
+    bare = {"run": "rings", "closeness": "samples", "unit": "sample", "student": {"frechet": 1.0}, "teacher": {"frechet": 0.5}}
+    page = Page(render(bare, RECIPE, [], PLAN, ENVIRONMENT, None))
+    assert "Where does it differ?" not in page.texts["h2"] and len(page.texts["h2"]) == 5
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    links = {str(a["href"])[1:] for a in page.named("a") if str(a["href"]).startswith("#")}
+    assert links and links <= ids
+    assert "Where does it differ?" in Page(whole()).texts["h2"]

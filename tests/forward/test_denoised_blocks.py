@@ -66,7 +66,7 @@ def test_of_a_complementary_pair_each_token_is_said_by_the_pass_in_which_it_was_
     said = forward(models, batch, NEEDS)
     masked = batch.view("student").inputs["masked"]
     for role in ("student", "teacher"):
-        for how in (masked, ~masked):
+        for how in (masked, maskable(batch.view("student")) & ~masked):  # in neither is a prompt hidden
             view = batch.view("student")
             alone = replace(view, asked=view.asked & how, inputs={**view.inputs, "masked": how})  # type: ignore[operator]
             with torch.no_grad():
@@ -247,3 +247,34 @@ def test_on_a_narrow_band_of_rates_the_weighted_sum_is_no_bound():
 def test_rates_that_make_no_sense_are_refused(fields):
     with pytest.raises(ValidationError):
         DenoisedBlocks(**fields)
+
+
+@pytest.mark.parametrize("rate, hidden", [(0.001, 0), (0.999, 1)])
+def test_where_one_pass_hides_nothing_all_is_predicted_in_the_other(rate: float, hidden: int) -> None:
+    models, names = fillers(), {"student": ("logits", "label", "target_weight", "maskable")}
+    forward = DenoisedBlocks(block=4, whole=False, rate=(rate, rate), complement=True)
+    batch = drawn(forward, models)
+    view = batch.view("student")
+    every = maskable(view)
+    assert int((view.inputs["masked"] & every).sum()) == hidden * int(every.sum())  # of 160 tokens none, and all: the other pass is empty
+    said = forward(models, batch, names)["student"]  # type: ignore[arg-type]
+    whole = models.says("student", batch.with_inputs("student", masked=every), ("logits", "label"))
+    assert torch.equal(said["label"], whole["label"]) and torch.equal(dense(said["logits"]), dense(whole["logits"]))
+    # half of 1 over the share that was hidden in the pass that predicts: 0.999 in both
+    assert torch.allclose(said["target_weight"], torch.full_like(said["target_weight"], 0.5 / 0.999), atol=1e-6)
+    assert bool(torch.isfinite(MaskedElbo().values(said)).all())
+
+
+def test_neither_pass_of_a_complementary_pair_hides_a_prompt_or_the_first_token_of_a_row() -> None:
+    models, forward = fillers(), DenoisedBlocks(block=4, whole=False, rate=(0.3, 0.8), complement=True)
+    batch, seen = drawn(forward, models), []
+    never = ~maskable(models.batch(EVERY).view("student"))
+    assert int(never.sum()) == 92  # of 252 positions; the others are answers
+
+    class Watching:
+        def says(self, role, batch, names, inject={}):
+            seen.append(batch.view("student").inputs["masked"])
+            return models.says(role, batch, names)
+
+    forward(Watching(), batch, {"student": ("logits",)})  # type: ignore[arg-type]
+    assert len(seen) == 2 and not any(bool((masked & never).any()) for masked in seen)

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
@@ -13,7 +15,7 @@ from limbeck.check.models import denoiser
 from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.model.denoiser import NO_LABEL, Denoiser
-from limbeck.model.from_diffusers import of_scheduler
+from limbeck.model.from_diffusers import of_scheduler, scheduler_of
 from limbeck.model.gaussian_mixture import GaussianMixture, ring
 from limbeck.model.opening import open_meta, open_pretrained
 from limbeck.model.parametrisation import Parametrisation
@@ -193,6 +195,7 @@ SCHEDULERS: list[tuple[dict[str, Any], Parametrisation]] = [
     ({"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
      Parametrisation(noise=VP(betas="cosine"), predicts="denoised")),
     ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, Parametrisation(noise=RectifiedFlow(shift=3.0), predicts="velocity")),
+    ({"_class_name": "EDMEulerScheduler", "sigma_max": 160.0}, Parametrisation(noise=EDM(most=160.0), predicts="preconditioned")),
 ]  # fmt: skip
 
 
@@ -209,6 +212,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "size of a sample"),
     ({"_class_name": "FlowMatchEulerDiscreteScheduler", "prediction_type": "epsilon"}, "velocity or denoised"),
     ({"_class_name": "DDIMScheduler", "beta_schedule": "linear", "rescale_betas_zero_snr": True}, "velocity or denoised"),  # epsilon by default
+    ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "the scaling of EDM"),
+    ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "exponential"}, "a schedule of linear"),
 ]
 
 
@@ -271,3 +276,49 @@ def test_networks_of_lower_precision_hear_the_time_as_it_is() -> None:
     sample, label = torch.zeros(2, 1, 8, 8, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.long)
     role.says(View({"sample": sample, "time": torch.tensor([999.0, 257.0]), "label": label}), ("denoised",), {})
     assert heard[0].float().tolist() == [999.0, 257.0]
+
+
+class Scaled(torch.nn.Module):
+    """The exact denoiser of a mixture as a network of EDM: it hears c_in x and c_noise, and says F, by the formulas of Karras et al., table 1."""
+
+    def __init__(self, exact: Any, data: float):
+        super().__init__()
+        self.exact, self.data, self.config = exact, data, SimpleNamespace()
+        self.parametrisation = Parametrisation(noise=EDM(sigma_data=data), predicts="preconditioned")
+
+    def forward(self, heard: Tensor, c_noise: Tensor, return_dict: bool) -> tuple[Tensor]:
+        sigma = (4 * c_noise.double()).exp()[:, None]
+        square = sigma**2 + self.data**2
+        x = heard * square.sqrt()
+        clean = self.exact(x, sigma[:, 0], None)
+        return ((clean - self.data**2 / square * x) / (sigma * self.data / square.sqrt()),)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.4, 3.0, 60.0])
+def test_a_preconditioned_network_says_the_clean_sample_of_the_closed_form(sigma: float) -> None:
+    exact = mixture(EDM())
+    role = Denoiser(Scaled(exact.module, 0.7)).eval()
+    x = sigma * torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours, theirs = (asked(one, x, sigma, "denoised", "epsilon", "stein_score") for one in (role, exact))
+    for name, said in ours.items():
+        assert torch.allclose(said, theirs[name], rtol=1e-5, atol=1e-5 * (1 + 1 / sigma)), name
+
+
+def test_a_folder_with_a_scheduler_of_edm_says_what_that_scheduler_makes_of_the_network(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.EDMEulerScheduler(sigma_data=0.6)
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    role: Any = as_role(open_pretrained(f"path:{unet(tmp_path / 'unet')}"))
+    network = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet").eval()
+    for sigma in (0.05, 2.0, 40.0):
+        x, time = sigma * torch.randn(2, 1, 8, 8), torch.tensor(sigma)
+        with torch.no_grad():
+            said = network(scheduler.precondition_inputs(x, time), scheduler.precondition_noise(time)).sample
+            expected = scheduler.precondition_outputs(x, said, time)
+            assert torch.allclose(asked(role, x, sigma, "denoised")["denoised"], expected, atol=1e-5)
+    assert of_scheduler(scheduler_of(role.parametrisation) or {}, "again") == role.parametrisation
+
+
+def test_only_the_noise_of_edm_has_preconditioned_networks() -> None:
+    with pytest.raises(ValidationError, match="only along noise of the kind edm"):
+        Parametrisation(noise=VP(), predicts="preconditioned")

@@ -99,6 +99,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"noise": {"kind": "rectified_flow"}}, {}, "noise"),
     ({"surgery": [{"kind": "drop_blocks", "keep": [0]}]}, {}, "part"),
     ({}, {"compile": True}, "part"),
+    ({}, {"evaluate": [{"kind": "samples", "rungs": 50}]}, "forward"),
     ({}, {"data": [{"kind": "digits", "num": 20}]}, "size"),
 ]
 

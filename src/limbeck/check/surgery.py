@@ -47,7 +47,8 @@ def heard(role: Role, seed: int = 0) -> Tensor:
         return role.says(role.view(lists(seed).train), ("score",), {})["score"]
     if "velocity" in role.offers:
         view = role.view(points(seed).train)
-        noisy = {"sample": view.inputs["clean"], "time": torch.linspace(0.05, 1, view.num_rows)}
+        num = view.num_rows
+        noisy = {"sample": view.inputs["clean"], "time": torch.linspace(0.05, 1, num), "guidance_scale": torch.linspace(0, 2, num)}
         return role.says(replace(view, inputs={**view.inputs, **noisy}), ("velocity",), {})["velocity"]
     return dense(role.says(role.view(rows(seed).train), ("logits",), {})["logits"])
 

@@ -77,6 +77,9 @@ class Describe(Step):
             got, do = ", ".join(row.content), "write describe right after a source of labelled images: digits, idx_images, image_folder"
             raise Refused("data", "data describe", "rows that hold pixels and a class", got, do)
         label, pair = int(row.content["label"]), self.pairs[number]
+        if label < 0 or not (self.names or row.tag):
+            got, do = f"row {row.key} of class {label}" + ", without a name" * (not row.tag), "leave such rows out, or write names: of all classes"
+            raise Refused("label", "data describe", "images whose class has a name", got, do)
         if self.names and label >= len(self.names):
             raise Refused("label", "data describe  names", f"a name for each class, {label} too", f"{len(self.names)} names", "name all classes")
         name = self.names[label] if self.names else row.tag

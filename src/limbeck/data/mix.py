@@ -1,5 +1,6 @@
 """Several data sets, each with its share of the draws."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -54,6 +55,7 @@ class Mix(Step):
 
     def rows(self, rows: Rows, place: Place) -> Rows:
         made = [self.made(part, i, place) for i, part in enumerate(self.parts)]
+        refuse_classes(made)
         total, groups = sum(part.share for part in self.parts), sum(len(part.groups) for some in made for part in some.parts)
         mixed: list[Part] = []
         for part, some in zip(self.parts, made, strict=True):
@@ -86,3 +88,17 @@ class Mix(Step):
         if not found.train:
             raise Refused("data", f"data mix  parts.{number}", "rows to train on", "none", "add a source, or remove the part")
         return found.each(lambda rows: [row if row.tag else replace(row, tag=part.tag) for row in rows])
+
+
+def refuse_classes(made: Sequence[Rows]) -> None:
+    """Refuses parts whose images count their classes otherwise: one number would stand for two things."""
+    names: dict[int, tuple[str, int]] = {}
+    for i, some in enumerate(made):
+        for row in (*some.train, *some.held_out):
+            if not {"pixels", "label"} <= row.content.keys() or not row.tag:  # of images the tag is the name of the class
+                continue
+            name, first = names.setdefault(int(row.content["label"]), (row.tag, i))
+            if name != row.tag and first != i:
+                got = f"{row.content['label']}: {name} in parts.{first}, {row.tag} in parts.{i}"
+                do = "name the same classes in the same order at each source"
+                raise Refused("label", "data mix  parts", "one list of classes for all parts", got, do)

@@ -16,7 +16,7 @@ TIMES = 4
 
 
 @torch.no_grad()
-def denoising_errors(role: Role, rows: Sequence[Row], rows_at_once: int = 128) -> Float[Tensor, " row"]:
+def velocity_errors(role: Role, rows: Sequence[Row], rows_at_once: int = 128) -> Float[Tensor, " row"]:
     """Mean squared error of the velocity that a role says of each row, over four times."""
     noise: Noise = role.parametrisation.noise
     device = next(role.parameters()).device

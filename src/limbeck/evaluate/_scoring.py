@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.errors import Refused
-from limbeck.evaluate._denoising import denoising_errors
+from limbeck.evaluate._denoising import velocity_errors
 from limbeck.evaluate._token_bytes import token_bytes
 from limbeck.evaluate.base import Table
 from limbeck.model.base import Role, listening
@@ -43,7 +43,7 @@ def score(role: Role, rows: Sequence[Row], teacher_logits: Answers | None, *, ro
     if role.compared_by == "probe" or not role.exclusive:
         return Table(torch.arange(len(rows), device="cpu"))
     if "denoised" in role.offers:
-        return Table(torch.arange(len(rows), device="cpu"), denoising_error=denoising_errors(role, rows, rows_at_once or 128))
+        return Table(torch.arange(len(rows), device="cpu"), velocity_error=velocity_errors(role, rows, rows_at_once or 128))
     if not predicts(role) and "score" not in role.offers:
         got, do = ", ".join(sorted(role.offers)) or "nothing", "leave out this evaluation"
         raise Refused("logits", "evaluate", "a role that says logits, or a score of each row", got, do)

@@ -42,7 +42,7 @@ class Table:
     """Bytes of text (UTF-8) that the target stands for, 0 for marks such as an end of text; None where the tokenizer does not say."""
     score: Float[Tensor, " row"] | None = None
     """What the subject says of each row, where that is one number."""
-    denoising_error: Float[Tensor, " row"] | None = None
+    velocity_error: Float[Tensor, " row"] | None = None
     """Of a subject that denoises: squared error of the velocity of each row, at times and in noise that are always the same."""
 
 
@@ -81,6 +81,9 @@ class Evaluator(Component):
 
     def suits(self, models: Models, where: str) -> None:
         """Refuses models that it could not measure, or not as it is told to. Called by every plan; `where` is its place in the recipe."""
+
+    def agrees(self, forwards: Sequence[Any], where: str) -> None:
+        """Refuses to measure a student otherwise than the `forwards` of its last stage have taught it. Called by every plan."""
 
     def glance(self, table: Table, rows: Sequence[Row]) -> Mapping[str, float]:
         """A few figures of a table that are told while a run goes; none where others tell enough."""

@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.evaluate._features import features_of
+from limbeck.evaluate._in_steps import refuse_untaught, table
 from limbeck.evaluate._pictures import by_caption, conditions, in_steps, shown
-from limbeck.evaluate._spread import NAMES, covered, frechet, frechet_by_class, inside, sliced_w2
+from limbeck.evaluate._spread import covered, frechet, frechet_by_class, inside, sliced_w2
 from limbeck.evaluate.base import Evaluator, Exam
 from limbeck.guidance import Guidance
 from limbeck.model.base import Role, listening
@@ -67,7 +68,7 @@ class Samples(Evaluator):
     boundary: Boundary = Boundary()
     """As in training."""
     guidance: Guidance | None = None
-    """Of teacher and start; a student that was taught with guidance has it built in."""
+    """Of teacher and start; a student that was taught with guidance has it built in, or is told the scale where it hears one."""
     num: int = Field(default=1000, gt=1)
     """Samples."""
     features: str | None = None
@@ -80,6 +81,9 @@ class Samples(Evaluator):
                 raise no_null(f"{where}.guidance")
             if name == "student" and self.few == "consistency":
                 self.boundary.refuse(known.noise, f"{where}.few")
+
+    def agrees(self, forwards, where):
+        refuse_untaught(dict(self), forwards, where)
 
     def __call__(self, exam: Exam) -> dict[str, Any]:
         streams, out, pictures = Streams(exam.seed), {}, []
@@ -95,7 +99,7 @@ class Samples(Evaluator):
                 features, found = features_of(exam, self.features, role, clean, exam.rows, AT_ONCE), {}
                 for steps in dict.fromkeys((*self.steps, *((self.teacher_steps,) if name == "teacher" else ()))):
                     made, seconds = self.made(role, name, steps, label, clean.shape[1:], streams, more)
-                    forwards = steps * (1 if label is None or self.factor(name) == 1 else 2)
+                    forwards = steps * (1 if label is None or self.factor(name) == 1 or role.parametrisation.scale_dim is not None else 2)
                     found[steps] = {"forwards": float(forwards), "milliseconds": 1000 * seconds / self.num}
                     if made.isfinite().all():
                         ours = features_of(exam, self.features, role, made, exam.rows, AT_ONCE)
@@ -112,9 +116,10 @@ class Samples(Evaluator):
     def as_consistency(self, name: str) -> bool:
         return name not in ("teacher", "start") and self.few == "consistency"
 
-    def factor(self, name: str) -> float:
-        """By which a subject is guided: the middle of a range; what was taught with guidance is not."""
-        return 1.0 if self.guidance is None or name not in ("teacher", "start") else self.guidance.factor(sum(self.guidance.ends) / 2)
+    def factor(self, name: str, told: bool = False) -> float:
+        """By which a subject is guided: the middle of a range; what was taught with guidance is not, unless it is `told` the scale."""
+        guided = told or name in ("teacher", "start")
+        return 1.0 if self.guidance is None or not guided else self.guidance.factor(sum(self.guidance.ends) / 2)
 
     def made(
         self, role: Role, name: str, steps: int, label: Int[Tensor, " row"] | None, axes: Sequence[int], streams: Streams,
@@ -122,7 +127,7 @@ class Samples(Evaluator):
     ) -> tuple[Float[Tensor, "row *axes"], float]:
         """Samples of a role, and the seconds that they took."""
         noise, device = role.parametrisation.noise, next(role.parameters()).device
-        few, factor = self.as_consistency(name), self.factor(name)
+        few, factor = self.as_consistency(name), self.factor(name, role.parametrisation.scale_dim is not None)
         times = rungs(noise, steps, self.rungs) if few else noise.grid(steps)
         parts, seconds = [], 0.0
         together = min(AT_ONCE, max(1, NUMBERS // math.prod(axes)))
@@ -154,14 +159,7 @@ class Samples(Evaluator):
 
     def told(self, found: Mapping[int, Mapping[str, float]], name: str, against: str) -> dict[str, Any]:
         """Figures at each number of steps; those of the first by themselves too. In the table of a run the teacher stands with its many steps."""
-        teacher = name == "teacher"
-        first = {key: value for key, value in found[self.teacher_steps if teacher else self.steps[0]].items() if key in self.ranges}
-        by_class = "class_frechet" in first
-        metrics: dict[str, Any] = {}
-        for key, (title, less) in NAMES.items():
-            for steps in self.steps if key != ("frechet" if by_class else "class_frechet") else ():
-                value = found[self.teacher_steps if teacher else steps].get(key)
-                if value is not None:
-                    unit = "ms" if key == "milliseconds" else ""
-                    metrics[f"{title}, {in_steps(steps)}{against}"] = {"value": value, "error": None, "unit": unit, "lower_is_better": less}
+        many = self.teacher_steps if name == "teacher" else None
+        first = {key: value for key, value in found[many or self.steps[0]].items() if key in self.ranges}
+        metrics = table(found, self.steps, many, "class_frechet" in first, against)
         return {**first, "samples": {str(steps): dict(values) for steps, values in found.items()}, "metrics": metrics}

@@ -26,6 +26,7 @@ STOCK = "Opens with `diffusers`: the class that `config.json` names, and the sch
 ADAPTER = " `adapter` holds the adapters alone, as `peft` keeps them: they can be added to other weights of the same shapes, also beside others."
 PIPELINE = "Opens with `diffusers.StableDiffusionPipeline.from_pretrained`, as a whole. It needs nothing of limbeck."
 LORA = " `pipe.load_lora_weights(\"adapter\")` adds them to a pipeline of these weights, or of others of the same shapes."
+HEARS = "Opens with limbeck: `path:FOLDER`. It hears the scale of guidance, for which the class of `diffusers` in `config.json` has no input."
 OURS = "Opens with limbeck: `path:FOLDER`. It is a small network of limbeck's own, for points and tiny images."
 
 
@@ -35,6 +36,7 @@ def write(role: Denoiser, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
     written = rounded(whole, dtype)
     known, folder = role.parametrisation, Path(parcel.folder)
     plain = {"noise": known.noise.model_dump(mode="json"), "predicts": known.predicts}
+    plain |= {} if known.scale_dim is None else {"scale_dim": known.scale_dim}
     if role.own:
         write_json(folder / "config.json", {**{k: v for k, v in role.module.config.items() if v is not None}, **plain})  # type: ignore[union-attr]
         save_file({name: x.contiguous() for name, x in written.module.state_dict().items()}, str(folder / WEIGHTS), {"format": "pt"})
@@ -50,7 +52,7 @@ def write(role: Denoiser, parcel: Parcel, dtype: str) -> list[dict[str, Any]]:
         if isinstance(role, Latents):
             write_lora(role, folder / "adapter")
     latents = isinstance(role, Latents)
-    loads = OURS if role.own else PIPELINE if latents else STOCK
+    loads = OURS if role.own else PIPELINE if latents else STOCK if known.scale_dim is None else HEARS
     loads += "" if whole is role else ADAPTER + LORA * latents
     write_text(folder / "README.md", model_card(parcel.summary, parcel.provenance, loads=loads))
     checks = [reopened(written, parcel, says, "a prediction", f"{PROBES} noisy samples")]
@@ -68,5 +70,8 @@ def says(role: Denoiser) -> torch.Tensor:
     sample = torch.randn(PROBES, *(USUAL if axis is None else axis for axis in role.shape), generator=draw, device="cpu").to(device)
     time = role.parametrisation.noise.grid(PROBES)[:-1].to(device)
     inputs = {"sample": sample, "time": time, **{name: x.to(device) for name, x in role.usual(PROBES).items()}}
+    if role.parametrisation.scale_dim is not None:
+        inputs["guidance_scale"] = torch.arange(PROBES, device=device) / 2
     with listening(role.module):
-        return role.says(View(inputs), (role.parametrisation.predicts,), {})[role.parametrisation.predicts].float()
+        name = "denoised" if role.parametrisation.predicts == "preconditioned" else role.parametrisation.predicts
+        return role.says(View(inputs), (name,), {})[name].float()

@@ -21,7 +21,8 @@ class Consistency(Forward):
     many steps, and $t'$ is the rung below t. What student and teacher say of a sample are `denoised`; use it with the objective
     `denoising`, `signal: denoised` and `against: teacher`. The target is the student itself, without gradients; a running mean is steadier
     where the whole network learns: `teacher: {kind: ema}`, `target: teacher`, and the model that steps as a role of its own, `solver`.
-    With adapters (`surgery: [lora]`) the student is the teacher plus a small difference, and needs no mean.
+    With adapters (`surgery: [lora]`) the student is the teacher plus a small difference, and needs no mean. A student that hears the scale
+    of guidance (`surgery: [hear_scale]`) is told that of each row, and so is its target.
 
     Example:
         >>> Consistency(guidance={"scale": [5, 15], "convention": "extra"}).requires({"student": ("denoised",), "teacher": ("denoised",)})["teacher"]
@@ -74,12 +75,14 @@ class Consistency(Forward):
         time, then = grid[rung], grid[rung + 1].clamp(min=noise.lowest)
         clean = models.says("student", batch, ("clean",))["clean"]
         sample = noise.noised(clean, inputs["noise"], time)
-        said = ask(models, "student", batch, dict.fromkeys((*needs["student"], "denoised")), sample, time)
+        factor = factor_of(self.guidance, inputs["time_draw"][:, 1])
+        scale = torch.zeros_like(inputs["time_draw"][:, 1]) if factor is None else factor - 1
+        hearing = batch.with_inputs("student", guidance_scale=scale).with_inputs(self.target, guidance_scale=scale)
+        said = ask(models, "student", hearing, dict.fromkeys((*needs["student"], "denoised")), sample, time)
         ours = {**said.values, "denoised": self.boundary(noise, sample, said["denoised"], time)}
         with torch.no_grad():
-            factor = factor_of(self.guidance, inputs["time_draw"][:, 1])
             step = ask_guided(models, self.solver, batch, ("denoised", "epsilon"), sample, time, factor)
             nearer = noise.noised(step["denoised"], step["epsilon"], then)
-            target = ask(models, self.target, batch, ("denoised",), nearer, then)["denoised"]
+            target = ask(models, self.target, hearing, ("denoised",), nearer, then)["denoised"]
             theirs = {"denoised": self.boundary(noise, nearer, target, then)}
         return {"student": batch.signals("student", ours), "teacher": batch.signals("teacher", theirs)}

@@ -27,6 +27,7 @@ class DenoisedBlocks(Forward):
     that fills in the same blocks, or against a causal one. The bound needs rates that are uniform over (0, 1), as they are here but for the
     first thousandth; on a narrow band the weighted sum is a pseudo-likelihood, which may lie below the truth. `complement: true` runs each
     window twice, the second time with the other tokens hidden, so that each is predicted once: less noise for small models, twice the work.
+    Where a rate near 0 or 1 leaves nothing for one of the passes, all is predicted in the other; a band such as [0.3, 0.8] keeps both at work.
     Blocks may grow and shrink while it learns: with `shift` 1 of the student, a causal model that begins with blocks of one token is asked
     nothing new, and then is led away from it; with rate [1, 1] its loss is that of the causal model. With `shift` 0 the state of the mask
     itself must predict, which is new from the first step.
@@ -105,7 +106,8 @@ class DenoisedBlocks(Forward):
         said = {role: models.says(role, batch, names) for role, names in needs.items()}
         if not self.complement:
             return said
-        inverse = {role: {"masked": ~batch.view(role).inputs["masked"]} for role in needs if "masked" in batch.view(role).inputs}
+        hears = {role: batch.view(role) for role in needs if "masked" in batch.view(role).inputs}
+        inverse = {role: {"masked": maskable(view) & ~view.inputs["masked"]} for role, view in hears.items()}  # never a prompt, nor what begins a row
         other = batch
         for role in inverse:
             other = other.with_inputs(role, **inverse[role])

@@ -12,13 +12,15 @@ from limbeck.errors import Refused
 from limbeck.model.base import Role, listening
 from limbeck.model.experts import Experts
 from limbeck.model.gaussian_mixture import GaussianMixture
+from limbeck.model.heard_scale import told
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
 from limbeck.noise.base import Prediction, spread
 from limbeck.numerics import upcast
 from limbeck.signals import Row, View
 
-PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+PREDICTIONS: tuple[Prediction, ...] = tuple(name for name in get_args(Prediction) if name != "preconditioned")
+"""What it says of noisy samples, whatever its network predicts."""
 GIVEN = ("noise", "label", "time")
 """What it repeats of its view, for objectives that hold it against the truth."""
 MADE = ("made", "kept", "added")
@@ -211,8 +213,10 @@ class Denoiser(Role):
             if not {"sample", "time"} <= view.inputs.keys():
                 raise Refused("forward", "forward", "noisy samples with their times", "rows as they are", "write forward: noised")
             sample, time, label = view.inputs["sample"], view.inputs["time"], self.condition(view)
+            scale = None if self.parametrisation.scale_dim is None else view.inputs.get("guidance_scale")
             if view.num_rows:
-                out = self.run(sample, time, label)
+                with told(self.network, scale):
+                    out = self.run(sample, time, label)
             else:  # some layers cannot be run on nothing: one empty sample is, and nobody listens
                 one = torch.zeros(1, *sample.shape[1:], dtype=sample.dtype, device=sample.device)
                 out = self.run(one, one.new_full((1,), noise.highest), None if label is None else label.new_zeros(1, *label.shape[1:]))[:0]

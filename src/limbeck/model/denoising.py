@@ -74,11 +74,14 @@ def denoise(
 ) -> tuple[Float[Tensor, "row *axes"], Float[Tensor, "row *axes"]]:
     """The clean sample and the noise as a role sees them, guided by a factor (1: not at all, and then asked once).
 
-    `more`: what its conditions are beside the label, by their names in a view.
+    `more`: what its conditions are beside the label, by their names in a view. A role that hears the scale of guidance is told it, and always asked
+    once.
     """
+    scale = {} if role.parametrisation.scale_dim is None else {"guidance_scale": torch.full_like(time, factor - 1)}
+    factor = 1.0 if scale else factor
 
     def ask(label: Int[Tensor, " row"] | None) -> tuple[Tensor, Tensor]:
-        view = View({"sample": sample, "time": time, **more, **({} if label is None else {"label": label})})
+        view = View({"sample": sample, "time": time, **more, **scale, **({} if label is None else {"label": label})})
         said = role.says(view, ("denoised", "epsilon"), {})
         return said["denoised"], said["epsilon"]
 

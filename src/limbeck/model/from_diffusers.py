@@ -15,11 +15,13 @@ from limbeck.model.folder import check_sizes, describe, inside
 from limbeck.model.from_timm import filled
 from limbeck.model.gaussian_mixture import GaussianMixture, ring
 from limbeck.model.headers import check_safetensors, corrupt, quoted, read_json
+from limbeck.model.heard_scale import with_projection
 from limbeck.model.loading import foreign
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
 from limbeck.model.reference import Reference, existing, plain_config
 from limbeck.noise.base import AnyNoise, Predicts
+from limbeck.noise.edm import EDM
 from limbeck.noise.rectified_flow import RectifiedFlow
 from limbeck.noise.vp import VP
 
@@ -39,9 +41,11 @@ class DenoiserFile(Document):
     """What it says of a noisy sample."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of its random weights."""
+    scale_dim: int | None = Field(default=None, gt=1, le=1 << 16)
+    """Waves in which it hears the scale of guidance; none: it does not."""
 
     def known(self, null_label: int | None) -> Parametrisation:
-        return Parametrisation(noise=self.noise, predicts=self.predicts, null_label=null_label)
+        return Parametrisation(noise=self.noise, predicts=self.predicts, null_label=null_label, scale_dim=self.scale_dim)
 
     @model_validator(mode="after")
     def fits_its_noise(self) -> "DenoiserFile":
@@ -140,6 +144,8 @@ class ExpertsFile(DenoiserFile):
 
     @model_validator(mode="after")
     def of_one_network_each(self) -> "ExpertsFile":
+        if self.scale_dim is not None or self.each.get("scale_dim") is not None:
+            raise ValueError("scale_dim: null, since experts hear no scale of guidance")
         if self.each.get("denoiser") == "experts" or not is_denoising(self.each) or self.rungs % self.num:
             raise ValueError("each: the config of a denoiser that is no experts itself, and rungs that are a multiple of num")
         return self
@@ -209,11 +215,17 @@ def build(config: Mapping[str, Any], where: str, folder: Path | None = None, dev
             plain = {key: value for key, value in config.items() if not key.startswith("_")}
             module = of_class(config["_class_name"], plain, where)
             module.parametrisation = beside(folder, where)  # type: ignore[assignment]
-            return module
+            return hearing(module, where)
         kind = config["denoiser"]
         if kind not in FILES:
             raise Refused("kind", f"{where}  denoiser", f"one of {', '.join(FILES)}", quoted(kind), f"write denoiser: {nearest(str(kind), FILES)}")
-        return validate(FILES[kind], dict(config), where).build(where).eval()
+        return hearing(validate(FILES[kind], dict(config), where).build(where).eval(), where)
+
+
+def hearing(module: Any, where: str) -> nn.Module:
+    """The module with an input for the scale of guidance, where its parametrisation knows of one."""
+    dim = module.parametrisation.scale_dim
+    return module if dim is None else with_projection(module, dim, where, zero=False).eval()
 
 
 def open_folder(path: Path, config: Mapping[str, Any], where: str) -> nn.Module:
@@ -258,6 +270,12 @@ def of_scheduler(values: Mapping[str, Any], where: str) -> Parametrisation:
     if flow:
         noise: dict[str, Any] = {"kind": "rectified_flow", "shift": values.get("shift", 1.0)}
         kind = values.get("prediction_type", "flow_prediction")
+    elif str(values.get("_class_name", "")).startswith("EDM") and values.get("sigma_schedule", "karras") == "karras":
+        names = {"least": ("sigma_min", 0.002), "most": ("sigma_max", 80.0), "sigma_data": ("sigma_data", 0.5), "rho": ("rho", 7.0)}
+        noise = {"kind": "edm", **{ours: values.get(theirs, usual) for ours, (theirs, usual) in names.items()}}
+        if (kind := values.get("prediction_type", "epsilon")) != "epsilon":
+            raise Refused("noise", f"{where}  prediction_type", "epsilon, beside the scaling of EDM", quoted(kind), f"write {OWN} beside the weights")
+        return validate(Parametrisation, {"noise": noise, "predicts": "preconditioned"}, where)
     elif values.get("beta_schedule") in BETAS and values.get("trained_betas") is None:
         noise = {"kind": "vp", "betas": BETAS[values["beta_schedule"]], "steps": values.get("num_train_timesteps", 1000)}
         noise |= {"start": values.get("beta_start", 1e-4), "end": values.get("beta_end", 0.02)}
@@ -277,6 +295,9 @@ def scheduler_of(known: Parametrisation) -> dict[str, Any] | None:
     noise: Any = known.noise
     if isinstance(noise, RectifiedFlow) and known.predicts == "velocity":
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": noise.shift}
+    if isinstance(noise, EDM) and known.predicts == "preconditioned":
+        sigmas = {"sigma_min": noise.least, "sigma_max": noise.most, "sigma_data": noise.sigma_data, "rho": noise.rho, "sigma_schedule": "karras"}
+        return {"_class_name": "EDMEulerScheduler", **sigmas, "prediction_type": "epsilon"}
     if not isinstance(noise, VP):
         return None
     return {

@@ -10,8 +10,8 @@ from torch import Tensor
 from limbeck.component import Choice, Component
 from limbeck.numerics import upcast
 
-Prediction = Literal["denoised", "epsilon", "velocity", "stein_score"]
-Predicts = Literal["denoised", "epsilon", "velocity"]
+Prediction = Literal["denoised", "epsilon", "velocity", "stein_score", "preconditioned"]
+Predicts = Literal["denoised", "epsilon", "velocity", "preconditioned"]
 """What a network says of a noisy sample; a score comes from these."""
 LEAST_ADDED = 1e-4
 """Noise that is added to a sample is taken to be at least so much where something is divided by it."""
@@ -76,6 +76,10 @@ class Noise(Component):
         """What samples are multiplied by before a network hears them."""
         return torch.ones_like(time)
 
+    def preconditioned(self, time: Float[Tensor, " row"]) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]] | None:
+        """Factors of the clean sample and of the noise in what a network says that is scaled on both sides; None: the schedule knows no such."""
+        return None
+
     def singular(self, predicts: Predicts) -> bool:
         """Whether a clean sample cannot be found from such a prediction at the noisiest time."""
         return predicts == "epsilon" and float(self.alpha(exact(torch.tensor([self.highest], device="cpu")))) < 1e-6
@@ -86,6 +90,10 @@ class Noise(Component):
         none, one = torch.zeros_like(time), torch.ones_like(time)
         if what == "velocity":
             return self.slopes(time)
+        if what == "preconditioned":
+            if (found := self.preconditioned(time)) is None:
+                raise ValueError(f"{type(self).__name__} knows no preconditioned networks")
+            return found
         return {"denoised": (one, none), "epsilon": (none, one), "stein_score": (none, -1 / self.sigma(time))}[what]
 
     def converted(

@@ -14,7 +14,10 @@ class EDM(Noise):
     $$ x_\sigma = x_0 + \sigma\, \varepsilon, \qquad v = dx / d\sigma = \varepsilon $$
 
     Times are the spread itself, from `least` to `most`; a network hears $x / \sqrt{\sigma^2 + \sigma_d^2}$ and $\ln(\sigma) / 4$. Steps lie nearer
-    to each other where there is little noise. Take it for models that were trained so.
+    to each other where there is little noise. Take it for models that were trained so. Most of these predict what is called `preconditioned`:
+
+    $$ \hat x_0 = c_{skip}\, x + c_{out}\, F, \qquad c_{skip} = \frac{\sigma_d^2}{\sigma^2 + \sigma_d^2}, \quad
+       c_{out} = \frac{\sigma \sigma_d}{\sqrt{\sigma^2 + \sigma_d^2}} $$
 
     Example:
         >>> [round(t, 3) for t in EDM().grid(3).tolist()]
@@ -70,6 +73,10 @@ class EDM(Noise):
 
     def fraction(self, time):
         return (time.clamp(min=self.least).log() - math.log(self.least)) / math.log(self.most / self.least)
+
+    def preconditioned(self, time):
+        root = (time.square() + self.sigma_data**2).sqrt()
+        return time / (self.sigma_data * root), -self.sigma_data / root
 
     def scale_in(self, time):
         return (time.square() + self.sigma_data**2).rsqrt()

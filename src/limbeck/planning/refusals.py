@@ -19,6 +19,8 @@ def refuse_hopeless(recipe: Recipe, roles: Models) -> None:
     for i, evaluator in enumerate(recipe.evaluate):
         evaluator.ready()
         evaluator.suits(roles, f"evaluate.{i}")
+        last = recipe.train[-1].turn if recipe.train else ()
+        evaluator.agrees([turn.forward for turn in last if turn.trains == "student"], f"evaluate.{i}")
     for i, stage in enumerate(recipe.train):
         if stage.steps == "auto" and recipe.minutes is None:
             raise Refused("steps", f"train.{i}.steps", "a number, or auto with minutes:", "auto", "write steps: 200")

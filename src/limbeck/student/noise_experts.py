@@ -57,6 +57,9 @@ class NoiseExperts(Surgery):
             raise Refused("part", WHERE, "one network", f"{len(role.module.experts)} experts already", "keep one noise_experts")
         if adapted(role.module):
             raise Refused("adapters", WHERE, "a network without adapters, which each copy can have of its own", "adapters", "write lora after it")
+        if role.parametrisation.scale_dim is not None:
+            do = "remove hear_scale, or noise_experts"
+            raise Refused("part", WHERE, "a network that hears no scale of guidance", f"{role.parametrisation.scale_dim} waves of it", do)
         copies = [role.module, *(copy.deepcopy(role.module) for _ in range(1, self.num))]
         adaptable, role.module = role.adaptable, Experts(copies, self.rungs).train(role.module.training)
         role.adaptable = (*adaptable, *(f"*.{pattern.removeprefix('*.')}" for pattern in adaptable))

@@ -58,7 +58,7 @@ class Turn(Document):
 class Select(Document):
     """Keeps the best state by a held-out metric, or the mean of the best few, and stops when it no longer improves."""
 
-    metric: Literal["kl", "top1", "perplexity", "denoising_error"] = "kl"
+    metric: Literal["kl", "top1", "perplexity", "velocity_error"] = "kl"
     """The held-out metric."""
     every: int = Field(default=100, gt=0)
     """Measured after each so many steps, and after the last."""
