@@ -30,9 +30,10 @@ from torch import Tensor
 from limbeck.data.base import Place, Rows
 from limbeck.data.digits import Digits
 from limbeck.data.idx_images import FASHION, IdxImages
+from limbeck.evaluate._features import features_of
 from limbeck.evaluate._spread import NEIGHBOURS, frechet, frechet_by_class, inside
 from limbeck.evaluate.base import Exam, Table
-from limbeck.evaluate.samples import Samples
+from limbeck.evaluate.samples import AT_ONCE, Samples
 from limbeck.model.adapter_files import with_adapters
 from limbeck.model.base import Models, Role
 from limbeck.model.opening import open_pretrained
@@ -158,7 +159,9 @@ def opened(name: str) -> Role:
 class Measured:
     """Held-out images, and how samples compare with them."""
 
-    def __init__(self, rows: Sequence[Row], judge: str):
+    def __init__(self, rows: Sequence[Row], judge: str, maker: Role):
+        self.maker = maker
+        """Whose samples they are: it knows how they are looked at."""
         self.samples = Samples(num=len(rows), features=judge)
         self.exam = Exam(rows, (), self.reading, lambda _: Table(torch.zeros(0)))
         self.rows, self.label = rows, labels(rows)
@@ -169,7 +172,7 @@ class Measured:
         yield opened(name)
 
     def of(self, samples: Tensor) -> Tensor:
-        return self.samples.of(self.exam, samples, self.rows)
+        return features_of(self.exam, self.samples.features, self.maker, samples, self.rows, AT_ONCE)
 
     def beside(self, rows: Sequence[Row]) -> dict[str, float]:
         """Other images, as if they had been made."""
@@ -221,7 +224,8 @@ def times(bench: Bench, teacher: Role, student: Role, rows: Sequence[Row]) -> di
 
 def of_students(bench: Bench, base: str, students: Sequence[str], judge: str) -> dict[str, Any]:
     """The first table: the teacher in many steps and in few, and its students."""
-    held, teacher = Measured(bench.held_out, judge), opened(base)
+    teacher = opened(base)
+    held = Measured(bench.held_out, judge, teacher)
     arms = {"training images": over([held.beside(bench.train[: len(bench.held_out)])])}
     for steps in (MANY, *FEW):
         arms[f"teacher, {steps}"] = over([held.made(teacher, steps, seed, few=False) for seed in SEEDS])
@@ -234,7 +238,7 @@ def of_students(bench: Bench, base: str, students: Sequence[str], judge: str) ->
 def of_sisters(bench: Bench, base: str, students: Sequence[str], judge: str) -> dict[str, Any]:
     """The second table: adapters of few steps, learned on the base, beside a style that they have never seen."""
     rows = IdxImages.model_validate(bench.style_data).rows(Rows(), Place(Models({}), Streams(0)))
-    held = Measured(list(rows.held_out), judge)
+    held = Measured(list(rows.held_out), judge, opened(base))
     style = bench.in_style("style", base, [{"kind": "lora", "rank": 16, "alpha": 16}])
     tuned, direct = bench.in_style("tuned", base, []), bench.student("direct", style, bench.style_data, 0)
     at, few, plain = bench.runs / style / "student/adapter", [bench.runs / name / "student/adapter" for name in students], opened(base)

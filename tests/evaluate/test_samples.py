@@ -211,3 +211,12 @@ def test_the_error_of_a_velocity_and_that_of_a_bound_are_called_otherwise() -> N
     assert table.velocity_error is not None and table.velocity_error.shape == (16,)
     assert "denoising_error" in BlockDenoising.ranges and "denoising_error" not in vars(table)  # there it is the standard error of `denoising`
     assert "velocity_error" in Select.model_json_schema()["properties"]["metric"]["enum"]
+
+
+def test_features_of_a_run_that_is_not_there_are_refused_before_anything_is_trained(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("LIMBECK_RUNS", str(tmp_path))
+    with pytest.raises(Refused, match="an existing folder") as told:
+        Samples(features="run:judge-1").notes((), ".")
+    assert told.value.where == "run:judge-1"
+    (tmp_path / "judge-1/student").mkdir(parents=True)
+    assert Samples(features="run:judge-1").notes((), ".") == Samples(features="timm:resnet10t").notes((), ".") == ()

@@ -20,6 +20,7 @@ from limbeck.guidance import Guidance
 from limbeck.model.base import Role, listening
 from limbeck.model.denoiser import no_null
 from limbeck.model.denoising import Boundary, rungs, sampled
+from limbeck.model.reference import refuse_missing
 from limbeck.numerics import Streams
 from limbeck.store import write_json
 
@@ -81,6 +82,11 @@ class Samples(Evaluator):
                 raise no_null(f"{where}.guidance")
             if name == "student" and self.few == "consistency":
                 self.boundary.refuse(known.noise, f"{where}.few")
+
+    def notes(self, subjects, base):
+        if self.features is not None:
+            refuse_missing(self.features, base)
+        return super().notes(subjects, base)
 
     def agrees(self, forwards, where):
         refuse_untaught(dict(self), forwards, where)

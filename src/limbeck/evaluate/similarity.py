@@ -15,6 +15,7 @@ from limbeck.evaluate._pairs import Values, js, told
 from limbeck.evaluate._rubrics import MOST_ALIKE, SIMILARITY, ask, reliability
 from limbeck.evaluate.base import Exam
 from limbeck.model.base import listening
+from limbeck.model.reference import refuse_missing
 from limbeck.text.tokens import fingerprint
 
 Answers = Mapping[str, Sequence[Said | None]]
@@ -66,7 +67,10 @@ class Similarity(Answering):
 
     def notes(self, subjects: Sequence[str], base: str) -> tuple[str, ...]:
         for name in (*self.references, *([self.control] if self.control else [])):
-            refuse_unknown(name, [*subjects, "teacher", *self.answers, *self.served], "evaluate similarity")
+            known = [*subjects, "teacher", *self.answers, *self.served]
+            refuse_unknown(name, known, "evaluate similarity")
+            if name not in known:
+                refuse_missing(name, base)
         return super().notes(subjects, base)
 
     def __call__(self, exam: Exam) -> dict[str, Any]:

@@ -217,6 +217,13 @@ def existing(reference: Reference) -> Path:
     return path
 
 
+def refuse_missing(text: str, base: str) -> None:
+    """Refuses, before anything is spent, a reference whose file or folder is not there; `base`: folder that relative paths start from."""
+    reference = Reference.parse(located(text, base))
+    if reference.scheme in ("path", "gguf", "config", "run"):
+        existing(reference)
+
+
 def in_folder(reference: Reference) -> bool:
     """Whether a package holds a model folder, and no GGUF file."""
     return reference.scheme == "package" and "folder" in known("packages").get(reference.name, {})
