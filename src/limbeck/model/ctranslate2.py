@@ -108,7 +108,7 @@ def state_of(content: bytes, where: str) -> dict[str, Tensor]:
 
 def read_whisper(reference: Reference) -> tuple[Any, Any]:
     """Module in float32 and tokenizer of a package, whose files are compared with their pinned hashes."""
-    from transformers import GenerationConfig, WhisperTokenizerFast
+    from transformers import GenerationConfig, WhisperTokenizer
 
     identity(reference)
     where, folder = reference.text, package_file(reference).parent
@@ -116,9 +116,9 @@ def read_whisper(reference: Reference) -> tuple[Any, Any]:
     state = state_of(b"".join(path.read_bytes() for path in package_files(reference)), where)
     many = config.eos_token_id >= MULTILINGUAL
     with foreign(where, "what transformers builds a model and its tokenizer from"):
-        module = filled(model_class(config, where)(config), state, where)
+        module: Any = filled(model_class(config, where)(config), state, where)
         told = {"language": "en", "task": "transcribe"} if many else {}
-        tokenizer = WhisperTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **told)
+        tokenizer = WhisperTokenizer(tokenizer_file=str(folder / "tokenizer.json"), **told)
         module.generation_config = GenerationConfig(**generation(tokenizer, read_json(folder / "config.json", 1_000_000), many))
     return module, tokenizer
 

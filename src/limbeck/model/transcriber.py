@@ -42,8 +42,6 @@ class Transcriber(Text):
 
     offers = Text.offers - {"text", "mixing"}
     packs = False
-    writes = False  # not after text alone
-
     def __init__(self, module: Any, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
         super().__init__(module, tokenizer, anatomy, layout)
         self.hearing = Hearing(RATE, normalise=False)
@@ -51,6 +49,10 @@ class Transcriber(Text):
         config.apply_spec_augment, config.encoder_layerdrop, config.decoder_layerdrop = False, 0.0, 0.0
         for part in (module.model.encoder, module.model.decoder):
             part.layerdrop = 0.0
+
+    @property
+    def writes(self) -> bool:
+        return False  # not after text alone
 
     def refuse_change(self, where, surgeries):
         if where != "compile" and not (surgeries and all(surgery.kind == "drop_blocks" for surgery in surgeries)):
