@@ -117,7 +117,7 @@ def read_whisper(reference: Reference) -> tuple[Any, Any]:
     many = config.eos_token_id >= MULTILINGUAL
     with foreign(where, "what transformers builds a model and its tokenizer from"):
         module: Any = filled(model_class(config, where)(config), state, where)
-        told = {"language": "en", "task": "transcribe"} if many else {}
+        told: dict[str, Any] = {"language": "en", "task": "transcribe"} if many else {}
         tokenizer = WhisperTokenizer(tokenizer_file=str(folder / "tokenizer.json"), **told)
         module.generation_config = GenerationConfig(**generation(tokenizer, read_json(folder / "config.json", 1_000_000), many))
     return module, tokenizer
