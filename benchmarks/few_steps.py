@@ -269,7 +269,8 @@ def main(name: str = "digits", trial: str | None = None) -> None:
     second = of_sisters(bench, base, students, judge)
     if trial is None:
         setting = {key: value for key, value in vars(bench.setting).items() if key != "source"}
-        record(f"few_steps_{name}", {"setting": setting, "neighbours": NEIGHBOURS, "guidance": None, "rungs": RUNGS, "students": first, "sisters": second})
+        how = {"setting": setting, "neighbours": NEIGHBOURS, "guidance": None, "rungs": RUNGS}
+        record(f"few_steps_{name}", {**how, "students": first, "sisters": second})
 
 
 if __name__ == "__main__":
