@@ -9,7 +9,20 @@ import pytest
 import torch
 
 from limbeck.check.evaluate import verdict
-from limbeck.check.models import classifier, clips, denoiser, hearing_model, lists, pictures, pitch_tracker, pitched, points, ranker_of
+from limbeck.check.models import (
+    classifier,
+    clips,
+    denoiser,
+    hearing_model,
+    lists,
+    pictures,
+    pitch_tracker,
+    pitched,
+    points,
+    ranker_of,
+    spoken,
+    transcriber_of,
+)
 from limbeck.component import find, members, validate
 from limbeck.evaluate.base import Evaluator
 from limbeck.signals import Row
@@ -67,6 +80,8 @@ def test_its_values_are_within_the_ranges_that_it_claims(evaluator, examine, spe
         rows, roles = list(pitched(0)), {name: pitch_tracker(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     if evaluator.measures == "sample":
         rows, roles = list(points(0, 80).train), {name: denoiser(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
+    if evaluator.measures == "transcript":
+        rows, roles = list(spoken(0, "held_out").held_out), {name: transcriber_of(seed, torch.float32) for seed, name in enumerate(SUBJECTS)}
     if evaluator.measures == "blocks":
         roles = {name: MaskedBlocks(length=8)(role) for name, role in roles.items()}
     made = evaluator(**SHORT.get(evaluator.model_fields["kind"].default, {}))
@@ -82,5 +97,7 @@ def test_its_values_are_within_the_ranges_that_it_claims(evaluator, examine, spe
 
 def test_the_teacher_against_itself_is_as_claimed(evaluator, examine, speaker, rows, tmp_path):
     if evaluator.perfect:
-        found = evaluator.example()(examine(rows, {"teacher": speaker(0)}, send=verdict, responses=tmp_path))["teacher"]
+        spoken_rows, heard = list(spoken(0, "held_out").held_out), {"teacher": transcriber_of(0, torch.float32)}
+        rows, roles = (spoken_rows, heard) if evaluator.measures == "transcript" else (rows, {"teacher": speaker(0)})
+        found = evaluator.example()(examine(rows, roles, send=verdict, responses=tmp_path))["teacher"]
         assert {name: found[name] for name in evaluator.perfect} == pytest.approx(dict(evaluator.perfect), abs=1e-6)

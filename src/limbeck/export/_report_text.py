@@ -111,8 +111,8 @@ def where(summary: Mapping[str, Any]) -> list[str]:
         by = closeness(summary)
         if by == "agreement":
             lines.append(f"Not measured by certainty or kind of text. {measure_it(summary)}")
-        elif not entries(summary, "rankings"):
-            lines.append(APART.get(by or "", "Not compared one by one."))
+        elif (by or "") in APART and not entries(summary, "rankings"):
+            lines.append(APART[by or ""])
     elif finite(arm(summary, "student", "top1")) is not None and "baseline" not in getattr(measure(summary), "values", {}):
         against = f"{what} alone" if (what := alone(summary)) else "the same student without the teacher"
         lines.append(f"Not compared with {against}. `limbeck run {word(summary, 'run', 'RUN')} baseline=[{other_baseline(summary)}]`")
