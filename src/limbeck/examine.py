@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,11 @@ class Examiner:
         return "agreement" if one_tokenizer(student, self.teacher) else "probe" if student.sees_targets else "aligned_bytes"
 
     def table(self, subject: str) -> Table:
-        """One entry a held-out target; made once, then read from the run's folder."""
+        """One entry a held-out target; made once, then read from the run's folder. One that another version has written otherwise is made anew."""
         folder = self.folder / "tables" / subject
         if subject not in self.tables and is_sound(folder):
-            self.tables[subject] = Table(**load_tensors(folder / "table.safetensors"))
+            found = load_tensors(folder / "table.safetensors")
+            self.tables |= {subject: Table(**found)} if found.keys() <= {field.name for field in fields(Table)} else {}
         if subject not in self.tables:
             with self.open(subject) as role:
                 began = time.perf_counter()

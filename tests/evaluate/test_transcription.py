@@ -103,8 +103,8 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert student["character_error_rate"] == pytest.approx((2 + brute_force(tuple("ill disposed"), tuple("old sposed")) + 4) / (12 + 36))
     # linearised, two clips: residuals 2 - R 3 and 3 - R 8 with R = 5/11, whose squares are (7/11)^2 each
     assert student["word_error_rate_error"] == pytest.approx((2 / 1 * 2 * (7 / 11) ** 2) ** 0.5 / 11)
-    assert found["gaps"]["teacher"]["wrong words"] == pytest.approx(100 * 5 / 11) and found["transcription"] == {"clips": 2, "words": 11}
-    assert student["metrics"]["wrong words"] == {
+    assert found["gaps"]["teacher"]["Wrong words"] == pytest.approx(100 * 5 / 11) and found["transcription"] == {"clips": 2, "words": 11}
+    assert student["metrics"]["Wrong words"] == {
         "value": pytest.approx(100 * 5 / 11),
         "error": pytest.approx(100 * student["word_error_rate_error"]),
         "unit": "%",

@@ -24,7 +24,7 @@ SUMMARY: dict[str, Any] = {
     "sources": "clips",
     "closeness": "aligned_bytes",
     "held_out": {"documents": 4, "targets": 40},
-    "student": {"metrics": {"wrong words": {"value": 12.0, "error": 1.0, "unit": "%", "lower_is_better": True}}},
+    "student": {"metrics": {"Wrong words": {"value": 12.0, "error": 1.0, "unit": "%", "lower_is_better": True}}},
 }
 
 

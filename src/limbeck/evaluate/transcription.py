@@ -20,7 +20,7 @@ AT_ONCE = 8
 """Rows in one forward pass."""
 WRITTEN = "written.json"
 """What subjects have written, by key of the row: [{key, <subject>}]."""
-TITLES = {"word_error_rate": "wrong words", "character_error_rate": "wrong characters", "words_as_teacher": "words as the teacher's"}
+TITLES = {"word_error_rate": "Wrong words", "character_error_rate": "Wrong characters", "words_as_teacher": "Words as the teacher's"}
 """What figures are called in the report."""
 
 
