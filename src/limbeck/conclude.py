@@ -125,7 +125,8 @@ def obedient(recipe: Recipe, run: str, told: Mapping[str, Any]) -> list[dict[str
     out = []
     for i, evaluator in enumerate(recipe.evaluate):
         kind = evaluator.kind  # type: ignore[attr-defined]
-        judge = (told.get(kind) or {}).get("judge") or {}
+        found = told.get(kind)  # of other evaluators a list, or nothing
+        judge = (found.get("judge") or {}) if isinstance(found, Mapping) else {}
         if judge.get("followed"):
             what = f"{kind} by the judge {judge['model']}, which did what the texts before it asked for"
             out.append({"what": what, "command": f"limbeck run {run} evaluate.{i}.judge.model=ANOTHER"})
