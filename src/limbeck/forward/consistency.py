@@ -36,7 +36,7 @@ class Consistency(Forward):
     kind: Literal["consistency"] = "consistency"
     noisy: ClassVar[bool] = True
     rungs: Annotated[int, Field(gt=1)] = 50
-    """Steps from noise to sample that times are drawn from."""
+    """Steps from noise to sample that times are drawn from. Errors add up along them: a short training, or a small network, holds on few."""
     guidance: Guidance | None = None
     """Of the teacher; the student has it built in afterwards, and is sampled without."""
     boundary: Boundary = Boundary()
