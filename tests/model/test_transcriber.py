@@ -145,7 +145,7 @@ FULL: list[tuple[str, dict[str, Any]]] = [("forward_kl", {}), ("cross_entropy", 
 @pytest.mark.parametrize(("kind", "fields"), FULL)
 def test_objectives_of_language_models_hear_it_and_its_micro_batches_add_up(kind: str, fields: dict[str, Any]) -> None:
     objective = find(Objective, kind).model_validate(fields)
-    trial = Trial(models=transcribers(), data=spoken(), objective=(objective,))
+    trial = Trial(models=transcribers(), read=spoken(), objective=(objective,))
     whole, losses = trial.whole
     parts, others = trial.gradients(micro=3)
     assert torch.allclose(whole, parts, rtol=1e-5, atol=1e-8) and losses[0].count == others[0].count > 0
@@ -156,7 +156,7 @@ def test_objectives_of_language_models_hear_it_and_its_micro_batches_add_up(kind
 def test_a_teacher_of_another_vocabulary_teaches_it(align: str, kind: str) -> None:
     models = Models({"student": opened("tiny_whisper"), "teacher": opened("tiny_whisper_4k")})
     objective = find(Objective, kind).example()
-    trial = Trial(models=models, data=spoken(), align=(find_align(align),), objective=(objective,))
+    trial = Trial(models=models, read=spoken(), align=(find_align(align),), objective=(objective,))
     whole, losses = trial.whole
     named = dict(zip([name for name, _ in trial.parameters()], whole.split([p.numel() for _, p in trial.parameters()]), strict=True))
     assert losses[0].count > 10 and named["model.encoder.conv1.weight"].abs().max() > 0 and named["model.decoder.embed_tokens.weight"].abs().max() > 0
@@ -168,7 +168,7 @@ def test_a_teacher_of_another_vocabulary_teaches_it(align: str, kind: str) -> No
 
 
 def test_only_the_decoder_learns_where_the_encoder_is_frozen() -> None:
-    trial = Trial(models=transcribers(), data=spoken(), objective=(find(Objective, "cross_entropy").example(),), freeze=("model.encoder.*",))
+    trial = Trial(models=transcribers(), read=spoken(), objective=(find(Objective, "cross_entropy").example(),), freeze=("model.encoder.*",))
     assert trial.whole[0].any() and all(name.startswith("model.decoder.") for name, _ in trial.parameters())
     assert added([trial.whole[1]])[0].count == trial.whole[1][0].count
 

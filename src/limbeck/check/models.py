@@ -451,14 +451,14 @@ class Trial:
         kept: Mapping[str, Any] | None = None,
         width: int = WIDE,
         models: Models | None = None,
-        data: Rows | None = None,
+        read: Rows | None = None,
         **turn: Any,
     ):
         roles = {o.role(seat) for o in turn["objective"] for seat in o.needs} - {"student", "teacher"}
         usual, some = heard(turn["objective"], seed, width)
         more = {name: another(usual["student"], seed + 2 + i) for i, name in enumerate(sorted(roles))}
         self.models = Models({**(models or usual), **more})
-        self.world = World(self.models, data or (rows(seed) if models else some), (), teacher, kept or {}, Streams(seed))
+        self.world = World(self.models, read or (rows(seed) if models else some), (), teacher, kept or {}, Streams(seed))
         self.running = self.begin({"trains": turn["objective"][0].role(turn["objective"][0].teaches), **turn}).running[0]
         self.running.learned = [m if m is None else m.double() for m in self.running.learned]
         place = Place(self.models, self.world.streams)
