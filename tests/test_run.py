@@ -400,6 +400,7 @@ def test_a_cached_teacher_says_what_the_live_one_says_and_is_asked_once_for_two_
         number = "sum" if "sum" in mine else "value"
         assert mine == {**theirs, number: pytest.approx(theirs[number], rel=1e-5)}, mine
     assert cached.summary["student"]["kl"] == pytest.approx(live.summary["student"]["kl"], rel=1e-5)
+    assert "writes" not in cached.summary, "a student that starts from a teacher whose answers are kept writes text all the same"
     again = run(recipe, name="second")
     assert sum(asked) == rows, "the second run asks the teacher nothing"
     assert same(state(again.path), state(cached.path)) and metrics(again.path) == metrics(cached.path)

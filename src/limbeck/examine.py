@@ -133,7 +133,7 @@ class Examiner:
         unit = "clip" if sounds and student.tokenizer is None else unit
         if table is not None and table.velocity_error is not None:
             unit = "image" if "pixels" in self.rows.held_out[0].content else "sample"
-        alone = {} if unit != "token" or "text" in student.offers else {"writes": False}  # not without an image or a sound
+        alone = {} if unit != "token" or student.writes else {"writes": False}  # not without an image or a sound
         alone |= {"sources": "clips"} if sounds and unit == "token" else {}
         return {"closeness": self.closeness(student), "unit": unit, **alone}
 
