@@ -217,6 +217,6 @@ def test_features_of_a_run_that_is_not_there_are_refused_before_anything_is_trai
     monkeypatch.setenv("LIMBECK_RUNS", str(tmp_path))
     with pytest.raises(Refused, match="an existing folder") as told:
         Samples(features="run:judge-1").notes((), ".")
-    assert told.value.where == "run:judge-1"
+    assert told.value.where == "evaluate samples  features  run:judge-1"
     (tmp_path / "judge-1/student").mkdir(parents=True)
     assert Samples(features="run:judge-1").notes((), ".") == Samples(features="timm:resnet10t").notes((), ".") == ()

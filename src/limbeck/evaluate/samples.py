@@ -85,7 +85,7 @@ class Samples(Evaluator):
 
     def notes(self, subjects, base):
         if self.features is not None:
-            refuse_missing(self.features, base)
+            refuse_missing(self.features, base, "evaluate samples  features")
         return super().notes(subjects, base)
 
     def agrees(self, forwards, where):

@@ -70,7 +70,7 @@ class Similarity(Answering):
             known = [*subjects, "teacher", *self.answers, *self.served]
             refuse_unknown(name, known, "evaluate similarity")
             if name not in known:
-                refuse_missing(name, base)
+                refuse_missing(name, base, "evaluate similarity")
         return super().notes(subjects, base)
 
     def __call__(self, exam: Exam) -> dict[str, Any]:

@@ -217,11 +217,20 @@ def existing(reference: Reference) -> Path:
     return path
 
 
-def refuse_missing(text: str, base: str) -> None:
-    """Refuses, before anything is spent, a reference whose file or folder is not there; `base`: folder that relative paths start from."""
+def refuse_missing(text: str, base: str, where: str) -> None:
+    """Refuses, before anything is spent, a reference whose file or folder is not there.
+
+    Args:
+        text: as it is written.
+        base: folder that relative paths start from.
+        where: it is written.
+    """
     reference = Reference.parse(located(text, base))
-    if reference.scheme in ("path", "gguf", "config", "run"):
-        existing(reference)
+    try:
+        if reference.scheme in ("path", "gguf", "config", "run"):
+            existing(reference)
+    except Refused as told:
+        raise Refused(told.slug, f"{where}  {reference.text}", told.expected, told.got, told.do) from None
 
 
 def in_folder(reference: Reference) -> bool:
