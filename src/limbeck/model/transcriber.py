@@ -42,6 +42,7 @@ class Transcriber(Text):
 
     offers = Text.offers - {"text", "mixing"}
     packs = False
+
     def __init__(self, module: Any, tokenizer: Any, anatomy: Anatomy, layout: Literal["auto", "packed", "padded"] = "auto"):
         super().__init__(module, tokenizer, anatomy, layout)
         self.hearing = Hearing(RATE, normalise=False)
