@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbeck.check.evaluate import exam, roles
-from limbeck.evaluate.on_policy import OnPolicy, gap
+from limbeck.evaluate.on_policy import OnPolicy, gaps_of
 from limbeck.model.sampling import write
 from limbeck.numerics import Streams
 
@@ -20,9 +20,12 @@ def by_loop(ids: list[int], start: int) -> list[float]:
     return [float((log_q[t].exp() * (log_q[t] - log_p[t])).sum()) for t in range(start - 1, len(ids) - 1)]
 
 
-def test_the_gap_of_one_answer_is_that_of_a_loop() -> None:
-    prompt, answer = [1, 2, 3, 4], [50, 60, 70]
-    assert gap(roles(0)["student"], roles(0)["teacher"], prompt, answer).tolist() == pytest.approx(by_loop(prompt + answer, 4), rel=1e-4)
+def test_the_gaps_of_answers_are_those_of_a_loop_however_many_are_read_together() -> None:
+    answers = [(list(range(1, 5 + i % 3)), list(range(50, 53 + i % 4))) for i in range(11)]
+    found = list(gaps_of(roles(0)["student"], roles(0)["teacher"], answers))
+    assert len(found) == 11
+    for each, (prompt, answer) in zip(found, answers, strict=True):
+        assert each.tolist() == pytest.approx(by_loop(prompt + answer, len(prompt)), rel=1e-4)
 
 
 def test_it_is_the_mean_over_the_tokens_that_the_subject_draws_itself() -> None:

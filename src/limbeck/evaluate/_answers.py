@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -27,6 +27,8 @@ from limbeck.text.spans import encode
 
 MOST_BYTES = 1 << 28
 """Of a file of answers."""
+TOGETHER = 8
+"""Answers that a role reads at once."""
 UNASKED = "."
 """Stands for an answer where a chat template is to write what comes before one."""
 
@@ -148,13 +150,14 @@ def ids_of(prompt: Prompt, role: Role) -> list[int]:
     return ids[: asked.index(True)]
 
 
-def answer_logits(role: Role, prompt: Sequence[int], answer: Sequence[int]) -> Float[Tensor, "target vocab"]:
-    """What a role says before each token of an answer."""
+def answer_logits(role: Role, answers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Float[Tensor, "target vocab"]]:
+    """What a role says before each token of each answer, of pairs of a prompt and its answer; some are read together."""
     device = next(role.parameters()).device
-    ids = torch.tensor([*prompt, *answer], device=device)
-    asked = torch.arange(len(ids), device=device) >= len(prompt)
-    view = View({"ids": ids}, ids.new_tensor([len(ids)]), asked, shift=role.shift)  # type: ignore[attr-defined]
-    return dense(role.says(view, ("logits",), {})["logits"]).cpu()
+    for some in (answers[at : at + TOGETHER] for at in range(0, len(answers), TOGETHER)):
+        ids = torch.tensor([one for pair in some for part in pair for one in part], device=device)
+        asked = torch.tensor([bool(i) for pair in some for i, part in enumerate(pair) for _ in part], device=device)
+        view = View({"ids": ids}, ids.new_tensor([len(prompt) + len(answer) for prompt, answer in some]), asked, shift=role.shift)  # type: ignore[attr-defined]
+        yield from dense(role.says(view, ("logits",), {})["logits"]).cpu().split([len(answer) for _, answer in some])
 
 
 def in_file(path: Path, where: str) -> dict[str, str]:

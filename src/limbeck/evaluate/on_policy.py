@@ -1,6 +1,6 @@
 """How far the subjects are from the teacher in what they write themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -64,7 +64,7 @@ class OnPolicy(Evaluator):
         seeds = [Streams(exam.seed).number("on_policy", exam.rows[i].key) for i, _ in picked]
         with listening(role), listening(teacher), torch.no_grad():
             answers = write(role, [prompt for _, prompt in picked], self.new_tokens, self.temperature, seeds)
-            gaps = [gap(role, teacher, prompt, answer) for (_, prompt), answer in zip(picked, answers, strict=True)]
+            gaps = list(gaps_of(role, teacher, [(prompt, answer) for (_, prompt), answer in zip(picked, answers, strict=True)]))
         if not gaps:
             return {}
         rows = documents([exam.rows[i] for i, _ in picked])
@@ -73,8 +73,8 @@ class OnPolicy(Evaluator):
         return {"on_policy_kl": mean, "on_policy_kl_error": error}
 
 
-def gap(role: Role, teacher: Role, prompt: list[int], answer: list[int]) -> Float[Tensor, " target"]:
-    """KL from subject to teacher at each token of an answer, on the CPU, over the ids that both heads have."""
-    log_q, log_p = (answer_logits(one, prompt, answer) for one in (role, teacher))
-    num = min(log_q.shape[-1], log_p.shape[-1])
-    return kl(log_probs(log_q[:, :num]), log_probs(log_p[:, :num]))
+def gaps_of(role: Role, teacher: Role, answers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Float[Tensor, " target"]]:
+    """KL from subject to teacher at each token of each answer to a prompt, on the CPU, over the ids that both heads have."""
+    for log_q, log_p in zip(answer_logits(role, answers), answer_logits(teacher, answers), strict=True):
+        num = min(log_q.shape[-1], log_p.shape[-1])
+        yield kl(log_probs(log_q[:, :num]), log_probs(log_p[:, :num]))

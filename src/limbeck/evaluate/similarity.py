@@ -112,7 +112,8 @@ class Similarity(Answering):
         with opened(name, exam, where) as role, opened(reference, exam, where) as other, listening(role), listening(other), torch.no_grad():
             if fingerprint(role.tokenizer) != fingerprint(other.tokenizer):
                 return {}
-            each = ([answer_logits(who, one.prompt, one.ids) for who in (role, other)] for one in said[reference] if one)
+            answers = [(one.prompt, one.ids) for one in said[reference] if one]
+            each = zip(answer_logits(role, answers), answer_logits(other, answers), strict=True)
             return {"js_divergence": [float(js(*both).mean()) for both in each]}
 
     def evidence(self, prompts: Sequence[Prompt], said: Answers, values: Any, rulings: Any) -> Iterator[dict[str, Any]]:

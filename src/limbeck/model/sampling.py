@@ -27,7 +27,7 @@ class Draws(LogitsProcessor):
 
 
 def write(
-    role: Role, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float, seeds: Sequence[int], batch: int = 8
+    role: Role, prompts: Sequence[Sequence[int]], new_tokens: int, temperature: float, seeds: Sequence[int], batch: int = 32
 ) -> list[list[int]]:
     """What a role writes after each prompt, with the end of text where it ends before `new_tokens`.
 
