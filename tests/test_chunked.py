@@ -58,6 +58,27 @@ def test_every_head_gives_what_dense_logits_give(kind: Any, per: str, temperatur
     torch.testing.assert_close(lazy[1], dense[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("part, size, asked", [(2, 1, [2, 2, 1, 2]), (3, 2, [3, 2, 2]), (1, 32, [1] * 7), (32, 32, [5, 2])])
+def test_of_a_large_vocabulary_a_part_of_the_teachers_logits_is_made_at_a_time(
+    kind: Any, part: int, size: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = 8 * VOCAB  # bytes of float64
+    monkeypatch.setattr("limbeck.chunked.ALIGNED_BYTES", part * row)
+    monkeypatch.setattr("limbeck.chunked.SLICE_BYTES", size * row)
+    made: list[int] = []
+
+    class Heard(Head):
+        def into(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            made.append(len(hidden))
+            return super().into(hidden, out)
+
+    states, head = random(TARGETS, 4, seed=7), Heard(random(VOCAB, 4, seed=8))
+    lazy, dense = both(kind(chunk=5), Logits(states, head, False))
+    torch.testing.assert_close(lazy, dense, rtol=1e-10, atol=1e-12)
+    assert made == asked  # in chunks of 5 and 2
+
+
 @pytest.mark.parametrize("k", [1, 4, VOCAB - 1])
 def test_a_truncated_teacher_too(k: int) -> None:
     lazy, dense = both(ForwardKL(chunk=2), TopK(*top_k(log_probs(random(TARGETS, VOCAB, seed=9)), k)), name="top_logits")

@@ -11,7 +11,7 @@ All of it is known once a chunk's logits are there, so they are made once, and n
 multiplies by what comes from above. Gradients are returned to autograd; nothing is written to `.grad`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +30,11 @@ class Sparse(NamedTuple):
     values: Float[Tensor, "target k"]
 
 
-SLICE = 32
-"""Targets that are worked on at a time once a chunk's logits are there."""
+SLICE, SLICE_BYTES = 32, 1 << 20
+"""Targets that are worked on at a time once a chunk's logits are there: at most so many, and as few as make a piece of that size, since several
+such pieces are alive."""
+ALIGNED_BYTES = 12 << 20
+"""Of what else is there, logits of fewer targets than a chunk are made at a time: it has no gradient of its head, which few large chunks are for."""
 Slope = Callable[..., tuple[Float[Tensor, " target"], Any]]
 """Log q of a chunk, and what else belongs to it -> the value of each target, and its derivative by log q: [target, vocab] or Sparse."""
 
@@ -112,17 +115,18 @@ def walk(
     by_hidden = torch.empty_like(hidden, dtype=dtype) if wants[0] else None
     by_weight = torch.zeros_like(weight, dtype=wide) if wants[1] else None
     by_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wants[2] else None
-    say, others = Room(head, min(chunk, len(hidden))), [roomy(x, chunk) for x in aligned]
+    bytes_each = wide.itemsize * len(weight)
+    part, size = (max(1, min(most, room // bytes_each)) for most, room in ((chunk, ALIGNED_BYTES), (SLICE, SLICE_BYTES)))
+    say, others = Room(head, min(chunk, len(hidden))), [roomy(x, part) for x in aligned]
     for i in range(0, len(hidden), chunk):
         here = slice(i, i + chunk)
         h, f = hidden[here].to(dtype), factors[here].to(wide)
-        logits, said = say(h), [other(here) for other in others]
-        for j in range(0, len(h), SLICE):  # in place, and small enough for the cache of a processor
-            some = slice(j, j + SLICE)
+        logits = say(h)
+        for some, said in pieces(i, len(h), others, part, size):  # in place, and small enough for the cache of a processor
             log_q = torch.log_softmax(upcast(logits[some]) if temperature == 1 else upcast(logits[some]) / temperature, -1)
             if bias is not None:
                 log_q.clamp_(min=RULED_OUT)  # a bias may rule entries out
-            value, s = slope(log_q, *(x[some] for x in said))
+            value, s = slope(log_q, *said)
             total += (value * f[some]).sum()
             if any(wants):
                 logits[some] = head.back(upstream(s, log_q), logits[some]).mul_(f[some, None] / temperature)
@@ -135,6 +139,14 @@ def walk(
     return total, [by_hidden, by_weight, by_bias]
 
 
+def pieces(begin: int, num: int, others: Sequence[Callable[[slice], Any]], part: int, size: int) -> Iterator[tuple[slice, list[Any]]]:
+    """Slices of a chunk of `num` targets that begins at `begin`, and what else is there at each: `part` targets of that are made at a time."""
+    for j in range(0, num, part):
+        said, many = [other(slice(begin + j, begin + min(j + part, num))) for other in others], min(part, num - j)
+        for k in range(0, many, size):
+            yield slice(j + k, j + min(k + size, many)), [x[k : k + size] for x in said]
+
+
 class Room:
     """Runs a head into one piece of memory, again and again: what it gave before is lost."""
 
@@ -145,14 +157,14 @@ class Room:
         return self.head.into(hidden, self.room[: len(hidden)])
 
 
-def roomy(x: Any, chunk: int) -> Callable[[slice], Any]:
-    """Chunks of what else is there, with logits made when they are due."""
+def roomy(x: Any, part: int) -> Callable[[slice], Any]:
+    """Parts of what else is there, with logits made when they are due."""
     if not isinstance(x, Logits):
         return lambda here: x[here]
     head = x.selected
     if not isinstance(head, Head):
         return lambda here: x[here].dense()
-    run = Room(head, min(chunk, len(x)))
+    run = Room(head, min(part, len(x)))
     return lambda here: run(x.hidden[here])
 
 

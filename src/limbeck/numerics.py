@@ -34,7 +34,8 @@ def upcast(x: Tensor) -> Tensor:
 
 def log_probs(logits: Float[Tensor, "*unit vocab"], temperature: float = 1.0) -> Float[Tensor, "*unit vocab"]:
     """Log-softmax in float32 (float64 stays), whatever the dtype of the logits; entries at -inf get a finite floor."""
-    return torch.log_softmax(upcast(logits) / temperature, dim=-1).clamp(min=RULED_OUT)
+    log_p = torch.log_softmax(upcast(logits) if temperature == 1 else upcast(logits) / temperature, dim=-1)
+    return log_p.clamp(min=RULED_OUT) if log_p.requires_grad else log_p.clamp_(min=RULED_OUT)
 
 
 def mix(log_a: Float[Tensor, "*unit k"], log_b: Float[Tensor, "*unit k"], share: float | Tensor) -> Float[Tensor, "*unit k"]:
