@@ -1,10 +1,9 @@
 """The program espeak-ng: where it is, its version and voices, and what it says."""
 
-import io
 import re
 import shutil
+import struct
 import subprocess
-import wave
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,8 @@ from limbeck.data._sounds import BadSound
 from limbeck.errors import Failed, Refused
 
 WHERE = "data spoken"
+RATE = 22_050
+"""Numbers a second that the program writes."""
 TIMEOUT_SECONDS = 120
 """Of one process, which says its utterances in less than a second."""
 TOGETHER = 64
@@ -88,51 +89,52 @@ def check(voices: Sequence[str]) -> None:
                 raise Refused("voice", f"{WHERE}  voices: {short(voice)}", f"{what} that espeak-ng has", short(name) or "none", do)
 
 
-def said(voice: str, utterances: Sequence[Utterance]) -> tuple[list[Float[np.ndarray, " instant"]], int]:
-    """What each utterance sounds like without the silence around it, from -1 to 1, and the rate; raises `Failed`."""
-    out, rate = [], 1
+def said(voice: str, utterances: Sequence[Utterance]) -> list[Float[np.ndarray, " instant"]]:
+    """What each utterance sounds like without the silence around it, from -1 to 1; raises `Failed`."""
+    out = []
     for first in range(0, len(utterances), TOGETHER):
         some = utterances[first : first + TOGETHER]
         text = "".join(f"\x01{one.speed}S \x01{one.pitch}P {one.words} \x01{USUAL}S\n<break time='{PAUSE}s'/>\n" for one in some)
         try:
-            sound, rate = heard(run("-b", "1", "-m", "--stdout", "-v", voice, "--stdin", text=text))
-            parts = apart(sound, rate)
+            parts = apart(heard(run("-b", "1", "-m", "--stdout", "-v", voice, "--stdin", text=text)))
             if len(parts) != len(some):
-                raise BadSound(f"{len(parts)} with a pause between them")
+                raise BadSound(f"{len(parts)}, as pauses set them apart")
         except BadSound as error:
             do = "leave out this voice, or words that it does not say"
             raise Failed("sound", f"{WHERE}  voice {voice}", f"{len(some)} sounds", str(error), do, 4) from None
         out += parts
-    return out, rate
+    return out
 
 
-def heard(content: bytes) -> tuple[Float[np.ndarray, " instant"], int]:
-    """The WAV that a program writes to a pipe, before it knows how long it will be: what its header says of that is no matter.
+def heard(content: bytes) -> Float[np.ndarray, " instant"]:
+    """The WAV that a program writes to a pipe before it knows how long it will be: all that follows is the sound, whatever length is stated.
 
     Raises:
-        BadSound: where it is none of one channel and 16 bits.
+        BadSound: where it is none of one channel, 16 bits and 22,050 numbers a second.
     """
-    try:
-        with wave.open(io.BytesIO(content), "rb") as opened:
-            channels, width, rate = opened.getnchannels(), opened.getsampwidth(), opened.getframerate()
-            plain = opened.readframes(opened.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise BadSound(short(f"no WAV: {error or 'it ends too early'}", 160)) from None
-    if (channels, width) != (1, 2) or len(plain) % 2:
-        raise BadSound(f"{channels} channels of {8 * width} bits, {len(plain):,} bytes")
-    return np.frombuffer(plain, "<i2") / 2.0**15, rate
+    form, at = (), 12
+    while content[:4] == b"RIFF" and at + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, at)
+        at += 8
+        if name == b"data":
+            break
+        form = struct.unpack_from("<HHI6xH", content.ljust(at + 16, b"\0"), at) if name == b"fmt " else form
+        at += size + size % 2
+    if form != (1, 1, RATE, 16) or (len(content) - at) % 2:
+        raise BadSound(f"no WAV of them: {len(content):,} bytes, which begin with {short(repr(content[:12]))}, form {form or 'unknown'}")
+    return np.frombuffer(content[at:], "<i2") / 2.0**15
 
 
-def apart(sound: Float[np.ndarray, " instant"], rate: int) -> list[Float[np.ndarray, " instant"]]:
+def apart(sound: Float[np.ndarray, " instant"]) -> list[Float[np.ndarray, " instant"]]:
     """What stands between pauses, each without the silence around it."""
     loud = np.flatnonzero(np.abs(sound) > SILENT * np.abs(sound).max(initial=0))
-    ends = np.flatnonzero(np.diff(loud) > PAUSE / 2 * rate)
+    ends = np.flatnonzero(np.diff(loud) > PAUSE / 2 * RATE)
     middles = (loud[ends] + loud[ends + 1]) // 2
-    return [cut(part, rate) for part in np.split(sound, middles)] if len(loud) else []
+    return [cut(part) for part in np.split(sound, middles)] if len(loud) else []
 
 
-def cut(sound: Float[np.ndarray, " instant"], rate: int) -> Float[np.ndarray, " instant"]:
+def cut(sound: Float[np.ndarray, " instant"]) -> Float[np.ndarray, " instant"]:
     """A sound without what is softer than a hundredth of its peak before and after it, but for 20 ms."""
     loud = np.flatnonzero(np.abs(sound) > SILENT * np.abs(sound).max())
-    kept = round(KEPT * rate)
+    kept = round(KEPT * RATE)
     return sound[max(0, loud[0] - kept) : loud[-1] + 1 + kept]

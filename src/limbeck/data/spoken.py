@@ -6,9 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
+from torch import Tensor
 
-from limbeck.data._espeak import Utterance, check, said, version
+from limbeck.data._espeak import RATE, Utterance, check, said, version
 from limbeck.data._sounds import Sounds, resampled
 from limbeck.data.base import Place
 from limbeck.errors import Refused
@@ -97,18 +99,19 @@ class Spoken(Sounds):
         of = defaultdict(list)
         for i, (_, voice, _) in enumerate(drawn):
             of[voice].append(i)
-        waves = [torch.empty(0)] * self.num
-        for voice, clips in of.items():
-            sounds, rate = said(voice, [drawn[i][0] for i in clips])
-            for i, sound in zip(clips, sounds, strict=True):
-                wave = resampled(torch.from_numpy(sound.copy()), rate, self.rate)
-                waves[i] = (wave * (drawn[i][2] / wave.abs().max())).float()
+        made = {i: sound for voice, clips in of.items() for i, sound in zip(clips, said(voice, [drawn[i][0] for i in clips]), strict=True)}
+        waves = [self.loud(made[i], peak) for i, (_, _, peak) in enumerate(drawn)]
         if self.most:
             rows = self.made(waves, [None] * self.num, (), [utterance.words for utterance, _, _ in drawn])
         else:
             rows = self.made(waves, [i % len(self.words) for i in range(self.num)], self.words)
         name = f"spoken by espeak-ng {version()}"
         return rows, {"name": name, "sha256": sha256_json([row.key for row in rows]), "rows": len(rows), "licence": self.licence}, []
+
+    def loud(self, sound: Float[np.ndarray, " instant"], peak: float) -> Float[Tensor, " other"]:
+        """A sound at the rate and with the peak that are wanted."""
+        wave = resampled(torch.from_numpy(sound.copy()), RATE, self.rate)
+        return (wave * (peak / wave.abs().max())).float()
 
     def drawn(self, i: int) -> tuple[Utterance, str, float]:
         """What clip i says and how, its voice, and its peak."""
