@@ -289,6 +289,7 @@ def test_fewer_sounds_than_utterances_are_told_and_not_given_to_the_wrong_words(
     assert caught.value.expected == "2 sounds" and "en-us" in caught.value.where
 
 
+@pytest.mark.usefixtures("tones")
 def test_held_out_files_are_refused() -> None:
     with pytest.raises(Refused, match="held_out: more"):
         read(**TWO, num=4, held_out="more")
