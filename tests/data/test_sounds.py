@@ -1,5 +1,6 @@
 """Sources of sounds: waveforms, rates, classes, splits, and what is wrong with files."""
 
+import math
 import sys
 import wave
 from collections import Counter
@@ -65,6 +66,21 @@ def test_rates_are_changed_as_scipy_does_it_with_filters_of_its_own() -> None:
     ours = resampled(torch.from_numpy(sound.copy()), 16_000, 12_000).numpy()
     theirs = scipy.signal.resample_poly(sound, 3, 4, window=("kaiser", 12.0))
     assert np.abs(ours - theirs)[100:-100].max() < 0.03 * np.abs(theirs).max()  # other filters near the edge of the band
+
+
+@pytest.mark.parametrize(("old", "new"), [(22_050, 16_000), (12_289, 8192), (8000, 22_050)])
+def test_each_sample_at_another_rate_is_the_weighed_sum_that_the_definition_says(old: int, new: int) -> None:
+    sound = np.random.default_rng(0).standard_normal(1500)
+    cut = min(1.0, new / old)
+    reach = math.ceil(16 / cut)
+    expected = []
+    for n in range(round(1500 * new / old)):
+        at, total = n * old / new, 0.0
+        for i in range(math.floor(at) - reach + 1, math.floor(at) + reach + 1):
+            if 0 <= i < 1500:
+                total += sound[i] * cut * np.sinc(cut * (at - i)) * math.cos(math.pi / 2 * (at - i) / reach) ** 2
+        expected.append(total)
+    assert np.abs(resampled(torch.from_numpy(sound), old, new).numpy() - expected).max() < 1e-11
 
 
 # files

@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import os
 import socket
 import struct
 import tempfile
@@ -20,6 +21,7 @@ import torch
 from limbeck.check.contract import NotClaimed, contract
 from limbeck.check.models import RATE, SIDE, SIZES, WORDS, classifier, clips, denoiser, family_of, hearing_model, pictures, pitch_tracker, sighted_of
 from limbeck.check.reads import over_choices
+from limbeck.check.speaker import write_speaker
 from limbeck.component import canonical_json
 from limbeck.data.base import Part, Place, Rows, Source, Step
 from limbeck.endpoint import Ask, Reply
@@ -87,7 +89,9 @@ def place(seed: int = 0, files: Literal["whole", "broken", "none"] = "whole", ne
             student = teacher = family_of("llama", 0, context=CONTEXT)
             student.tokenizer = Chatting()
         extra = {"send": oracle, "responses": base / ".responses"}
-        yield Place(Models({"student": student, "teacher": teacher}), Streams(seed), base=str(base), extra=extra, live=True)
+        path = {"PATH": f"{write_speaker(base / 'programs')}{os.pathsep}{os.environ.get('PATH', '')}"}
+        with mock.patch.dict(os.environ, path):
+            yield Place(Models({"student": student, "teacher": teacher}), Streams(seed), base=str(base), extra=extra, live=True)
 
 
 def masked(name: str) -> Role:

@@ -117,13 +117,15 @@ def resampled(wave: Float[Tensor, " instant"], old: int, new: int) -> Float[Tens
         return wave
     cut = min(1.0, new / old)  # of the old half rate
     reach = math.ceil(CROSSINGS / cut)
-    at = torch.arange(max(1, round(len(wave) * new / old)), dtype=torch.float64, device=wave.device) * (old / new)
-    padded = torch.nn.functional.pad(wave.double(), (reach, reach + 1))
+    common, number = math.gcd(old, new), max(1, round(len(wave) * new / old))
+    step, period = old // common, new // common  # after so many new samples, and old ones, the same weights come again
+    phase = torch.arange(min(period, number), device=wave.device)
+    first = phase * step // period
+    gap = (phase * step % period).double()[:, None] / period - torch.arange(-reach + 1, reach + 1, device=wave.device)
+    weights = torch.cos(math.pi / 2 * (gap / reach).clamp(-1, 1)) ** 2 * torch.sinc(cut * gap) * cut
+    near = torch.nn.functional.pad(wave.double(), (reach - 1, reach + 1)).unfold(0, 2 * reach, 1)
     out = []
-    for some in at.split(1 << 15):
-        first = some.floor().long()
-        near = first[:, None] + torch.arange(-reach + 1, reach + 1, device=wave.device)
-        gap = some[:, None] - near
-        window = torch.cos(math.pi / 2 * (gap / reach).clamp(-1, 1)) ** 2
-        out.append((padded[(near + reach).clamp(max=len(padded) - 1)] * torch.sinc(cut * gap) * window).sum(1) * cut)
+    for some in torch.arange(number, device=wave.device).split(1 << 15):
+        turn = some % period
+        out.append((near[some // period * step + first[turn]] * weights[turn]).sum(1))
     return torch.cat(out).to(wave.dtype)
