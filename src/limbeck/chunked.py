@@ -33,7 +33,7 @@ class Sparse(NamedTuple):
 SLICE, SLICE_BYTES = 32, 1 << 20
 """Targets that are worked on at a time once a chunk's logits are there: at most so many, and as few as make a piece of that size, since several
 such pieces are alive."""
-ALIGNED_BYTES = 12 << 20
+ALIGNED_BYTES = 15 << 20
 """Of what else is there, logits of fewer targets than a chunk are made at a time: it has no gradient of its head, which few large chunks are for."""
 Slope = Callable[..., tuple[Float[Tensor, " target"], Any]]
 """Log q of a chunk, and what else belongs to it -> the value of each target, and its derivative by log q: [target, vocab] or Sparse."""
@@ -113,7 +113,7 @@ def walk(
     wide = torch.promote_types(dtype, torch.float32)
     total = factors.new_zeros((), dtype=wide)
     by_hidden = torch.empty_like(hidden, dtype=dtype) if wants[0] else None
-    by_weight = torch.zeros_like(weight, dtype=wide) if wants[1] else None
+    by_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(weight, dtype=wide) if wants[1] else None
     by_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wants[2] else None
     bytes_each = wide.itemsize * len(weight)
     part, size = (max(1, min(most, room // bytes_each)) for most, room in ((chunk, ALIGNED_BYTES), (SLICE, SLICE_BYTES)))
@@ -133,10 +133,18 @@ def walk(
         if by_hidden is not None:
             torch.mm(logits, head.weight, out=by_hidden[here])
         if by_weight is not None:
-            by_weight.addmm_(logits.mT, h) if dtype == wide else by_weight.add_(logits.mT @ h)
+            add_product(by_weight, logits.mT, h, first=not i)
         if by_bias is not None:
             by_bias += logits.sum(0, dtype=wide)
     return total, [by_hidden, by_weight, by_bias]
+
+
+def add_product(to: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """Adds a matrix product in its own precision; the first one is written over what stood there, which spares a pass over it."""
+    if to.dtype == a.dtype:
+        torch.mm(a, b, out=to) if first else to.addmm_(a, b)
+    else:
+        to.copy_(a @ b) if first else to.add_(a @ b)
 
 
 def pieces(begin: int, num: int, others: Sequence[Callable[[slice], Any]], part: int, size: int) -> Iterator[tuple[slice, list[Any]]]:

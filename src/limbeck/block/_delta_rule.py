@@ -33,7 +33,7 @@ def gated_delta_rule_steps(q, k, v, beta, log_decay, state=None):
     rows = (x.unbind(1) for x in (q.unsqueeze(-2), k.unsqueeze(-1), v.unsqueeze(-2), beta[..., None, None]))
     for query, key, value, rate, fade in zip(*rows, fades, strict=True):
         state = state if fade is None else fade * state
-        state = state + rate * key * (value - key.mT @ state)
+        state = torch.addcmul(state, key, rate * (value - key.mT @ state))
         said.append((query @ state).squeeze(-2))
     return (torch.stack(said, 1) if said else torch.zeros_like(v)).to(dtype), state
 

@@ -28,7 +28,7 @@ def at_full_precision(function):
 
     @functools.wraps(function)
     def run(q, *args, **kwargs):
-        if q.is_meta:
+        if q.is_meta or not torch.is_autocast_enabled(q.device.type):
             return function(q, *args, **kwargs)
         with torch.autocast(q.device.type, enabled=False):
             return function(q, *args, **kwargs)
@@ -55,7 +55,7 @@ def linear_recurrence_steps(q, k, v, log_decay, state=None):
         log_decay = log_decay[..., None]
     said, fades = [], [None] * q.shape[1] if log_decay is None else log_decay.unsqueeze(-1).exp().unbind(1)
     for query, key, value, fade in zip(*(x.unbind(1) for x in (q.unsqueeze(-2), k.unsqueeze(-1), v.unsqueeze(-2))), fades, strict=True):
-        state = (state if fade is None else fade * state) + key * value
+        state = torch.addcmul(state if fade is None else fade * state, key, value)
         said.append((query @ state).squeeze(-2))
     return (torch.stack(said, 1) if said else torch.zeros_like(v)).to(dtype), state
 
