@@ -19,7 +19,7 @@ References:
 import torch
 
 from limbeck.block._fused import fused
-from limbeck.block._linear_recurrence import at_full_precision, in_chunks, segment_sums, upcast
+from limbeck.block._linear_recurrence import at_full_precision, in_chunks, positions, segment_sums, upcast
 
 
 @at_full_precision
@@ -29,13 +29,13 @@ def gated_delta_rule_steps(q, k, v, beta, log_decay, state=None):
     q, k, v, beta, log_decay, state = upcast(q, k, v, beta, log_decay, state)
     if state is None:
         state = k.new_zeros(k.shape[0], *k.shape[2:], v.shape[-1])
-    said, fades = [], [None] * q.shape[1] if log_decay is None else log_decay[..., None, None].exp().unbind(1)
-    rows = (x.unbind(1) for x in (q.unsqueeze(-2), k.unsqueeze(-1), v.unsqueeze(-2), beta[..., None, None]))
-    for query, key, value, rate, fade in zip(*rows, fades, strict=True):
-        state = state if fade is None else fade * state
-        state = torch.addcmul(state, key, rate * (value - key.mT @ state))
-        said.append((query @ state).squeeze(-2))
-    return (torch.stack(said, 1) if said else torch.zeros_like(v)).to(dtype), state
+    said, rows = [], [x.transpose(1, 2) for x in (q, k, v, beta[..., None])]
+    fade = None if log_decay is None else log_decay[..., None].exp().transpose(1, 2)
+    for query, key, value, rate, fades in positions(*rows, fade):
+        state = state if fades is None else fades * state
+        state = torch.addcmul(state, key.mT, rate * (value - key @ state))
+        said.append(query @ state)
+    return (torch.cat(said, 2).transpose(1, 2) if said else torch.zeros_like(v)).to(dtype), state
 
 
 @at_full_precision

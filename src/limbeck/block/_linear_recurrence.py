@@ -38,6 +38,8 @@ def at_full_precision(function):
 
 def upcast(*tensors) -> Any:
     """All in one dtype, float32 or better; None stays."""
+    if all(x is None or x.dtype == torch.float32 for x in tensors):
+        return tensors
     dtype = torch.float32
     for x in tensors:
         dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
@@ -53,11 +55,17 @@ def linear_recurrence_steps(q, k, v, log_decay, state=None):
         state = k.new_zeros(k.shape[0], *k.shape[2:], v.shape[-1])
     if log_decay is not None and log_decay.ndim == 3:
         log_decay = log_decay[..., None]
-    said, fades = [], [None] * q.shape[1] if log_decay is None else log_decay.unsqueeze(-1).exp().unbind(1)
-    for query, key, value, fade in zip(*(x.unbind(1) for x in (q.unsqueeze(-2), k.unsqueeze(-1), v.unsqueeze(-2))), fades, strict=True):
-        state = torch.addcmul(state if fade is None else fade * state, key, value)
-        said.append((query @ state).squeeze(-2))
-    return (torch.stack(said, 1) if said else torch.zeros_like(v)).to(dtype), state
+    said, fade = [], None if log_decay is None else log_decay.exp().transpose(1, 2)
+    for query, key, value, fades in positions(*(x.transpose(1, 2) for x in (q, k, v)), fade):
+        state = torch.addcmul(state if fades is None else fades.mT * state, key.mT, value)
+        said.append(query @ state)
+    return (torch.cat(said, 2).transpose(1, 2) if said else torch.zeros_like(v)).to(dtype), state
+
+
+def positions(*parts):
+    """Of [B, H, T, .] each position by itself, of None as often nothing. One position is not cut out: decoding is made of small operations."""
+    length = parts[0].shape[2]
+    return [parts] if length == 1 else zip(*([None] * length if x is None else x.split(1, 2)[:length] for x in parts), strict=True)
 
 
 @at_full_precision
