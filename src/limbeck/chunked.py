@@ -33,7 +33,7 @@ class Sparse(NamedTuple):
 SLICE, SLICE_BYTES = 32, 1 << 20
 """Targets that are worked on at a time once a chunk's logits are there: at most so many, and as few as make a piece of that size, since several
 such pieces are alive."""
-ALIGNED_BYTES = 15 << 20
+ALIGNED_BYTES = 12 << 20
 """Of what else is there, logits of fewer targets than a chunk are made at a time: it has no gradient of its head, which few large chunks are for."""
 Slope = Callable[..., tuple[Float[Tensor, " target"], Any]]
 """Log q of a chunk, and what else belongs to it -> the value of each target, and its derivative by log q: [target, vocab] or Sparse."""
