@@ -26,6 +26,7 @@ def main() -> None:
                 f"train.0.steps={count}",
                 f"train.0.optimiser.lr={rate}",
                 "train.0.objective=[cross_entropy]",
+                "train.0.reconstruct=null",
                 "baseline=[]",
                 "evaluate=[agreement, perplexity]",
                 "export=[]",

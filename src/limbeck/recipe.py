@@ -259,6 +259,7 @@ def text_only(recipe: Recipe) -> Recipe:
         changed(
             stage,
             teacher=None,
+            reconstruct=None,
             turn=tuple(without_teacher(turn, recipe.baseline_objective or (CrossEntropy(),)) for turn in stage.turn),
             data=None if stage.data is not None and any(step.needs for step in stage.data) else stage.data,  # what models write is not text
         )

@@ -70,6 +70,8 @@ class Text(Role):
         self.tokenizer, self.anatomy, self.layout = tokenizer, anatomy, layout
         self.num_layers = len(module.get_submodule(anatomy.path("blocks")))  # type: ignore[arg-type]
         self.context: int | None = anatomy.context(module.config)
+        self.opened_layers, self.numbers = self.num_layers, tuple(range(self.num_layers))
+        """Blocks of the model as it was opened, and for each block its number there, from 0."""
         self.shift, self.sees_targets = (1, False) if anatomy.causal else (0, True)
         self.hear_parts()
 
@@ -82,6 +84,7 @@ class Text(Role):
 
     def renumbered(self, keep: Sequence[int]) -> "Text":
         """Itself, after some blocks have gone: what it remembers of those that stay goes by their new numbers."""
+        self.numbers = tuple(self.numbers[before] for before in keep)
         self.aside = {i: self.aside[before] for i, before in enumerate(keep) if before in self.aside}
         paths = {self.anatomy.path("block", before) + ".": self.anatomy.path("block", i) + "." for i, before in enumerate(keep)}
         told = [(name, how, next((path for path in paths if name.startswith(path)), None)) for name, how in self.origins.items()]

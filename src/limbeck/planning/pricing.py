@@ -12,6 +12,8 @@ from limbeck.train.stage import Stage
 
 EVALUATION_SECONDS = 60.0
 """Timings of decoding, samples and the report."""
+FITTED, STATE_BYTES = 2, 4
+"""What fitting a student's blocks takes, in passes with its head: two without it, and the products that fit; bytes of a number of a state."""
 MEANS = 2
 """Copies of what learns in a checkpoint, beside the weights: the two means of AdamW."""
 
@@ -48,7 +50,7 @@ class Pricing:
         """Steps of a stage that says `auto`, at this speed; the run settles it by what it measures."""
         if self.recipe.minutes is None:
             return FEWEST
-        before = sum(line.seconds for line in (self.searching(), self.tries()) if line is not None)
+        before = sum(line.seconds for line in (self.searching(), self.tries(), self.fitting()) if line is not None)
         fixed = EVALUATION_SECONDS + before + self.held * (self.seconds.get("teacher", 0) + (1 + self.arms) * self.seconds["student"])
         a_step = self.seconds.get("teacher", 0.0) + self.arms * BACKWARD * self.seconds["student"]
         return affordable(self.recipe.minutes * 60 - fixed, a_step * self.recipe.train[0].turn[-1].batch * self.drawn * self.length)
@@ -101,6 +103,16 @@ class Pricing:
         what = f"candidates learn, at most {num:,} steps in all"
         return Line("surgery", what, positions * a_position, self.training_bytes() + self.student.weight_bytes) if num else None
 
+    def fitting(self) -> Line | None:
+        """What stages fit in closed form before they learn: the teacher's states are kept meanwhile."""
+        rows = sum(min(s.reconstruct.rows, len(self.rows.train) or s.reconstruct.rows) * s.repeat for s in self.recipe.train if s.reconstruct)
+        if not rows or self.teacher is None:
+            return None
+        positions = rows * self.length
+        seconds = positions * (FITTED * self.seconds["student"] + self.seconds["teacher"])
+        memory = self.student.weight_bytes + self.teacher.weight_bytes + positions * (self.student.layers + 1) * self.teacher.width * STATE_BYTES
+        return Line("reconstruct", f"{rows:,} rows, {positions:,} positions", seconds, memory)
+
     def asking(self, positions: int) -> Line | None:
         """What the teacher is asked while training, live or once."""
         if self.teacher is None:
@@ -125,6 +137,7 @@ class Pricing:
             Line("before", f"{len(self.rows.held_out):,} held-out rows, teacher and start", first, weights),
             self.asking(positions),
             self.tries(),
+            self.fitting(),
             Line("train", f"{sum(map(self.steps, self.recipe.train)):,} steps, {positions:,} positions", seconds, memory, disk),
             *(Line("baseline", f"{name}, the same steps", seconds, memory, disk) for name in self.recipe.baseline),
             Line("evaluate", f"{len(self.rows.held_out):,} held-out rows, timings, samples", EVALUATION_SECONDS + self.arms * look, 2 * weights),

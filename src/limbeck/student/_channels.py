@@ -131,7 +131,7 @@ def shares(role: Role, anatomy: Anatomy, part: str, layer: int | None, axis: int
     weight, factor, wide = anatomy.weight(role.module, part, layer), gain(role, anatomy, part, layer), AXES[part].index("width")
     if factor is not None and axis != wide:
         weight = weight * (factor if wide == 1 else factor[:, None])
-    squares = torch.linalg.vector_norm(weight, dim=1 - axis, dtype=torch.float32).square()
+    squares = torch.linalg.vector_norm(weight, dim=1 - axis, dtype=torch.promote_types(weight.dtype, torch.float32)).square()
     squares = squares * factor.square() if factor is not None and axis == wide else squares  # no copy of a large head
     return squares / squares.sum().clamp_min(torch.finfo(torch.float32).tiny)
 

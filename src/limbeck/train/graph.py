@@ -161,7 +161,9 @@ class Arm:
         stage = changed(node.what, steps=self.steps(node))
         loop = Loop(stage, self.world_of(number, stage, self.world), number, node.where)
         folder = self.checkpoints(node)
-        self.resume(loop, folder)
+        if not self.resume(loop, folder) and stage.reconstruct is not None:
+            world = loop.world
+            stage.reconstruct(world.models, world.rows.draw(0, min(stage.reconstruct.rows, len(world.rows.train)), world.streams), node.where)
         self.log.keep(lambda r: not (r["arm"] == self.name and r["stage"] == node.name and r["step"] >= loop.step))
 
         def watch(loop: Loop, records: list[dict[str, Any]]) -> None:
@@ -277,8 +279,8 @@ class Arm:
         for old in sorted(folder.glob("step-*"))[: -loop.stage.checkpoint.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def resume(self, loop: Loop, folder: Path) -> None:
-        """Goes back to the last sound checkpoint, if there is one."""
+    def resume(self, loop: Loop, folder: Path) -> bool:
+        """Goes back to the last sound checkpoint; returns whether there is one."""
         if folder.is_dir():
             sweep(folder)
         for path in sorted(folder.glob("step-*"), reverse=True):
@@ -292,7 +294,8 @@ class Arm:
                     path.rename(aside)
                 continue
             loop.load(load_state(path, "state"))
-            return
+            return True
+        return False
 
     def not_finite(self, node: Node, error: NotFinite) -> Failed:
         """Keeps the batch that broke the run, and says where it is."""

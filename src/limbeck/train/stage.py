@@ -14,6 +14,7 @@ from limbeck.student.base import AnySurgery
 from limbeck.teacher.base import AnyTeacher, spelled
 from limbeck.train.alarm import Alarm
 from limbeck.train.optimiser import Optimiser
+from limbeck.train.reconstruct import Reconstruct
 
 
 class Turn(Document):
@@ -96,6 +97,8 @@ class Stage(Document):
     """What happens at each step."""
     surgery: tuple[AnySurgery, ...] = ()
     """Changes to the student before the stage."""
+    reconstruct: Reconstruct | None = Field(default=None, json_schema_extra={"since": 2})
+    """Before the first step the student's blocks are fitted to the teacher's states in closed form; text alone has nothing to fit them to."""
     teacher: AnyTeacher | None = None
     """Another teacher than the recipe's, for this stage."""
     data: tuple[AnyStep, ...] | None = None
