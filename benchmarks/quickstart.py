@@ -1,6 +1,7 @@
 """What does the quickstart reach? Three seeds; the text-only baseline gets the best of three learning rates, the student the recipe's."""
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -50,7 +51,11 @@ def main() -> None:
             }
         )
         print(found[-1], file=sys.stderr, flush=True)
-    record(f"quickstart-{steps}", {"seeds": found, "kl_after_over_before": spread([f["student_kl"] / f["start_kl"] for f in found])})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    record(
+        f"quickstart-{steps}",
+        {"seeds": found, "kl_after_over_before": spread([f["student_kl"] / f["start_kl"] for f in found]), "peak_resident_gib": peak},
+    )
 
 
 if __name__ == "__main__":
