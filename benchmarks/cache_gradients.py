@@ -24,7 +24,7 @@ from jaxtyping import Float
 from record import record
 from torch import Tensor
 
-from limbeck.chunked import fold
+from limbeck.chunked import Folding, fold
 from limbeck.model.base import Role, clone
 from limbeck.numerics import RULED_OUT, log_probs
 from limbeck.objective.forward_kl import ForwardKL
@@ -160,7 +160,7 @@ def gradients(student: Logits, said: Said) -> tuple[Tensor, Tensor]:
     """Of the sum over the targets, by final states and by the head's weight: the path that training takes."""
     hidden, weight = student.hidden.detach().requires_grad_(), student.head.weight.detach().requires_grad_()  # type: ignore[attr-defined]
     q = Logits(hidden, student.head.of(weight, None), True)  # type: ignore[attr-defined]
-    by_hidden, by_weight = torch.autograd.grad(fold(ForwardKL().chunk_slope, q, (said,), torch.ones(len(hidden)), 256), (hidden, weight))
+    by_hidden, by_weight = torch.autograd.grad(fold(Folding(ForwardKL().chunk_slope, q, (said,), torch.ones(len(hidden)), 256)), (hidden, weight))
     return by_hidden, by_weight
 
 

@@ -433,14 +433,16 @@ def test_a_flipped_byte_in_what_the_teacher_said_is_set_aside_and_asked_again(tm
 
 def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch_and_an_intact_checkpoint(says, tmp_path, monkeypatch):
     from limbeck.objective.forward_kl import ForwardKL
+    from limbeck.signals import Loss
 
-    recipe, total, asked = toy(tmp_path), ForwardKL.total, []
+    recipe, call, asked = toy(tmp_path), ForwardKL.__call__, []
 
-    def poisoned(self: Any, factors: Any, **said: Any) -> Any:
+    def poisoned(self: Any, said: Any, learned: Any = None) -> Any:
         asked.append(1)
-        return total(self, factors, **said) * (float("nan") if len(asked) > 2 else 1.0)
+        found = call(self, said, learned)
+        return Loss(found.total * (float("nan") if len(asked) > 2 else 1.0), found.count)
 
-    monkeypatch.setattr(ForwardKL, "total", poisoned)
+    monkeypatch.setattr(ForwardKL, "__call__", poisoned)
     error = says(run, recipe, code=5)
     assert isinstance(error, Failed) and error.slug == "nan" and "step 2" in error.where and "forward_kl" in error.where
     folder = tmp_path / "runs" / "run-1"
@@ -452,7 +454,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch_and_an_intact_
     assert all(torch.isfinite(x).all() for x in tensors.values())
     assert not (folder / "summary.json").exists()
     says(run, recipe, code=5)  # the same again, with the same answer
-    monkeypatch.setattr(ForwardKL, "total", total)
+    monkeypatch.setattr(ForwardKL, "__call__", call)
     done = run(recipe)
     monkeypatch.undo()
     monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))

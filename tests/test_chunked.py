@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck.chunked import Fold, foldable
+from limbeck.chunked import Fold, fold, fold_together, foldable
 from limbeck.numerics import TOLERANCE, log_probs, top_k
 from limbeck.objective.cross_entropy import CrossEntropy
 from limbeck.objective.forward_kl import ForwardKL
@@ -212,3 +212,54 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits_or_the_head(objective: Any, 
     with Largest() as largest:
         objective(chunk=chunk)(heard).total.backward()
     assert largest.size == max(chunk, dim) * vocab
+
+
+@pytest.mark.parametrize(
+    "kinds, sparse",
+    [
+        ((ForwardKL, CrossEntropy), False),
+        ((CrossEntropy, ReverseKL, JSD), False),
+        ((ForwardKL, CrossEntropy), True),
+        ((CrossEntropy, CrossEntropy), True),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_sums_over_the_same_logits_are_the_same_when_they_are_made_together(kinds: Any, sparse: bool, bias: bool) -> None:
+    x = leaves(bias)
+    teacher = random(TARGETS, VOCAB, seed=9)
+    said = {
+        "student": signals(Logits(x[0], Head(x[1], x[2] if bias else None), True), label=torch.arange(TARGETS) % VOCAB),
+        "teacher": signals(TopK(*top_k(log_probs(teacher), 4)), "top_logits") if sparse else signals(teacher),
+    }
+    weights, foldings = [0.3 + i for i in range(len(kinds))], []
+    for kind in kinds:
+        objective = kind(chunk=3)
+        factors, seated = objective.seated(said)
+        foldings.append(objective.folding(factors, **seated))
+    assert all(one.beside(foldings[0]) for one in foldings)
+    whole, sums = fold_together(foldings, weights)
+    apart = [fold(one) for one in foldings]
+    torch.testing.assert_close(torch.stack(sums), torch.stack(apart).detach(), rtol=1e-12, atol=1e-12)
+    expected = sum(weight * one for weight, one in zip(weights, apart, strict=True))
+    torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(whole, x, retain_graph=True)
+    for mine, theirs in zip(gradients, torch.autograd.grad(expected, x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+    for mine, again in zip(gradients, torch.autograd.grad(whole, x), strict=True):
+        assert torch.equal(mine, again)
+    torch.testing.assert_close(torch.stack(sums), torch.stack(apart).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_sums_of_other_chunks_or_temperatures_are_not_made_together() -> None:
+    x = leaves(False)
+    student = signals(Logits(x[0], Head(x[1]), True))
+    said = {"student": student, "teacher": signals(random(TARGETS, VOCAB, seed=9))}
+
+    def folding(**fields: Any) -> Any:
+        factors, seated = ForwardKL(**fields).seated(said)
+        return ForwardKL(**fields).folding(factors, **seated)
+
+    one = folding(chunk=3)
+    assert one.beside(folding(chunk=3)) and not one.beside(folding(chunk=4)) and not one.beside(folding(chunk=3, temperature=2.0))
+    said = {**said, "student": signals(Logits(x[0], Head(x[1]), True))}
+    assert not one.beside(folding(chunk=3))

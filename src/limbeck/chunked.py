@@ -11,6 +11,7 @@ All of it is known once a chunk's logits are there, so they are made once, and n
 multiplies by what comes from above. Gradients are returned to autograd; nothing is written to `.grad`.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -51,25 +52,72 @@ def constant(x: Any) -> bool:
     return not any(t.requires_grad for t in ((x.log_probs, x.tail) if isinstance(x, TopK) else (x,)))
 
 
-def fold(
-    slope: Slope, q: Logits, aligned: Sequence[Any], factors: Float[Tensor, " target"], chunk: int, temperature: float = 1.0
-) -> Float[Tensor, ""]:
-    """The sum of factor times value over all targets.
+class Folding(NamedTuple):
+    """A sum of factor times value over all targets."""
 
-    Args:
-        slope: value and derivative of a chunk.
-        q: what is taught; its head must be a `Head`.
-        aligned: whatever else has one entry a target, and is constant: the teacher, labels.
-        factors: of the targets; no gradient flows to them.
-        chunk: targets whose logits exist at the same time.
-        temperature: softens q.
-    """
+    slope: Slope
+    """Value and derivative of a chunk."""
+    q: Logits
+    """What is taught; its head must be a `Head`."""
+    aligned: Sequence[Any]
+    """Whatever else has one entry a target, and is constant: the teacher, labels."""
+    factors: Float[Tensor, " target"]
+    """Of the targets; no gradient flows to them."""
+    chunk: int
+    """Targets whose logits exist at the same time."""
+    temperature: float = 1.0
+    """Softens q."""
+
+    def beside(self, other: "Folding") -> bool:
+        """Whether both hear the same logits, in the same chunks, softened alike."""
+        return self.q is other.q and (self.chunk, self.temperature) == (other.chunk, other.temperature)
+
+
+def fold(folding: Folding) -> Float[Tensor, ""]:
+    """The sum; its gradients are made with it."""
+    slope, q, aligned, factors, chunk, temperature = folding
     head = q.selected
     assert isinstance(head, Head), "the head is not known as a matrix"
     weight, bias = head.weight, head.bias
     if not q.learns:
         weight, bias = weight.detach(), None if bias is None else bias.detach()
     return Fold.apply(q.hidden, weight, bias, factors.detach(), (head, slope, aligned, chunk, temperature))  # type: ignore[no-any-return]
+
+
+def fold_together(foldings: Sequence[Folding], weights: Sequence[float]) -> tuple[Float[Tensor, ""], list[Float[Tensor, ""]]]:
+    """The weighted sum of sums that hear the same logits, which are made once, as their gradients are; and each sum, without gradient."""
+    first, ends = foldings[0], list(itertools.accumulate(len(one.aligned) for one in foldings))
+    sums = [torch.zeros_like(first.factors[:1]).sum() for _ in foldings]
+
+    def slope(log_q: Tensor, *said: Any) -> tuple[Tensor, Any]:
+        factors, value, derivatives = said[ends[-1] :], 0.0, []
+        for i, (one, end, f, weight) in enumerate(zip(foldings, ends, factors, weights, strict=True)):
+            mine, s = one.slope(log_q, *said[end - len(one.aligned) : end])
+            sums[i] += (mine * f).sum()
+            value = value + mine * (f * weight)
+            derivatives.append(scaled(s, (f * weight)[:, None]))
+        return value, added(derivatives)  # type: ignore[return-value]
+
+    aligned = [*(x for one in foldings for x in one.aligned), *(one.factors.detach() for one in foldings)]
+    whole = fold(Folding(slope, first.q, aligned, torch.ones_like(first.factors), first.chunk, first.temperature))
+    return whole, [x.clone() for x in sums]  # a backward pass that has to make its gradients anew adds to them again
+
+
+def scaled(s: Any, factors: Float[Tensor, "target 1"]) -> Any:
+    """A derivative, each target times its factor; a dense one is used up."""
+    return Sparse(s.ids, s.values * factors) if isinstance(s, Sparse) else s.mul_(factors)
+
+
+def added(derivatives: Sequence[Any]) -> Any:
+    """The sum of derivatives; the first dense one is used up."""
+    sparse, dense = ([s for s in derivatives if isinstance(s, Sparse) == kind] for kind in (True, False))
+    if not dense:
+        return Sparse(*(torch.cat(parts, -1) for parts in zip(*sparse, strict=True)))
+    for s in dense[1:]:
+        dense[0].add_(s)
+    for s in sparse:
+        dense[0].scatter_add_(-1, s.ids, s.values)
+    return dense[0]
 
 
 def at_entries(value: Callable[[Tensor], Tensor], log_q: Float[Tensor, "target vocab"], ids: Int[Tensor, "target k"]) -> tuple[Tensor, Sparse]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from limbeck.numerics import log_probs, segment_mean
-from limbeck.objective.base import AbstractDivergence, Objective, by_chunks
+from limbeck.objective.base import AbstractDivergence, by_chunks
 from limbeck.schedule import Share
 from limbeck.signals import Needs, Signals, dense
 
@@ -72,10 +72,8 @@ class AbstractSkew(AbstractDivergence):
     def divergence(self, log_p, log_q):
         return self.skewed(log_p, log_q, self.alpha)
 
-    def total(self, factors, student: Signals, teacher: Signals, learned: Any = None) -> Float[Tensor, ""]:
-        if learned is None:
-            return super().total(factors, student=student, teacher=teacher)
-        return Objective.total(self, factors, student=student, teacher=teacher, learned=learned)
+    def folding(self, factors, student, teacher, learned=None):
+        return super().folding(factors, student, teacher) if learned is None else None
 
     def values(self, student: Signals, teacher: Signals, learned: Any = None) -> Float[Tensor, " unit"]:
         if learned is None:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from limbeck.chunked import at_entries, fold, foldable
+from limbeck.chunked import Folding, at_entries, fold, foldable
 from limbeck.component import Choice, Component
 from limbeck.errors import Refused
 from limbeck.numerics import coarsen, completed, log_probs, segment_mean, upcast
@@ -69,16 +69,28 @@ class Objective(Component):
 
     def __call__(self, said: Mapping[str, Signals], learned: nn.Module | None = None) -> Loss:
         """Sum and count over what the roles said; weights of rows are factors, they do not change the count."""
+        factors, seated = self.seated(said, learned)
+        folding = self.folding(factors, **seated)
+        if folding is not None:
+            return Loss(fold(folding), self.num(seated))
+        values = upcast(self.values(**seated))
+        return Loss((values if factors is None else values * factors).sum(), self.num(seated))
+
+    def seated(self, said: Mapping[str, Signals], learned: nn.Module | None = None) -> tuple[Float[Tensor, " unit"] | None, dict[str, Any]]:
+        """What each unit is multiplied by, where that is not 1 everywhere; and what `values` is given."""
         seated = {seat: said[self.role(seat)].on(self.tag) for seat in self.needs}
         taught = seated[self.teaches]
         plain = self.unit == "group" or bool((taught.weights == 1).all())
         factors = None if plain else taught.weights[taught.rows[self.unit]]
-        return Loss(self.total(factors, **seated, **({} if learned is None else {"learned": learned})), taught.num(self.unit))
+        return factors, {**seated, **({} if learned is None else {"learned": learned})}
 
-    def total(self, factors: Float[Tensor, " unit"] | None, **said: Any) -> Float[Tensor, ""]:
-        """The sum of the values, each times its factor."""
-        values = upcast(self.values(**said))
-        return (values if factors is None else values * factors).sum()
+    def num(self, seated: Mapping[str, Any]) -> int:
+        """How many units are summed."""
+        return seated[self.teaches].num(self.unit)
+
+    def folding(self, factors: Float[Tensor, " unit"] | None, **said: Any) -> Folding | None:
+        """The sum as one over targets, chunk by chunk, where the head is known as a matrix and nothing else learns; None: `values` tells."""
+        return None
 
 
 def by_chunks(part: Any, chunk: int, *aligned: Any) -> Float[Tensor, " target"]:
@@ -129,12 +141,12 @@ class AbstractDivergence(Objective):
     def needs(self) -> Needs:
         return {seat: (name,) for seat, name in zip(("student", "teacher"), self.compared, strict=True)}
 
-    def total(self, factors: Float[Tensor, " unit"] | None, student: Signals, teacher: Signals) -> Float[Tensor, ""]:
+    def folding(self, factors, student, teacher):
         q, p = student[self.compared[0]], teacher[self.compared[1]]
         if type(self).part is not AbstractDivergence.part or not foldable(q, p):
-            return super().total(factors, student=student, teacher=teacher)
+            return None
         each = per_target(factors, student, self.per, self.compared[0]) * self.temperature**self.order
-        return fold(self.chunk_slope, q, (p,), each, self.chunk, self.temperature)
+        return Folding(self.chunk_slope, q, (p,), each, self.chunk, self.temperature)
 
     def chunk_slope(self, log_q: Float[Tensor, "target vocab"], p: Any) -> tuple[Float[Tensor, " target"], Any]:
         """The divergence of one chunk, and its derivative by log q."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.chunked import at_entries, fold, foldable
+from limbeck.chunked import Folding, at_entries, foldable
 from limbeck.numerics import log_probs, segment_mean
 from limbeck.objective.base import Objective, by_chunks, per_target
 from limbeck.signals import Needs, Signals, dense
@@ -47,11 +47,11 @@ class CrossEntropy(Objective):
         each = by_chunks(self.part, self.chunk, student["logits"], student["label"])
         return each if self.per == "target" else segment_mean(each, student.rows["target"], student.num("row"))
 
-    def total(self, factors: Float[Tensor, " unit"] | None, student: Signals) -> Float[Tensor, ""]:
+    def folding(self, factors, student):
         q, label = student["logits"], student["label"]
         if type(self).part is not CrossEntropy.part or not foldable(q, label):
-            return super().total(factors, student=student)
-        return fold(self.chunk_slope, q, (label,), per_target(factors, student, self.per), self.chunk)
+            return None
+        return Folding(self.chunk_slope, q, (label,), per_target(factors, student, self.per), self.chunk)
 
     def chunk_slope(self, log_q: Float[Tensor, "target vocab"], label: Tensor) -> tuple[Float[Tensor, " target"], Any]:
         """The negative log-probability of one chunk, and its derivative by log q."""

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.chunked import fold, foldable
+from limbeck.chunked import Folding, foldable
 from limbeck.numerics import segment_sum, upcast
 from limbeck.objective.base import Objective, by_chunks
 from limbeck.objective.cross_entropy import CrossEntropy
@@ -53,9 +53,9 @@ class MaskedElbo(Objective):
         each = by_chunks(CrossEntropy().part, self.chunk, student["logits"], student["label"])
         return segment_sum(each * self.shares(student), student.rows["target"], student.num("row"))
 
-    def total(self, factors: Float[Tensor, " unit"] | None, student: Signals) -> Float[Tensor, ""]:
+    def folding(self, factors, student):
         q, label, rows = student["logits"], student["label"], student.rows["target"]
         if not foldable(q, label):
-            return super().total(factors, student=student)
+            return None
         shares = self.shares(student)
-        return fold(CrossEntropy().chunk_slope, q, (label,), shares if factors is None else shares * factors[rows].to(shares), self.chunk)
+        return Folding(CrossEntropy().chunk_slope, q, (label,), shares if factors is None else shares * factors[rows].to(shares), self.chunk)

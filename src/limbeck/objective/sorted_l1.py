@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.chunked import fold, foldable
+from limbeck.chunked import Folding, foldable
 from limbeck.numerics import log_probs
 from limbeck.objective.base import Objective, by_chunks, per_target
 from limbeck.signals import Needs, Signals, dense
@@ -74,11 +74,11 @@ class SortedL1(Objective):
     def values(self, student: Signals, teacher: Signals) -> Float[Tensor, " chunk"]:
         return by_chunks(self.part, self.chunk, *heard(student, teacher))
 
-    def total(self, factors: Float[Tensor, " unit"] | None, student: Signals, teacher: Signals) -> Float[Tensor, ""]:
+    def folding(self, factors, student, teacher):
         q, *others = heard(student, teacher)
         if type(self).part is not SortedL1.part or not foldable(q, *others):  # what stands before the end of a chunk may learn too
-            return super().total(factors, student=student, teacher=teacher)
-        return fold(self.chunk_slope, q, others, per_target(factors, student, "chunk", "last_logits"), self.chunk, self.student_temperature)
+            return None
+        return Folding(self.chunk_slope, q, others, per_target(factors, student, "chunk", "last_logits"), self.chunk, self.student_temperature)
 
     def chunk_slope(self, log_q: Float[Tensor, "chunk vocab"], p: Any, lead_q: Tensor, lead_p: Tensor) -> tuple[Float[Tensor, " chunk"], Tensor]:
         """The distance of some rows, and its derivative by log q."""

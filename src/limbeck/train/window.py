@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.align.base import Align, Aligned, raw
+from limbeck.chunked import fold_together
 from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Refused
 from limbeck.model.base import Models
@@ -126,14 +127,42 @@ def window(running: Running, models: Models, batch: Batch, step: int, counts: Se
 
 def share(running: Running, models: Models, part: Batch, step: int, counts: Sequence[int]) -> tuple[Tensor, list[Loss]]:
     """What a part of a window adds to the weighted sum of all objectives, whose gradient is wanted; and sum and count of each."""
-    means, losses, weights = told(running, models, part, step, counts)
-    return weighted(means, running.weights or weights), losses
+    if running.weights is not None:
+        means, losses, _ = told(running, models, part, step, counts)
+        return weighted(means, running.weights), losses
+    said, objectives = heard(running, models, part, step), at(running, step)
+    return summed(objectives, running.learned, said, counts)
+
+
+def at(running: Running, step: int) -> list[Any]:
+    """The objectives with what their schedules say at a step."""
+    return [o.at(step, followed) for o, followed in zip(running.turn.objective, running.followed, strict=True)]
+
+
+def summed(objectives: Sequence[Any], learned: Sequence[Any], said: Mapping[str, Signals], counts: Sequence[int]) -> tuple[Tensor, list[Loss]]:
+    """The weighted sum of the means of all objectives, and sum and count of each; those that hear the same logits share them, and gradients."""
+    seated = [o.seated(said, module) for o, module in zip(objectives, learned, strict=True)]
+    foldings = [o.folding(factors, **seats) for o, (factors, seats) in zip(objectives, seated, strict=True)]
+    groups: list[list[int]] = []
+    for i, one in enumerate(foldings):
+        group = next((g for g in groups if one is not None and foldings[g[0]] is not None and one.beside(foldings[g[0]])), None)
+        groups.append([i]) if group is None else group.append(i)
+    parts, losses = [], {}
+    for group in groups:
+        if len(group) > 1:
+            part, sums = fold_together([foldings[i] for i in group], [objectives[i].weight / max(counts[i], 1) for i in group])
+            losses |= {i: Loss(total, objectives[i].num(seated[i][1])) for i, total in zip(group, sums, strict=True)}
+        else:
+            (i,) = group
+            losses[i] = objectives[i](said, learned[i])
+            part = objectives[i].weight * (losses[i].total / max(counts[i], 1))
+        parts.append(part)
+    return torch.stack(parts).sum(), [losses[i] for i in range(len(objectives))]
 
 
 def told(running: Running, models: Models, part: Batch, step: int, counts: Sequence[int]) -> tuple[list[Tensor], list[Loss], list[float]]:
     """What a part of a window adds to the mean of each objective; sum and count of each; and the weights of the turn."""
-    said = heard(running, models, part, step)
-    objectives: list[Any] = [o.at(step, followed) for o, followed in zip(running.turn.objective, running.followed, strict=True)]
+    said, objectives = heard(running, models, part, step), at(running, step)
     losses = [objective(said, learned) for objective, learned in zip(objectives, running.learned, strict=True)]
     means = [loss.total / max(num, 1) for loss, num in zip(losses, counts, strict=True)]
     return means, losses, [objective.weight for objective in objectives]
