@@ -221,7 +221,8 @@ def graph(recipe: Recipe) -> list[Node]:
         name = stage.name or f"stage-{i}"
         for n in range(stage.repeat):
             own = name if n == stage.repeat - 1 else f"{name}.{n}"
-            add(Node(own, stage, (before if n or stage.start is None else stage.start,), f"train.{i}"))
+            what = changed(stage, reconstruct=None) if n and stage.reconstruct else stage  # fitted once
+            add(Node(own, what, (before if n or stage.start is None else stage.start,), f"train.{i}"))
             before = own
     for i, merge in enumerate(recipe.merge):
         if not merge.of:

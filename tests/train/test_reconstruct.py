@@ -17,7 +17,7 @@ from limbeck.model.base import Models, clone
 from limbeck.model.text import Text
 from limbeck.numerics import kl, log_probs
 from limbeck.planning import plan_of
-from limbeck.recipe import load, text_only
+from limbeck.recipe import graph, load, text_only
 from limbeck.signals import dense
 from limbeck.start import run
 from limbeck.store import load_state
@@ -173,6 +173,11 @@ def test_a_run_fits_before_it_learns_and_text_alone_does_not(tmp_path: Path) -> 
     assert recipe.train[0].reconstruct and text_only(changed(recipe, baseline=("text_only",))).train[0].reconstruct is None
 
 
+def test_a_stage_that_is_repeated_is_fitted_in_the_first_repeat_alone(tmp_path: Path) -> None:
+    nodes = graph(load(toy(tmp_path, {"reconstruct": {}, "repeat": 3})))
+    assert [node.what.reconstruct is None for node in nodes] == [False, True, True]
+
+
 def test_a_run_that_was_stopped_is_fitted_once(tmp_path: Path) -> None:
     recipe = toy(tmp_path, {"reconstruct": {"rows": 5}})
     run(recipe, name="whole", runs=tmp_path)
@@ -181,6 +186,32 @@ def test_a_run_that_was_stopped_is_fitted_once(tmp_path: Path) -> None:
         run(recipe, name=f"parts-{at}", runs=tmp_path)
         whole, parts = (load_state(tmp_path / name / "results/student/main", "state")["roles"]["student"] for name in ("whole", f"parts-{at}"))
         assert same(whole, parts) and metrics(tmp_path / "whole") == metrics(tmp_path / f"parts-{at}")
+
+
+def test_a_stop_is_heard_between_blocks_and_leaves_nothing_half_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, fit, fitted = toy(tmp_path, {"reconstruct": {}}), Reconstruct.fit, []
+
+    def noted(self: Reconstruct, *args: Any) -> Any:
+        fitted.append(1)
+        return fit(self, *args)
+
+    monkeypatch.setattr(Reconstruct, "fit", noted)
+    run(recipe, name="parts", runs=tmp_path, stop=lambda: bool(fitted))
+    assert len(fitted) == 1 and not (tmp_path / "parts/summary.json").exists()
+    run(recipe, name="parts", runs=tmp_path)
+    run(recipe, name="whole", runs=tmp_path)
+    whole, parts = (load_state(tmp_path / name / "results/student/main", "state")["roles"]["student"] for name in ("whole", "parts"))
+    assert same(whole, parts) and len(fitted) == 5
+
+
+def test_blocks_that_hear_nothing_are_left_alone() -> None:
+    models = both(DropBlocks(keep=(0, 4)))
+    student = models["student"]
+    assert isinstance(student, Text)
+    with torch.no_grad():
+        student.anatomy.weight(student.module, "up", 0).zero_()
+    found = Reconstruct()(models, SEEN, "train.0")
+    assert found[0][0] == found[0][1] > 0 and torch.isfinite(torch.tensor(found)).all()
 
 
 def test_a_plan_counts_it_and_refuses_what_cannot_be_fitted(tmp_path: Path) -> None:

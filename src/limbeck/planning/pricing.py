@@ -12,8 +12,8 @@ from limbeck.train.stage import Stage
 
 EVALUATION_SECONDS = 60.0
 """Timings of decoding, samples and the report."""
-FITTED, STATE_BYTES = 2, 4
-"""What fitting a student's blocks takes, in passes with its head: two without it, and the products that fit; bytes of a number of a state."""
+FITTED, STATE_BYTES = 1.5, 4
+"""What fitting a student's blocks takes, in passes with its head: one without it, and the products that fit; bytes of a number of a state."""
 MEANS = 2
 """Copies of what learns in a checkpoint, beside the weights: the two means of AdamW."""
 
@@ -105,7 +105,7 @@ class Pricing:
 
     def fitting(self) -> Line | None:
         """What stages fit in closed form before they learn: the teacher's states are kept meanwhile."""
-        rows = sum(min(s.reconstruct.rows, len(self.rows.train) or s.reconstruct.rows) * s.repeat for s in self.recipe.train if s.reconstruct)
+        rows = sum(min(s.reconstruct.rows, len(self.rows.train) or s.reconstruct.rows) for s in self.recipe.train if s.reconstruct)
         if not rows or self.teacher is None:
             return None
         positions = rows * self.length

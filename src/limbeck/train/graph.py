@@ -31,7 +31,7 @@ Observe = Callable[[str, str, Loop, list[dict[str, Any]]], None]
 
 
 class Stopped(Exception):
-    """A stop was asked for while a surgery was measured: nothing of that is kept."""
+    """A stop was asked for while a surgery was measured, or a student fitted: nothing of that is kept."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Arm:
         steps: Callable[[Node], int] = lambda node: node.what.steps,
         world_of: Callable[[int, Stage, World], World] = lambda number, stage, world: world,
         ready: Callable[[Role], Role] = lambda role: role,
+        bar: Callable[[str, int, int, str], None] = lambda step, done, total, said: None,
     ):
         """Args:
         name: of the arm, in metrics and folders.
@@ -93,9 +94,10 @@ class Arm:
         steps: of a stage; settles `auto`.
         world_of: the world of a stage, which may bring its own teacher or data.
         ready: what is done to a student that a stage has rebuilt, before it trains.
+        bar: hears how far a step is that takes a while: its name, how much of how much is done, and what came of it.
         """
         self.name, self.nodes, self.make, self.folder, self.fresh, self.log = name, {n.name: n for n in nodes}, make, folder, fresh, log
-        self.score, self.steps, self.world_of, self.ready = score, steps, world_of, ready
+        self.score, self.steps, self.world_of, self.ready, self.bar = score, steps, world_of, ready, bar
         self.built: tuple[Surgery, ...] = ()  # surgeries of stages in the student that is in memory
 
     def result(self, node: str) -> Path:
@@ -161,9 +163,8 @@ class Arm:
         stage = changed(node.what, steps=self.steps(node))
         loop = Loop(stage, self.world_of(number, stage, self.world), number, node.where)
         folder = self.checkpoints(node)
-        if not self.resume(loop, folder) and stage.reconstruct is not None:
-            world = loop.world
-            stage.reconstruct(world.models, world.rows.draw(0, min(stage.reconstruct.rows, len(world.rows.train)), world.streams), node.where)
+        if not self.resume(loop, folder) and not self.reconstructed(loop, node, stop):
+            return False
         self.log.keep(lambda r: not (r["arm"] == self.name and r["stage"] == node.name and r["step"] >= loop.step))
 
         def watch(loop: Loop, records: list[dict[str, Any]]) -> None:
@@ -186,6 +187,22 @@ class Arm:
         self.keep(node.name, {role: self.world.models[role].module.state_dict() for role in self.trained()}, surgery)
         shutil.rmtree(folder, ignore_errors=True)
         return True
+
+    def reconstructed(self, loop: Loop, node: Node, stop: Callable[[], bool]) -> bool:
+        """Fits the student, if its stage asks for it; returns False after a stop, which keeps nothing of that."""
+        how, world = loop.stage.reconstruct, loop.world
+        if how is None:
+            return True
+
+        def told(done: int, total: int, said: str) -> None:
+            if stop():
+                raise Stopped
+            self.bar("reconstruct", done, total, said)
+
+        with contextlib.suppress(Stopped):
+            how(world.models, world.rows.draw(0, min(how.rows, len(world.rows.train)), world.streams), node.where, told)
+            return True
+        return False
 
     def enter(self, number: int, node: Node, stop: Callable[[], bool]) -> list[Any]:
         """The student (and what else was trained) as they were after the node's start, with the stage's own surgery; its settled form."""

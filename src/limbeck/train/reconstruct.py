@@ -1,7 +1,7 @@
 """A student's blocks made to say what its teacher holds at their place, by least squares, before the first step of a stage."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
@@ -18,7 +18,7 @@ from limbeck.model.quantised import quantised
 from limbeck.model.text import Text
 from limbeck.signals import Row
 
-log = logging.getLogger(__name__)
+Told = Callable[[int, int, str], None]
 AT_ONCE = 8
 """Rows that are heard together."""
 LEAST = 1e-3
@@ -36,7 +36,7 @@ class Reconstruct(Document):
 
     From the first block to the last: each hears those before it as they are now, so that it mends what they have left wrong. What a block
     should say is what the block behind it heard in the teacher: so a block before a gap stands in for those that were dropped. Blocks in front
-    of the first gap are right already, and stay as they are. Two passes of the student and one of the teacher over the rows.
+    of the first gap are right already, and stay as they are. One pass of the student and one of the teacher over the rows, and the products that fit.
 
     Example:
         >>> Reconstruct(rows=64).ridge
@@ -55,8 +55,14 @@ class Reconstruct(Document):
     """For each block of the student the teacher's layer, from 1, whose state it should say; none: as blocks were dropped."""
 
     @torch.no_grad()
-    def __call__(self, models: Models, rows: Sequence[Row], where: str) -> list[tuple[float, float]]:
+    def __call__(self, models: Models, rows: Sequence[Row], where: str, told: Told = lambda done, total, said: None) -> list[tuple[float, float]]:
         """Fits the student in place; for each block what is left between it and the teacher, as a share of the teacher's state, before and after.
+
+        Args:
+            models: `student` and `teacher`.
+            rows: what it is fitted on.
+            where: for errors.
+            told: hears after each pass over some rows, and after each block, how much of how much is done.
 
         Raises:
             Refused: see `suits`.
@@ -65,9 +71,15 @@ class Reconstruct(Document):
         wanted, some = self.wanted(student, teacher, where), [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
         with listening(student.module), listening(teacher.module):
             asked, device = tuple(f"hidden.{layer}" for layer in sorted(set(wanted))), next(teacher.parameters()).device
-            said = [teacher.says(teacher.view(part).to(device), asked, {}) for part in some]
-            heard = [Stream(student, part) for part in some]
-            return [self.fit(student, i, heard, [one[f"hidden.{layer}"] for one in said]) for i, layer in enumerate(wanted)]
+            said, heard, found, total = [], [], [], len(some) + len(wanted)
+            for part in some:
+                said.append(teacher.says(teacher.view(part).to(device), asked, {}))
+                heard.append(Stream(student, part))
+                told(len(said), total, f"{len(said) * AT_ONCE:,} rows heard")
+            for i, layer in enumerate(wanted):
+                found.append(self.fit(student, i, heard, [one[f"hidden.{layer}"] for one in said]))
+                told(len(some) + i + 1, total, f"block {i}: left over {found[-1][0]:.2g}, then {found[-1][1]:.2g}")
+            return found
 
     def fit(self, student: Text, i: int, heard: Sequence["Stream"], wanted: Sequence[Float[Tensor, "pos dim"]]) -> tuple[float, float]:
         """Block i, and what all streams hold behind it."""
@@ -76,10 +88,12 @@ class Reconstruct(Document):
         left = [state - stream.flat(stream.state) for state, stream in zip(wanted, heard, strict=True)]
         size, before = (float(sum(x.double().square().sum() for x in some)) for some in (wanted, left))
         after = before
-        if before:
-            flat = [stream.flat(x) for stream, x in zip(heard, inputs, strict=True)]
-            gram = torch.stack([(x.mT @ x).double() for x in flat]).sum(0)
-            right = torch.stack([(x.mT @ r).double() for x, r in zip(flat, left, strict=True)]).sum(0)
+        flat = [stream.flat(x) for stream, x in zip(heard, inputs, strict=True)]
+        if before and any(bool(x.any()) for x in flat):
+            gram, right = (torch.zeros(len(weight.mT), num, dtype=torch.float64, device=weight.device) for num in weight.shape[::-1])
+            for x, r in zip(flat, left, strict=True):
+                gram += x.mT @ x
+                right += x.mT @ r
             squares = gram.diagonal()
             squares.add_(self.ridge * (squares + LEAST * squares.mean()))
             change = torch.linalg.solve(gram, right).to(weight.dtype)
@@ -87,7 +101,6 @@ class Reconstruct(Document):
             for stream, x in zip(heard, inputs, strict=True):
                 stream.state = stream.state + x @ change
             after = float(sum((r - x @ change).double().square().sum() for r, x in zip(left, flat, strict=True)))
-        log.info("reconstruct: block %d, left over %.4g, then %.4g", i, before / size, after / size)
         return before / size, after / size
 
     def wanted(self, student: Text, teacher: Text, where: str) -> tuple[int, ...]:
@@ -138,19 +151,32 @@ class Stream:
         self.flat, _, inputs = student.lay_out(student.view(rows).to(next(student.parameters()).device))
         self.beside: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         """What each block hears beside its state: masks, positions."""
-        blocks = [student.module.get_submodule(student.anatomy.path("block", i)) for i in range(student.num_layers)]
-
-        def hear(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.beside.append((args[1:], {name: x for name, x in kwargs.items() if name != "hidden_states"}))
-
-        hooks = [block.register_forward_pre_hook(hear, with_kwargs=True) for block in blocks]
-        try:
-            with taps(student.module, {"state": Tap(student.anatomy.path("block", 0), "input")}, {}) as heard:
-                student.body(**inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with taps(student.module, {"state": Tap(student.anatomy.path("block", 0), "input")}, {}) as heard, self.handing_on():
+            student.body(**inputs)
         self.state = heard["state"]
+
+    @contextmanager
+    def handing_on(self) -> Iterator[None]:
+        """Inside, blocks do nothing but note what they hear beside the state: masks and positions do not depend on it."""
+        blocks: list[Any] = [self.student.module.get_submodule(self.student.anatomy.path("block", i)) for i in range(self.student.num_layers)]
+        own, kinds = blocks[0].forward, []
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            state = args[0] if args else kwargs["hidden_states"]
+            self.beside.append((args[1:], {name: x for name, x in kwargs.items() if name != "hidden_states"}))
+            if not kinds:  # the first says whether a family's blocks give their state alone
+                kinds.append(type(own(*args, **kwargs)))
+            return (state,) if kinds[0] is tuple else state
+
+        compiled = [block.__dict__.pop("_compiled_call_impl", None) for block in blocks]  # it would not look at another `forward`
+        for block in blocks:
+            block.forward = forward
+        try:
+            yield
+        finally:
+            for block, call in zip(blocks, compiled, strict=True):
+                del block.forward
+                block._compiled_call_impl = call
 
     def through(self, i: int) -> Float[Tensor, "*unit inner"]:
         """Lets block i change the state; returns what the last matrix of its MLP has heard."""

@@ -98,7 +98,7 @@ class Stage(Document):
     surgery: tuple[AnySurgery, ...] = ()
     """Changes to the student before the stage."""
     reconstruct: Reconstruct | None = Field(default=None, json_schema_extra={"since": 2})
-    """Before the first step the student's blocks are fitted to the teacher's states in closed form; text alone has nothing to fit them to."""
+    """Before its first step the student's blocks are fitted to the teacher's states, in closed form and once; for text alone they are not."""
     teacher: AnyTeacher | None = None
     """Another teacher than the recipe's, for this stage."""
     data: tuple[AnyStep, ...] | None = None
