@@ -8,7 +8,7 @@ import torch
 
 from limbeck.roles import shutil as tools
 from limbeck.start import run
-from toy import stages, toy
+from toy import stages, state, toy
 
 
 @pytest.fixture
@@ -47,3 +47,11 @@ def test_a_student_that_a_stage_rebuilds_is_compiled_again(tmp_path: Path, compi
     first, second = compiled[:2], compiled[-2:]
     assert {id(block) for block in first}.isdisjoint(id(block) for block in second), "the branch has a student of its own"
     assert [block.mlp.up_proj.out_features for block in (*first, *second)] == [64, 64, 128, 128]
+
+
+def test_compiled_blocks_are_fitted_as_others_are(tmp_path: Path, compiled: list[Any]) -> None:
+    torch._dynamo.reset()
+    for name, how in {"compiled": True, "plain": False}.items():
+        run(toy(tmp_path, {"reconstruct": {}}, compile=how), name=name, runs=tmp_path)
+    ours, theirs = (state(tmp_path / name) for name in ("compiled", "plain"))
+    assert compiled and all(torch.allclose(x, theirs[name], atol=1e-5) for name, x in ours.items())
