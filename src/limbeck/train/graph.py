@@ -1,6 +1,7 @@
 """Runs a graph of stages and merges, and goes on where it was stopped: finished nodes are kept, the current one has checkpoints."""
 
 import contextlib
+import gc
 import json
 import logging
 import shutil
@@ -116,6 +117,7 @@ class Arm:
             return self.run_nodes(observe, stop) and self.tidy()
         finally:
             del self.world  # roles and what was trained beside them: they are on the disk
+            gc.collect()  # loops refer to themselves, and hold optimisers
 
     def pace(self) -> float:
         """Seconds of a step of the first stage that says `auto`, as it will be run: the median of a few, or of the first alone where one
@@ -129,6 +131,8 @@ class Arm:
                     loop.take(t, running)
                 loop.step += 1
                 seconds.append(time.perf_counter() - began)
+        del loop
+        gc.collect()
         return statistics.median(seconds) if seconds else 0.0
 
     def run_nodes(self, observe: Observe, stop: Callable[[], bool]) -> bool:

@@ -16,7 +16,7 @@ from limbeck.model.adapters import adapted
 from limbeck.model.base import Models, Role, Tap, listening, taps
 from limbeck.model.quantised import quantised
 from limbeck.model.text import Text
-from limbeck.signals import Row
+from limbeck.signals import Row, View
 
 Told = Callable[[int, int, str], None]
 AT_ONCE = 8
@@ -70,14 +70,12 @@ class Reconstruct(Document):
         student, teacher = self.suits(models, where)
         wanted, some = self.wanted(student, teacher, where), [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
         with listening(student.module), listening(teacher.module):
-            asked, device = tuple(f"hidden.{layer}" for layer in sorted(set(wanted))), next(teacher.parameters()).device
-            said, heard, found, total = [], [], [], len(some) + len(wanted)
-            for part in some:
-                said.append(teacher.says(teacher.view(part).to(device), asked, {}))
-                heard.append(Stream(student, part))
-                told(len(said), total, f"{len(said) * AT_ONCE:,} rows heard")
+            views, found, total = [teacher.view(part) for part in some], [], len(some) + len(wanted)
+            states = held(teacher, views, sorted(set(wanted)), lambda done: told(done, total, f"{min(len(rows), done * AT_ONCE):,} rows heard"))
+            heard = [Stream(student, part) for part in some]
             for i, layer in enumerate(wanted):
-                found.append(self.fit(student, i, heard, [one[f"hidden.{layer}"] for one in said]))
+                state = states[layer] if layer in wanted[i + 1 :] else states.pop(layer)
+                found.append(self.fit(student, i, heard, state.to(heard[0].state.device).split([int(view.ragged.sum()) for view in views])))
                 told(len(some) + i + 1, total, f"block {i}: left over {found[-1][0]:.2g}, then {found[-1][1]:.2g}")
             return found
 
@@ -141,6 +139,19 @@ class Reconstruct(Document):
         if quantised(student.module) or adapted(student.module):
             raise Refused("exact", where, "exact matrices without adapters", "others", "write the surgery under the stage that follows", code=3)
         return student, teacher
+
+
+def held(teacher: Text, views: Sequence[View], layers: Sequence[int], told: Callable[[int], None]) -> dict[int, Float[Tensor, "pos dim"]]:
+    """What the teacher holds behind some layers, in memory of the host: one tensor a layer, which goes back to the system when it is done with."""
+    nums, asked = [int(view.ragged.sum()) for view in views], tuple(f"hidden.{layer}" for layer in layers)
+    first = next(teacher.parameters())
+    states = {layer: torch.empty(sum(nums), width(teacher) or 0, dtype=first.dtype, device="cpu") for layer in layers}
+    for i, view in enumerate(views):
+        said = teacher.says(view.to(first.device), asked, {})
+        for layer, state in states.items():
+            state.split(nums)[i].copy_(said[f"hidden.{layer}"])
+        told(i + 1)
+    return states
 
 
 class Stream:
