@@ -13,6 +13,7 @@ from typing import Literal
 
 from limbeck.numerics import kl
 from limbeck.objective.base import AbstractDivergence
+from limbeck.signals import Loss
 
 
 class OwnMean(AbstractDivergence):
@@ -21,9 +22,9 @@ class OwnMean(AbstractDivergence):
     def divergence(self, log_p, log_q):
         return kl(log_p, log_q)
 
-    def total(self, factors, **said):
-        total = super().total(factors, **said)
-        return total / said["student"].num("target")
+    def __call__(self, said, learned=None):
+        found = super().__call__(said, learned)
+        return Loss(found.total / said["student"].num("target"), found.count)
 """
 
 

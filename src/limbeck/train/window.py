@@ -15,6 +15,7 @@ from limbeck.data.base import Place, Rows, Step
 from limbeck.errors import Refused
 from limbeck.model.base import Models
 from limbeck.numerics import Streams
+from limbeck.objective.base import Objective
 from limbeck.signals import Batch, Loss, Needs, Row, Signals, joined
 from limbeck.teacher.base import Teacher
 from limbeck.train.settle import Settled
@@ -142,7 +143,8 @@ def at(running: Running, step: int) -> list[Any]:
 def summed(objectives: Sequence[Any], learned: Sequence[Any], said: Mapping[str, Signals], counts: Sequence[int]) -> tuple[Tensor, list[Loss]]:
     """The weighted sum of the means of all objectives, and sum and count of each; those that hear the same logits share them, and gradients."""
     seated = [o.seated(said, module) for o, module in zip(objectives, learned, strict=True)]
-    foldings = [o.folding(factors, **seats) for o, (factors, seats) in zip(objectives, seated, strict=True)]
+    plain = [type(o).__call__ is Objective.__call__ for o in objectives]  # one that sums in its own way stands alone
+    foldings = [o.folding(factors, **seats) if own else None for o, own, (factors, seats) in zip(objectives, plain, seated, strict=True)]
     groups: list[list[int]] = []
     for i, one in enumerate(foldings):
         group = next((g for g in groups if one is not None and foldings[g[0]] is not None and one.beside(foldings[g[0]])), None)
