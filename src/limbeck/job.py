@@ -20,7 +20,7 @@ from limbeck.numerics import Streams
 from limbeck.planning import plan_of
 from limbeck.planning.keeping import choose
 from limbeck.planning.refusals import refuse_rows
-from limbeck.planning.steps import FEWEST, affordable
+from limbeck.planning.steps import FEWEST, FITTED, affordable, fitted
 from limbeck.reading import aligned, own_rows, read
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
@@ -38,8 +38,6 @@ from limbeck.workspace import same_inputs, spent, timed
 
 CLOSING_SECONDS = 75
 """What timings of decoding, samples and the report take."""
-FITTED = 1.5
-"""Looks at a row that fitting a student on it takes: student and teacher hear it, without their heads, and there are the products that fit."""
 WATCHED_ROWS, LOOKS = 4, 4
 """Held-out rows that are looked at while training, and how often a stage."""
 SILENT = ("gradient_norm", "learning_rate", "data_seconds", "step_seconds")
@@ -186,8 +184,7 @@ class Job:
                 pace = {name: arm.pace() for name, arm in self.arms.items()}
                 said.append(f"a step takes {sum(pace.values()):.3g} s: {', '.join(f'{name} {seconds:.3g} s' for name, seconds in pace.items())}")
             look = self.examiner.seconds_a_target("start") * len(self.examiner.table("start").row)
-            fitted = sum(min(s.reconstruct.rows, len(self.rows.train)) for s in self.recipe.train if s.reconstruct)
-            fitting = FITTED * look * fitted / len(self.rows.held_out)
+            fitting = FITTED * look * fitted(self.recipe.train, len(self.rows.train)) / len(self.rows.held_out)
             left = self.recipe.minutes * 60 - (time.time() - self.began) - CLOSING_SECONDS - len(self.arms) * look - fitting + FEWEST * asking
             steps = affordable(left / sum(stage.repeat for stage in stages), asking + sum(pace.values()))
             write_json(path, {"steps": steps, "pace_seconds": pace, "asking_seconds": asking})

@@ -1,19 +1,20 @@
 """What each step of a run costs, from shapes and the speed of the machine."""
 
+import sys
 from dataclasses import dataclass
 
 from limbeck.data.base import Rows
 from limbeck.examine import CALIBRATION_ROWS
 from limbeck.planning.cost import TRAINED_COPIES, Cost
-from limbeck.planning.steps import BACKWARD, FEWEST, affordable
+from limbeck.planning.steps import BACKWARD, FEWEST, FITTED, affordable, fitted
 from limbeck.recipe import Recipe
 from limbeck.search.document import Bill
 from limbeck.train.stage import Stage
 
 EVALUATION_SECONDS = 60.0
 """Timings of decoding, samples and the report."""
-FITTED, STATE_BYTES = 1.5, 4
-"""What fitting a student's blocks takes, in passes with its head: one without it, and the products that fit; bytes of a number of a state."""
+STATE_BYTES = 4
+"""Of a number of the teacher's states, while a student is fitted to them."""
 MEANS = 2
 """Copies of what learns in a checkpoint, beside the weights: the two means of AdamW."""
 
@@ -105,7 +106,7 @@ class Pricing:
 
     def fitting(self) -> Line | None:
         """What stages fit in closed form before they learn: the teacher's states are kept meanwhile."""
-        rows = sum(min(s.reconstruct.rows, len(self.rows.train) or s.reconstruct.rows) for s in self.recipe.train if s.reconstruct)
+        rows = fitted(self.recipe.train, len(self.rows.train) or sys.maxsize)
         if not rows or self.teacher is None:
             return None
         positions = rows * self.length

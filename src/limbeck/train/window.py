@@ -152,7 +152,8 @@ def summed(objectives: Sequence[Any], learned: Sequence[Any], said: Mapping[str,
     parts, losses = [], {}
     for group in groups:
         if len(group) > 1:
-            part, sums = fold_together([foldings[i] for i in group], [objectives[i].weight / max(counts[i], 1) for i in group])
+            shared = [one for i in group if (one := foldings[i]) is not None]
+            part, sums = fold_together(shared, [objectives[i].weight / max(counts[i], 1) for i in group])
             losses |= {i: Loss(total, objectives[i].num(seated[i][1])) for i, total in zip(group, sums, strict=True)}
         else:
             (i,) = group
