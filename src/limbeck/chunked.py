@@ -87,16 +87,16 @@ def fold(folding: Folding) -> Float[Tensor, ""]:
 def fold_together(foldings: Sequence[Folding], weights: Sequence[float]) -> tuple[Float[Tensor, ""], list[Float[Tensor, ""]]]:
     """The weighted sum of sums that hear the same logits, which are made once, as their gradients are; and each sum, without gradient."""
     first, ends = foldings[0], list(itertools.accumulate(len(one.aligned) for one in foldings))
-    sums = [torch.zeros_like(first.factors[:1]).sum() for _ in foldings]
+    sums = [first.factors.new_zeros(()) for _ in foldings]
 
     def slope(log_q: Tensor, *said: Any) -> tuple[Tensor, Any]:
-        factors, value, derivatives = said[ends[-1] :], 0.0, []
+        factors, value, derivatives = said[ends[-1] :], first.factors.new_zeros(len(log_q)), []
         for i, (one, end, f, weight) in enumerate(zip(foldings, ends, factors, weights, strict=True)):
             mine, s = one.slope(log_q, *said[end - len(one.aligned) : end])
             sums[i] += (mine * f).sum()
-            value = value + mine * (f * weight)
+            value += mine * (f * weight)
             derivatives.append(scaled(s, (f * weight)[:, None]))
-        return value, added(derivatives)  # type: ignore[return-value]
+        return value, added(derivatives)
 
     aligned = [*(x for one in foldings for x in one.aligned), *(one.factors.detach() for one in foldings)]
     whole = fold(Folding(slope, first.q, aligned, torch.ones_like(first.factors), first.chunk, first.temperature))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import two_tokenizers
-from limbeck.check.models import family_of, fresh, rows
+from limbeck.block.no_mlp import NoMlp
+from limbeck.check.models import described, family_of, fresh, rows, sighted_of, spoken, transcriber_of
 from limbeck.component import changed
 from limbeck.errors import Refused
 from limbeck.model.adapters import adapted
@@ -24,8 +25,11 @@ from limbeck.store import load_state
 from limbeck.student.base import Surgery
 from limbeck.student.drop_blocks import DropBlocks
 from limbeck.student.keep_width import KeepWidth
+from limbeck.student.linearize import Linearize
 from limbeck.student.lora import Lora
+from limbeck.student.masked_blocks import MaskedBlocks
 from limbeck.student.quantize import Quantize
+from limbeck.student.replace_parts import Parts, ReplaceParts
 from limbeck.train.reconstruct import Reconstruct
 from toy import after, at_home, metrics, same, toy  # noqa: F401
 
@@ -116,11 +120,53 @@ def test_heads_and_channels_that_were_cut_are_made_up_for_block_by_block() -> No
     assert divergence(models, UNSEEN) < before
 
 
+def seeing() -> tuple[Any, Any]:
+    return sighted_of(0, layers=4), described(0).train
+
+
+def hearing() -> tuple[Any, Any]:
+    return transcriber_of(0, layers=4), spoken(0).train
+
+
+def encoding() -> tuple[Any, Any]:
+    return family_of("modernbert", 0, torch.float64, layers=4), SEEN
+
+
+def converted() -> tuple[Any, Any]:
+    return Linearize()(family_of("llama", 0, torch.float64, layers=4)), SEEN
+
+
+@pytest.mark.parametrize("made", [seeing, hearing, encoding, converted])
+def test_images_sounds_and_other_mixers_are_heard_as_the_model_hears_them(made: Any) -> None:
+    teacher, seen = made()
+    models = Models({"student": DropBlocks(keep=(0, 3))(clone(teacher)), "teacher": teacher})
+    found = Reconstruct()(models, seen, "train.0")
+    for i, layer in enumerate((3, 4)):  # what it says is left is what is left when both say it themselves
+        state = says(teacher, (f"hidden.{layer}",), seen)[f"hidden.{layer}"]
+        left = state - says(models["student"], (f"hidden.{i + 1}",), seen)[f"hidden.{i + 1}"]
+        assert found[i][1] == pytest.approx(float(left.square().sum() / state.square().sum()), rel=1e-6)
+        assert found[i][1] < found[i][0]
+
+
+def test_products_are_taken_in_float32_whatever_the_model_is_kept_in() -> None:
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        models = both(DropBlocks(keep=(0, 4)))
+        for name in ("student", "teacher"):
+            models[name].to(dtype)
+        found.append(Reconstruct()(models, SEEN, "train.0"))
+        assert all(p.dtype == dtype for p in models["student"].parameters())
+    assert all(after < before for some in found for before, after in some)
+    assert torch.allclose(*map(torch.tensor, found), rtol=0.1)
+
+
 def test_how_rows_are_laid_out_changes_nothing() -> None:
     told = []
     for layout in ("packed", "padded"):
         models = both(DropBlocks(keep=(0, 4)))
-        models["student"].layout = models["teacher"].layout = layout  # type: ignore[assignment]
+        for role in (models["student"], models["teacher"]):
+            assert isinstance(role, Text)
+            role.layout = layout
         told.append(Reconstruct()(models, SEEN, "train.0"))
     assert torch.allclose(torch.tensor(told[0]), torch.tensor(told[1]), atol=1e-10)
 
@@ -150,7 +196,9 @@ def other(width: int = 16, layers: int = 3) -> Models:
         (Reconstruct(), lambda: both(DropBlocks(keep=(0, 4)), "gemma3_text"), "whose MLP adds what its last matrix says", "gemma3_text"),
         (Reconstruct(), lambda: both(Quantize(weights="int8")), "exact matrices without adapters", "others"),
         (Reconstruct(), lambda: both(Lora()), "exact matrices without adapters", "others"),
-        (Reconstruct(), lambda: two_tokenizers.models(), "one tokenizer", "another one"),
+        (Reconstruct(), lambda: two_tokenizers.models(), "one tokenizer", "others of the student"),
+        (Reconstruct(), lambda: both(MaskedBlocks()), "writes from left to right", "fills in masked blocks"),
+        (Reconstruct(), lambda: both(ReplaceParts(blocks=(Parts(), Parts(mlp=NoMlp()), *[Parts()] * 3))), "end of each MLP", "none in block 1"),
         (Reconstruct(), lambda: Models({"student": fresh()}), "one text model at hand as teacher", "none"),
     ],
 )
@@ -217,6 +265,8 @@ def test_blocks_that_hear_nothing_are_left_alone() -> None:
 def test_a_plan_counts_it_and_refuses_what_cannot_be_fitted(tmp_path: Path) -> None:
     plan = plan_of(load(toy(tmp_path, {"reconstruct": {"rows": 8}})), "toy", str(tmp_path), probe=False)
     assert "reconstruct" in str(plan) and "8 rows" in str(plan)
+    with pytest.raises(Refused, match="2 of the layers 1 to 4"):
+        plan_of(load(toy(tmp_path, {"reconstruct": {"layers": [1, 2, 3]}})), "toy", str(tmp_path), probe=False)
     narrow = {"start": "teacher", "surgery": [{"kind": "keep_width", "width": 32}]}
     with pytest.raises(Refused, match="the student's 32 channels"):
         plan_of(load(toy(tmp_path, {"reconstruct": {}}, student=narrow)), "toy", str(tmp_path), probe=False)

@@ -70,7 +70,10 @@ class Objective(Component):
     def __call__(self, said: Mapping[str, Signals], learned: nn.Module | None = None) -> Loss:
         """Sum and count over what the roles said; weights of rows are factors, they do not change the count."""
         factors, seated = self.seated(said, learned)
-        folding = self.folding(factors, **seated)
+        return self.loss(factors, seated, self.folding(factors, **seated))
+
+    def loss(self, factors: Float[Tensor, " unit"] | None, seated: Mapping[str, Any], folding: Folding | None) -> Loss:
+        """The same, of what was made ready."""
         if folding is not None:
             return Loss(fold(folding), self.num(seated))
         values = upcast(self.values(**seated))

@@ -184,8 +184,8 @@ def asked(recipe: Recipe, models: Models) -> list[str]:
     """What every turn asks of every role; what cannot be had is refused here."""
     out = []
     for i, stage in enumerate(recipe.train):
-        if stage.reconstruct is not None:
-            stage.reconstruct.suits(models, f"train.{i}")
+        if stage.reconstruct is not None and not any(earlier.surgery for earlier in recipe.train[: i + 1]):  # else when it is its turn
+            stage.reconstruct.wanted(*stage.reconstruct.suits(models, f"train.{i}"), f"train.{i}")
         for t, turn in enumerate(stage.turn):
             where = f"train.{i}" + f".turn.{t}" * (len(stage.turn) > 1)
             settled = settle(turn, (*recipe.data, *turn.data), models, where)

@@ -14,8 +14,10 @@ from limbeck.component import Document
 from limbeck.errors import Refused
 from limbeck.model.adapters import adapted
 from limbeck.model.base import Models, Role, Tap, listening, taps
+from limbeck.model.blocks import one_token_a_pass
 from limbeck.model.quantised import quantised
 from limbeck.model.text import Text
+from limbeck.numerics import upcast
 from limbeck.signals import Row, View
 
 Told = Callable[[int, int, str], None]
@@ -83,10 +85,10 @@ class Reconstruct(Document):
         """Block i, and what all streams hold behind it."""
         weight = student.anatomy.weight(student.module, "down", i)
         inputs = [stream.through(i) for stream in heard]
-        left = [state - stream.flat(stream.state) for state, stream in zip(wanted, heard, strict=True)]
+        left = [upcast(state) - upcast(stream.flat(stream.state)) for state, stream in zip(wanted, heard, strict=True)]
         size, before = (float(sum(x.double().square().sum() for x in some)) for some in (wanted, left))
         after = before
-        flat = [stream.flat(x) for stream, x in zip(heard, inputs, strict=True)]
+        flat = [upcast(stream.flat(x)) for stream, x in zip(heard, inputs, strict=True)]
         if before and any(bool(x.any()) for x in flat):
             gram, right = (torch.zeros(len(weight.mT), num, dtype=torch.float64, device=weight.device) for num in weight.shape[::-1])
             for x, r in zip(flat, left, strict=True):
@@ -94,10 +96,10 @@ class Reconstruct(Document):
                 right += x.mT @ r
             squares = gram.diagonal()
             squares.add_(self.ridge * (squares + LEAST * squares.mean()))
-            change = torch.linalg.solve(gram, right).to(weight.dtype)
+            change = torch.linalg.solve(gram, right).to(flat[0].dtype)
             weight += change.mT
             for stream, x in zip(heard, inputs, strict=True):
-                stream.state = stream.state + x @ change
+                stream.state = (stream.state + upcast(x) @ change).to(stream.state.dtype)
             after = float(sum((r - x @ change).double().square().sum() for r, x in zip(left, flat, strict=True)))
         return before / size, after / size
 
@@ -123,22 +125,34 @@ class Reconstruct(Document):
         """Student and teacher.
 
         Raises:
-            Refused: `teacher`, where there is none at hand whose stream is as wide; `tokenizer`, where it reads otherwise; `family`, where
-                what a block adds is not what its last matrix says; `exact`, where that matrix is rounded or has adapters.
+            Refused: `family`, where what a block adds is not what its last matrix says; `teacher`, where there is none at hand whose stream is
+                as wide; `tokenizer`, where they read otherwise; `exact`, where a block has no such matrix, a rounded one, or adapters.
         """
         student, teacher, where = models["student"], models["teacher"] if "teacher" in models else None, f"{where}.reconstruct"
-        if not isinstance(student, Text) or not student.anatomy.has("down") or student.anatomy.has("mlp_post_norm"):
+        if not isinstance(student, Text) or not adds_as_said(student):
             got = student.anatomy.family.family if isinstance(student, Text) else type(student.module).__name__
             raise Refused("family", where, "a text model whose MLP adds what its last matrix says", got, "leave reconstruct out", code=3)
+        one_token_a_pass(student, where)
         if not isinstance(teacher, Text) or not teacher.at_hand or width(teacher) != width(student):
             got = "none" if teacher is None else f"{width(teacher):,} channels" if isinstance(teacher, Text) else type(teacher).__name__
             expected = f"one text model at hand as teacher, with the student's {width(student):,} channels"
             raise Refused("teacher", where, expected, got, "leave reconstruct out", code=3)
-        if student.tokenizer is not None and teacher.tokenizer is not None and not same(student.tokenizer, teacher.tokenizer):
-            raise Refused("tokenizer", where, "one tokenizer", "another one of the student", "leave reconstruct out", code=3)
+        known = student.tokenizer is not None and teacher.tokenizer is not None
+        if student.reads_as != teacher.reads_as or known and not same(student.tokenizer, teacher.tokenizer):
+            raise Refused("tokenizer", where, "one tokenizer, and rows laid out alike", "others of the student", "leave reconstruct out", code=3)
         if quantised(student.module) or adapted(student.module):
             raise Refused("exact", where, "exact matrices without adapters", "others", "write the surgery under the stage that follows", code=3)
+        parts, place = dict(student.module.named_modules()), student.anatomy.path
+        without = next((i for i in range(student.num_layers) if getattr(parts.get(place("down", i)), "weight", None) is None), None)
+        if without is not None:
+            raise Refused("exact", where, "a matrix at the end of each MLP", f"none in block {without}", "leave reconstruct out", code=3)
         return student, teacher
+
+
+def adds_as_said(student: Text) -> bool:
+    """Whether a block adds to the stream just what the last matrix of its MLP says: no norm stands behind it, and no factor."""
+    factor = getattr(student.module.config, "residual_multiplier", None) or 1
+    return student.anatomy.has("down") and not student.anatomy.has("mlp_post_norm") and factor == 1
 
 
 def held(teacher: Text, views: Sequence[View], layers: Sequence[int], told: Callable[[int], None]) -> dict[int, Float[Tensor, "pos dim"]]:
@@ -158,12 +172,12 @@ class Stream:
     """What a student's blocks hear and say about some rows, one block after the other."""
 
     def __init__(self, student: Text, rows: Sequence[Row]):
-        self.student = student
-        self.flat, _, inputs = student.lay_out(student.view(rows).to(next(student.parameters()).device))
+        self.student, view = student, student.view(rows).to(next(student.parameters()).device)
+        self.flat = student.lay_out(view)[0]
         self.beside: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         """What each block hears beside its state: masks, positions."""
         with taps(student.module, {"state": Tap(student.anatomy.path("block", 0), "input")}, {}) as heard, self.handing_on():
-            student.body(**inputs)
+            student.says(view, ("hidden.0",), {})  # images and sounds among what is heard
         self.state = heard["state"]
 
     @contextmanager

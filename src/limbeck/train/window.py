@@ -157,7 +157,7 @@ def summed(objectives: Sequence[Any], learned: Sequence[Any], said: Mapping[str,
             losses |= {i: Loss(total, objectives[i].num(seated[i][1])) for i, total in zip(group, sums, strict=True)}
         else:
             (i,) = group
-            losses[i] = objectives[i](said, learned[i])
+            losses[i] = objectives[i].loss(*seated[i], foldings[i]) if plain[i] else objectives[i](said, learned[i])
             part = objectives[i].weight * (losses[i].total / max(counts[i], 1))
         parts.append(part)
     return torch.stack(parts).sum(), [losses[i] for i in range(len(objectives))]
