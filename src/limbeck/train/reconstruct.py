@@ -177,7 +177,7 @@ class Stream:
         self.beside: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         """What each block hears beside its state: masks, positions."""
         with taps(student.module, {"state": Tap(student.anatomy.path("block", 0), "input")}, {}) as heard, self.handing_on():
-            student.says(view, ("hidden.0",), {})  # images and sounds among what is heard
+            student.says(view, ("hidden.0",), {})  # all that it hears, whatever it is made of
         self.state = heard["state"]
 
     @contextmanager
