@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck.chunked import Fold, fold, fold_together, foldable
-from limbeck.numerics import TOLERANCE, log_probs, top_k
+from limbeck.chunked import Fold, Folding, fold, fold_together, foldable
+from limbeck.numerics import TOLERANCE, bfloat16_products, log_probs, top_k
 from limbeck.objective.cross_entropy import CrossEntropy
 from limbeck.objective.forward_kl import ForwardKL
 from limbeck.objective.jsd import JSD
@@ -37,13 +37,21 @@ def leaves(bias: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]
     return [random(*shape, seed=i, dtype=dtype).requires_grad_() for i, shape in enumerate(shapes)]
 
 
-def both(objective: Any, teacher: Any, bias: bool = False, scale: float = 1.0, cap: float | None = None, name: str = "logits") -> list[Any]:
+def both(
+    objective: Any,
+    teacher: Any,
+    bias: bool = False,
+    scale: float = 1.0,
+    cap: float | None = None,
+    name: str = "logits",
+    head: type[Head] = Head,
+) -> list[Any]:
     """Total and gradients from a known head, and from the same logits as one tensor."""
     out = []
     for lazy in (True, False):
         x = leaves(bias)
-        head = Head(x[1], x[2] if bias else None, scale, cap)
-        logits = Logits(x[0], head, True) if lazy else head(x[0])
+        own = head(x[1], x[2] if bias else None, scale, cap)
+        logits = Logits(x[0], own, True) if lazy else own(x[0])
         total = objective({"student": signals(logits), "teacher": signals(teacher, name)}).total
         out.append((total.detach(), torch.autograd.grad(total, x)))
     return out
@@ -59,24 +67,65 @@ def test_every_head_gives_what_dense_logits_give(kind: Any, per: str, temperatur
 
 
 @pytest.mark.parametrize("kind", DIVERGENCES)
-@pytest.mark.parametrize("part, size, asked", [(2, 1, [2, 2, 1, 2]), (3, 2, [3, 2, 2]), (1, 32, [1] * 7), (32, 32, [5, 2])])
-def test_of_a_large_vocabulary_a_part_of_the_teachers_logits_is_made_at_a_time(
-    kind: Any, part: int, size: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = 8 * VOCAB  # bytes of float64
-    monkeypatch.setattr("limbeck.chunked.ALIGNED_BYTES", part * row)
-    monkeypatch.setattr("limbeck.chunked.SLICE_BYTES", size * row)
-    made: list[int] = []
+@pytest.mark.parametrize("size", [1, 2, 32])
+@pytest.mark.parametrize("chunk, made", [(1, [1] * 7), (4, [2, 2, 2, 1]), (6, [3, 3, 1]), (7, [3, 3, 1]), (32, [7])])
+def test_a_chunk_is_shared_by_the_heads_that_are_run(kind: Any, size: int, chunk: int, made: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of its rows of logits are the student's, half the teacher's; slices of it are worked on, however small."""
+    monkeypatch.setattr("limbeck.chunked.SLICE_BYTES", size * 8 * VOCAB)
+    asked: dict[int, list[int]] = {}
 
     class Heard(Head):
         def into(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-            made.append(len(hidden))
+            asked.setdefault(hidden.shape[-1], []).append(len(hidden))
             return super().into(hidden, out)
 
     states, head = random(TARGETS, 4, seed=7), Heard(random(VOCAB, 4, seed=8))
-    lazy, dense = both(kind(chunk=5), Logits(states, head, False))
+    lazy, dense = both(kind(chunk=chunk), Logits(states, head, False), head=Heard)
     torch.testing.assert_close(lazy, dense, rtol=1e-10, atol=1e-12)
-    assert made == asked  # in chunks of 5 and 2
+    assert asked == {4: made, DIM: made}
+
+
+def test_a_truncated_teacher_leaves_the_whole_chunk_to_the_student() -> None:
+    asked: list[int] = []
+
+    class Heard(Head):
+        def into(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            asked.append(len(hidden))
+            return super().into(hidden, out)
+
+    both(ForwardKL(chunk=4), TopK(*top_k(log_probs(random(TARGETS, VOCAB, seed=9)), 3)), name="top_logits", head=Heard)
+    assert asked == [4, 3]
+
+
+def test_states_that_were_kept_in_few_bits_are_multiplied_in_bfloat16_where_there_are_instructions_for_it() -> None:
+    """The student's never are, and afterwards everything is as it was."""
+    matmul, asked = torch.backends.mkldnn.matmul, []  # type: ignore[attr-defined]
+
+    class Heard(Head):
+        def into(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            asked.append((hidden.shape[-1], matmul.fp32_precision))
+            return super().into(hidden, out)
+
+    before, found = matmul.fp32_precision, []
+    for coarse in (False, True):
+        x = [random(256, 64, seed=1, dtype=torch.float32).requires_grad_(), (random(512, 64, seed=2, dtype=torch.float32) / 4).requires_grad_()]
+        states, other = random(256, 96, seed=3, dtype=torch.float32), Heard(random(512, 96, seed=4, dtype=torch.float32) / 5)
+        factors, objective = torch.ones(256), ForwardKL()
+        teacher = Logits(states, other, False, coarse=coarse)
+        total = fold(Folding(objective.chunk_slope, Logits(x[0], Heard(x[1]), True), (teacher,), factors, 256))
+        found.append((total.detach() / 256, *torch.autograd.grad(total / 256, x)))
+        assert set(asked) == {(64, before), (96, "bf16" if coarse else before)}
+        asked.clear()
+    assert matmul.fp32_precision == before
+    for exact, rounded in zip(*found, strict=True):  # the states' numbers lose at most one part in 512, and so do those of the head
+        assert float((exact - rounded).norm() / exact.norm()) < 2**-8
+
+
+def test_products_in_bfloat16_end_with_what_they_were_for() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    with contextlib.suppress(ValueError), bfloat16_products():
+        raise ValueError
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("k", [1, 4, VOCAB - 1])
@@ -201,7 +250,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("objective", [*DIVERGENCES, CrossEntropy])
-@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("chunk", [1, 4, 8])
 def test_no_tensor_is_larger_than_a_chunk_of_logits_or_the_head(objective: Any, chunk: int) -> None:
     num, vocab, dim = 64, 200, 2
     ours = Logits(random(num, dim, seed=0).requires_grad_(), Head(random(vocab, dim, seed=1).requires_grad_()), True)
@@ -211,7 +260,8 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits_or_the_head(objective: Any, 
     heard = {role: Signals(values, rows, ("",), torch.arange(1), torch.ones(1)) for role, values in said.items()}
     with Largest() as largest:
         objective(chunk=chunk)(heard).total.backward()
-    assert largest.size == max(chunk, dim) * vocab
+    each = chunk if objective is CrossEntropy else chunk // 2  # the other half is the teacher's
+    assert largest.size == max(each, dim) * vocab
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ All of it is known once a chunk's logits are there, so they are made once, and n
 multiplies by what comes from above. Gradients are returned to autograd; nothing is written to `.grad`.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from limbeck.numerics import RULED_OUT, upcast
+from limbeck.numerics import RULED_OUT, bfloat16_products, upcast
 from limbeck.signals import Head, Logits, TopK
 
 
@@ -34,8 +35,6 @@ class Sparse(NamedTuple):
 SLICE, SLICE_BYTES = 32, 1 << 20
 """Targets that are worked on at a time once a chunk's logits are there: at most so many, and as few as make a piece of that size, since several
 such pieces are alive."""
-ALIGNED_BYTES = 12 << 20
-"""Of what else is there, logits of fewer targets than a chunk are made at a time: it has no gradient of its head, which few large chunks are for."""
 Slope = Callable[..., tuple[Float[Tensor, " target"], Any]]
 """Log q of a chunk, and what else belongs to it -> the value of each target, and its derivative by log q: [target, vocab] or Sparse."""
 
@@ -64,7 +63,7 @@ class Folding(NamedTuple):
     factors: Float[Tensor, " target"]
     """Of the targets; no gradient flows to them."""
     chunk: int
-    """Targets whose logits exist at the same time."""
+    """Rows of logits that exist at the same time: of q, and of what else is there that makes its own."""
     temperature: float = 1.0
     """Softens q."""
 
@@ -163,14 +162,15 @@ def walk(
     by_hidden = torch.empty_like(hidden, dtype=dtype) if wants[0] else None
     by_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(weight, dtype=wide) if wants[1] else None
     by_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wants[2] else None
-    bytes_each = wide.itemsize * len(weight)
-    part, size = (max(1, min(most, room // bytes_each)) for most, room in ((chunk, ALIGNED_BYTES), (SLICE, SLICE_BYTES)))
-    say, others = Room(head, min(chunk, len(hidden))), [roomy(x, part) for x in aligned]
+    size = max(1, min(SLICE, SLICE_BYTES // (wide.itemsize * len(weight))))
+    chunk = max(1, chunk // (1 + sum(isinstance(x, Logits) for x in aligned)))  # all heads as many targets: no product of a few rows
+    say, others = Room(head, min(chunk, len(hidden))), [roomy(x, chunk) for x in aligned]
     for i in range(0, len(hidden), chunk):
         here = slice(i, i + chunk)
         h, f = hidden[here].to(dtype), factors[here].to(wide)
-        logits = say(h)
-        for some, said in pieces(i, len(h), others, part, size):  # in place, and small enough for the cache of a processor
+        logits, said_here = say(h), [other(here) for other in others]
+        for k in range(0, len(h), size):  # in place, and small enough for the cache of a processor
+            some, said = slice(k, k + size), [x[k : k + size] for x in said_here]
             log_q = torch.log_softmax(upcast(logits[some]) if temperature == 1 else upcast(logits[some]) / temperature, -1)
             if bias is not None:
                 log_q.clamp_(min=RULED_OUT)  # a bias may rule entries out
@@ -195,32 +195,25 @@ def add_product(to: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         to.copy_(a @ b) if first else to.add_(a @ b)
 
 
-def pieces(begin: int, num: int, others: Sequence[Callable[[slice], Any]], part: int, size: int) -> Iterator[tuple[slice, list[Any]]]:
-    """Slices of a chunk of `num` targets that begins at `begin`, and what else is there at each: `part` targets of that are made at a time."""
-    for j in range(0, num, part):
-        said, many = [other(slice(begin + j, begin + min(j + part, num))) for other in others], min(part, num - j)
-        for k in range(0, many, size):
-            yield slice(j + k, j + min(k + size, many)), [x[k : k + size] for x in said]
-
-
 class Room:
     """Runs a head into one piece of memory, again and again: what it gave before is lost."""
 
-    def __init__(self, head: Head, num: int):
-        self.head, self.room = head, head.weight.new_empty(num, len(head.weight))
+    def __init__(self, head: Head, num: int, coarse: bool = False):
+        self.head, self.room, self.coarse = head, head.weight.new_empty(num, len(head.weight)), coarse
 
     def __call__(self, hidden: Float[Tensor, "target dim"]) -> Float[Tensor, "target vocab"]:
-        return self.head.into(hidden, self.room[: len(hidden)])
+        with bfloat16_products() if self.coarse else contextlib.nullcontext():
+            return self.head.into(hidden, self.room[: len(hidden)])
 
 
-def roomy(x: Any, part: int) -> Callable[[slice], Any]:
-    """Parts of what else is there, with logits made when they are due."""
+def roomy(x: Any, chunk: int) -> Callable[[slice], Any]:
+    """Chunks of what else is there, with logits made when they are due."""
     if not isinstance(x, Logits):
         return lambda here: x[here]
     head = x.selected
     if not isinstance(head, Head):
         return lambda here: x[here].dense()
-    run = Room(head, min(part, len(x)))
+    run = Room(head, min(chunk, len(x)), x.coarse)
     return lambda here: run(x.hidden[here])
 
 

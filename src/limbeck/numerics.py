@@ -1,9 +1,10 @@
 """The numeric rules of the library, each written once. `p` is always the teacher, `q` the student."""
 
+import contextlib
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -30,6 +31,17 @@ TOLERANCE: dict[tuple[str, str], tuple[float, float]] = {
 def upcast(x: Tensor) -> Tensor:
     """At least float32; float64 stays."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+@contextlib.contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Within it a CPU that has instructions for it multiplies matrices of float32 rounded to bfloat16; sums and what comes out are float32."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def log_probs(logits: Float[Tensor, "*unit vocab"], temperature: float = 1.0) -> Float[Tensor, "*unit vocab"]:

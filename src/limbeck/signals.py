@@ -205,6 +205,8 @@ class Logits:
     """Whether gradients were on when the role spoke: the head runs later, and must not forget it."""
     ids: Int[Tensor, " vocab"] | None = None
     """The entries that are meant, in their order; None: all of them."""
+    coarse: bool = False
+    """Whether the states were kept in so few bits that rounding them to bfloat16 as well adds little to their error."""
 
     def __len__(self) -> int:
         return len(self.hidden)

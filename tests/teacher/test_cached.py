@@ -11,6 +11,7 @@ from limbeck.check.models import TOKENIZER, Trial, pair, rows
 from limbeck.component import find
 from limbeck.errors import Failed, Refused
 from limbeck.model.base import Models
+from limbeck.model.recorded import Recorded
 from limbeck.numerics import RULED_OUT, draws, log_probs
 from limbeck.objective.base import Objective
 from limbeck.objective.forward_kl import ForwardKL
@@ -132,6 +133,18 @@ def test_taps_are_kept_and_attached_and_a_layer_that_was_not_kept_is_refused():
     finally:
         role.offers = type(role).offers
     assert caught.value.slug == "need" and "hidden.1 of teacher" in caught.value.expected and "hidden.2" in caught.value.got
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_states_in_8_bits_are_told_to_be_coarse_and_a_recorded_model_says_in_how_many_bits_it_was_kept(bits, tmp_path):
+    one, every = teacher(bits=bits), rows().train
+    role, _ = opened(one)
+    said = one.capture(every, role)
+    assert one.attach(pair().batch(every), pair(), said).said["teacher"]["logits"].coarse == (bits == 8)
+    facts = {"models": ["config:x"], "offers": ["logits"], "vocab": role.vocab, "shift": role.shift, "context": None, "layers": 3, "provenance": {}}
+    recorded = Recorded(tmp_path, {"identity": {"teacher": one.keeps}, "facts": facts}, TOKENIZER, role.head)
+    models = Models({**pair(), "teacher": recorded})
+    assert Cached(model="cache:there").attach(pair().batch(every), models, said).said["teacher"]["logits"].coarse == (bits == 8)
 
 
 # a capture

@@ -62,4 +62,4 @@ def cut(logits: Any, num: int) -> Any:
     if not isinstance(logits, Logits):
         return logits[..., :num]
     head = logits.head.cut(num) if isinstance(logits.head, Head) else lambda hidden: logits.head(hidden)[..., :num]
-    return Logits(logits.hidden, head, logits.learns)
+    return replace(logits, head=head)

@@ -11,6 +11,7 @@ from torch import Tensor
 from limbeck.component import canonical
 from limbeck.errors import Failed, Refused
 from limbeck.model.base import Models, Role
+from limbeck.model.recorded import Recorded
 from limbeck.numerics import RULED_OUT
 from limbeck.signals import Batch, Head, Logits, Row, TopK, unit_of
 from limbeck.teacher._packing import pack
@@ -45,6 +46,10 @@ class AbstractRemembering(Teacher):
         """What was said about some rows, as it is written; see `limbeck.teacher._packing`."""
         return pack(said, self.bits, other)
 
+    def bits_of(self, role: Role) -> int:
+        """What its answers were kept in; a recorded model says so itself."""
+        return role.about["identity"].get("teacher", {}).get("bits", self.bits) if isinstance(role, Recorded) else self.bits
+
     def attach(self, batch: Batch, models: Models, kept: Mapping[str, Mapping[str, Tensor]]) -> Batch:
         view, role, device = batch.view("teacher"), models["teacher"], batch.group.device
         if changed := [key for key in batch.keys if key not in kept]:
@@ -54,7 +59,7 @@ class AbstractRemembering(Teacher):
         tensors = {name: torch.cat([one[name].to(device) for one in each]) for name in each[0]} if each else {}
         said: dict[str, Any] = {name: x for name, x in tensors.items() if name.split(".")[0] != name}
         if "hidden" in tensors:
-            said["logits"] = Logits(tensors["hidden"], role.head, False)  # type: ignore[attr-defined]
+            said["logits"] = Logits(tensors["hidden"], role.head, False, coarse=self.bits_of(role) == 8)  # type: ignore[attr-defined]
         elif "log_weights" in tensors:
             weights = tensors["log_weights"]
             said["sampled_logits"] = TopK(tensors["ids"], weights, torch.full_like(weights[:, 0], RULED_OUT))
