@@ -3,9 +3,11 @@ of the quickstart's text, through the store and back: hidden states in 32, 16 an
 best entries with the mass of all others, and draws. `python benchmarks/cache_size.py`, one thread.
 
 KL: of hidden states, over the whole vocabulary; of the best entries, over these and one bucket for all others (what is left out by
-choosing so few is the tail). Bytes: of the file that holds the rows, all of it, over its targets.
+choosing so few is the tail). Of states in 8 bits once more as a step of training multiplies them, in bfloat16 where the CPU has instructions
+for it. Bytes: of the file that holds the rows, all of it, over its targets.
 """
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from record import record
 
 from limbeck.model.base import Role
-from limbeck.numerics import kl, log_probs
+from limbeck.numerics import bfloat16_products, kl, log_probs
 from limbeck.planning import read
 from limbeck.recipe import load
 from limbeck.roles import Cast
@@ -42,14 +44,18 @@ def written(teacher: Cached, hidden: dict[str, torch.Tensor], rows: list[Row], r
     return answers, (part.path / "answers.safetensors").stat().st_size / sum(len(hidden[row.key]) for row in rows[FIRST_ROWS:])
 
 
-def compared(said: dict[str, torch.Tensor], hidden: torch.Tensor, head: Any) -> dict[str, torch.Tensor]:
+def compared(said: dict[str, torch.Tensor], hidden: torch.Tensor, head: Any, coarse: bool) -> dict[str, torch.Tensor]:
     """One figure a target: what was read back against the live teacher."""
     log_p = log_probs(head(hidden))
     if "log_weights" in said:
         return {"entries": (said["log_weights"] > -100).sum(-1).float()}
     if "hidden" in said:
-        log_q = log_probs(head(said["hidden"]))
-        return {"kl": kl(log_p.double(), log_q.double()), "argmax": (log_p.argmax(-1) == log_q.argmax(-1)).float()}
+        found = {}
+        for name, how in {"": contextlib.nullcontext, "_in_training": bfloat16_products}.items():
+            with how():
+                log_q = log_probs(head(said["hidden"]))
+            found |= {f"kl{name}": kl(log_p.double(), log_q.double()), f"argmax{name}": (log_p.argmax(-1) == log_q.argmax(-1)).float()}
+        return found if coarse else {name: found[name] for name in ("kl", "argmax")}
     exact, kept = (torch.cat([x, said["tail"][:, None]], -1).double() for x in (log_p.gather(-1, said["ids"]), said["log_probs"]))
     found = {"kl": kl(exact, kept), "argmax": (log_p.argmax(-1) == said["ids"][:, 0]).float(), "tail": said["tail"].exp()}
     return {**found, "mass": (kept.exp().sum(-1) - 1).abs()}
@@ -62,7 +68,8 @@ def figures(teacher: Cached, hidden: dict[str, torch.Tensor], rows: list[Row], r
         said = answers[row.key]
         for i in range(0, len(hidden[row.key]), SLICE):
             here = slice(i, i + SLICE)
-            parts.append(compared({name: x[here] for name, x in said.items() if len(x) == len(hidden[row.key])}, hidden[row.key][here], role.head))
+            some = {name: x[here] for name, x in said.items() if len(x) == len(hidden[row.key])}
+            parts.append(compared(some, hidden[row.key][here], role.head, teacher.bits == 8))
     each = {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
     found = {"bytes_a_target": bytes_a_target, "stated_bytes_a_target": teacher.bytes_a_target(role.head.weight.shape[-1], role.vocab)}
     if "hidden" in said:

