@@ -132,9 +132,9 @@ class Sources:
 
 
 def heard(said: dict[str, Tensor], role: Any) -> Said:
-    """What was read back, as a teacher attaches it."""
+    """What was read back, as a teacher attaches it; all states here were kept in 8 bits."""
     if "hidden" in said:
-        return Logits(said["hidden"], role.head, False)
+        return Logits(said["hidden"], role.head, False, coarse=True)
     return alone(said["ids"], said["log_weights"]) if "log_weights" in said else TopK(said["ids"], said["log_probs"], said["tail"])
 
 

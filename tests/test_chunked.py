@@ -85,6 +85,22 @@ def test_a_chunk_is_shared_by_the_heads_that_are_run(kind: Any, size: int, chunk
     assert asked == {4: made, DIM: made}
 
 
+@pytest.mark.parametrize("threads, room, targets", [(1, 5, 5), (2, 5, 4), (2, 1, 2), (3, 7, 6), (4, 100, 32)])
+def test_a_slice_has_as_many_targets_for_each_thread(threads: int, room: int, targets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit into the room, but one each at least, and not above 32."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("limbeck.chunked.SLICE_BYTES", room * 8 * VOCAB)
+    seen: list[int] = []
+
+    def slope(log_q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(log_q))
+        return log_q.sum(-1), torch.ones_like(log_q)
+
+    q = Logits(random(70, DIM, seed=0), Head(random(VOCAB, DIM, seed=1)), True)
+    fold(Folding(slope, q, (), torch.ones(70, dtype=torch.float64), 70))
+    assert seen == [targets] * (70 // targets) + [70 % targets] * (70 % targets > 0)
+
+
 def test_a_truncated_teacher_leaves_the_whole_chunk_to_the_student() -> None:
     asked: list[int] = []
 

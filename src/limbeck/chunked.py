@@ -162,7 +162,8 @@ def walk(
     by_hidden = torch.empty_like(hidden, dtype=dtype) if wants[0] else None
     by_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(weight, dtype=wide) if wants[1] else None
     by_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wants[2] else None
-    size = max(1, min(SLICE, SLICE_BYTES // (wide.itemsize * len(weight))))
+    threads = torch.get_num_threads()  # each takes whole targets: all of them as many
+    size = min(SLICE, threads * max(1, SLICE_BYTES // (threads * wide.itemsize * len(weight))))
     chunk = max(1, chunk // (1 + sum(isinstance(x, Logits) for x in aligned)))  # all heads as many targets: no product of a few rows
     say, others = Room(head, min(chunk, len(hidden))), [roomy(x, chunk) for x in aligned]
     for i in range(0, len(hidden), chunk):

@@ -206,7 +206,7 @@ class Logits:
     ids: Int[Tensor, " vocab"] | None = None
     """The entries that are meant, in their order; None: all of them."""
     coarse: bool = False
-    """Whether the states were kept in so few bits that rounding them to bfloat16 as well adds little to their error."""
+    """Whether the states were kept in so few bits that products in bfloat16 will do."""
 
     def __len__(self) -> int:
         return len(self.hidden)

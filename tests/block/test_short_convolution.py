@@ -38,5 +38,11 @@ def test_it_goes_on_from_its_last_inputs_and_passes_over_what_is_not_there():
         second, last = made(x[:, cut:], state=state)
         torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-12, atol=1e-12)
         assert torch.equal(last, end) and torch.equal(end, x[:, -3:])
+    state, each = None, []
+    for one in x.split(1, 1):
+        y, state = made(one, state=state)
+        each.append(y)
+    torch.testing.assert_close(torch.cat(each, 1), whole, rtol=1e-12, atol=1e-12)
+    assert torch.equal(state, end)
     mask = torch.tensor([False, False, True] + [True] * 6).expand(2, 9)
     torch.testing.assert_close(made(x, mask)[0][:, 2:], made(x[:, 2:])[0], rtol=1e-12, atol=1e-12)

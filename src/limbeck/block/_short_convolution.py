@@ -23,4 +23,8 @@ class ShortConvolution(nn.Conv1d):
         x = x if mask is None else x.masked_fill(~mask[..., None], 0)
         before = self.kernel_size[0] - 1
         heard = F.pad(x, (0, 0, before, 0)) if state is None else torch.cat([state.to(x.dtype), x], 1)
-        return super().forward(heard.mT).mT, heard[:, heard.shape[1] - before :]
+        if x.shape[1] == 1:  # while it decodes: a library's convolution of one position takes several times as long
+            said = ((heard.mT * self.weight[:, 0]).sum(-1) + self.bias)[:, None]
+        else:
+            said = super().forward(heard.mT).mT
+        return said, heard[:, heard.shape[1] - before :]
