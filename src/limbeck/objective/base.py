@@ -128,7 +128,7 @@ class AbstractDivergence(Objective):
     """row: mean over the targets of each row, then one number a row; chunk: where two tokenizers have read the same bytes, see `byte_chunks`;
     patch: at the positions of images, a mean of their own, so that many visual tokens do not drown an answer."""
     chunk: int = Field(default=256, gt=0)
-    """Targets whose logits exist at the same time."""
+    """Targets whose logits exist at the same time; where those of the teacher are made beside them, half as many of each."""
 
     @property
     def unit(self) -> str:
