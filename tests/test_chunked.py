@@ -1,12 +1,14 @@
 """The chunked sum against plain autograd over all logits at once."""
 
 import contextlib
+import threading
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from limbeck.align.shared_vocab import cut
 from limbeck.chunked import Fold, Folding, fold, fold_together, foldable
 from limbeck.numerics import TOLERANCE, bfloat16_products, log_probs, top_k
 from limbeck.objective.cross_entropy import CrossEntropy
@@ -16,7 +18,7 @@ from limbeck.objective.reverse_kl import ReverseKL
 from limbeck.objective.skew_kl import SkewKL
 from limbeck.objective.skew_reverse_kl import SkewReverseKL
 from limbeck.objective.total_variation import TotalVariation
-from limbeck.signals import Head, Logits, Signals, TopK
+from limbeck.signals import Head, Logits, Signals, TopK, joined
 
 TARGETS, VOCAB, DIM = 7, 13, 5
 DIVERGENCES = [ForwardKL, ReverseKL, JSD, SkewKL, SkewReverseKL, TotalVariation]
@@ -85,7 +87,7 @@ def test_a_chunk_is_shared_by_the_heads_that_are_run(kind: Any, size: int, chunk
     assert asked == {4: made, DIM: made}
 
 
-@pytest.mark.parametrize("threads, room, targets", [(1, 5, 5), (2, 5, 4), (2, 1, 2), (3, 7, 6), (4, 100, 32)])
+@pytest.mark.parametrize("threads, room, targets", [(1, 5, 5), (2, 5, 4), (2, 1, 2), (3, 7, 6), (3, 100, 30), (4, 100, 32), (48, 1, 32)])
 def test_a_slice_has_as_many_targets_for_each_thread(threads: int, room: int, targets: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as fit into the room, but one each at least, and not above 32."""
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
@@ -137,11 +139,87 @@ def test_states_that_were_kept_in_few_bits_are_multiplied_in_bfloat16_where_ther
         assert float((exact - rounded).norm() / exact.norm()) < 2**-8
 
 
-def test_products_in_bfloat16_end_with_what_they_were_for() -> None:
-    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+def test_products_in_bfloat16_end_with_what_they_were_for_and_leave_no_trace() -> None:
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     with contextlib.suppress(ValueError), bfloat16_products():
         raise ValueError
-    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
+    assert matmul.fp32_precision == "none"
+    with torch.backends.flags(fp32_precision="ieee"):  # of all backends: what products have is no setting of their own
+        with bfloat16_products():
+            assert matmul.fp32_precision == "bf16"
+        assert matmul.fp32_precision == "ieee"
+    assert matmul.fp32_precision == "none"
+    matmul.fp32_precision = "tf32"  # of their own
+    try:
+        with bfloat16_products():
+            pass
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = "none"
+
+
+def test_threads_that_overlap_leave_no_trace_either() -> None:
+    matmul, inside, leave = torch.backends.mkldnn.matmul, threading.Event(), threading.Event()  # type: ignore[attr-defined]
+
+    def hold() -> None:
+        with bfloat16_products():
+            inside.set()
+            leave.wait(30)
+
+    def follow() -> None:
+        with bfloat16_products():
+            pass
+
+    threads = [threading.Thread(target=hold), threading.Thread(target=follow)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    leave.set()
+    for thread in threads:
+        thread.join(30)
+    assert matmul.fp32_precision == "none"
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_products_are_rounded_where_the_cpu_can_and_states_are_coarse(lazy: bool) -> None:
+    """By a fold, and where logits are asked for as one tensor."""
+    states, weight = random(128, 256, seed=0, dtype=torch.float32), random(512, 256, seed=1, dtype=torch.float32)
+    exact, found = states.double() @ weight.double().mT, {}
+    for coarse in (False, True):
+        logits = Logits(states, Head(weight), False, coarse=coarse)
+        out: list[torch.Tensor] = []
+
+        def slope(log_q: torch.Tensor, p: torch.Tensor, out: list[torch.Tensor] = out) -> tuple[torch.Tensor, torch.Tensor]:
+            out.append(p.clone())
+            return log_q.sum(-1), torch.ones_like(log_q)
+
+        if lazy:
+            fold(Folding(slope, Logits(states[:, :1], Head(weight[:, :1]), True), (logits,), torch.ones(128), 256))
+        found[coarse] = float(((torch.cat(out) if lazy else logits.dense()).double() - exact).norm() / exact.norm())
+    assert found[False] < 1e-6
+    assert 5e-4 < found[True] < 4e-3 if torch.cpu._is_amx_tile_supported() else found[True] < 4e-3
+
+
+def test_what_is_made_of_coarse_logits_is_coarse() -> None:
+    logits = Logits(random(3, 4, seed=0), Head(random(7, 4, seed=1)), False, coarse=True)
+    assert cut(logits, 5).coarse and cut(logits, 5).dense().shape == (3, 5) and logits[1:].coarse
+    assert joined([{"logits": logits}, {"logits": logits}])["logits"].coarse
+
+
+def test_a_teacher_that_is_more_than_a_matrix_is_asked_for_fewer_rows_at_a_time() -> None:
+    """Its head makes several tensors of the size of its logits: a mixture of models does."""
+    asked: list[int] = []
+    weight = random(VOCAB, 4, seed=8)
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        asked.append(len(hidden))
+        return torch.tanh(hidden @ weight.mT)
+
+    lazy, _ = both(ForwardKL(chunk=24), Logits(random(TARGETS, 4, seed=7), head, False))
+    assert asked[:3] == [3, 3, 1]  # a fourth part of the half of a chunk
+    asked.clear()
+    dense = both(ForwardKL(chunk=24), torch.tanh(random(TARGETS, 4, seed=7) @ weight.mT))[1]
+    torch.testing.assert_close(lazy, dense, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 4, VOCAB - 1])

@@ -11,9 +11,8 @@ All of it is known once a chunk's logits are there, so they are made once, and n
 multiplies by what comes from above. Gradients are returned to autograd; nothing is written to `.grad`.
 """
 
-import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from limbeck.numerics import RULED_OUT, bfloat16_products, upcast
-from limbeck.signals import Head, Logits, TopK
+from limbeck.numerics import RULED_OUT, upcast
+from limbeck.signals import Head, Logits, TopK, products
 
 
 class Sparse(NamedTuple):
@@ -33,8 +32,10 @@ class Sparse(NamedTuple):
 
 
 SLICE, SLICE_BYTES = 32, 1 << 20
-"""Targets that are worked on at a time once a chunk's logits are there: at most so many, and as few as make a piece of that size, since several
-such pieces are alive."""
+"""Targets that are worked on at a time once a chunk's logits are there: at most so many, and about as few as make a piece of that size, since
+several such pieces are alive."""
+PART = 4
+"""A head that is more than a matrix makes several tensors of the size of its logits: it says so small a part of a chunk at a time."""
 Slope = Callable[..., tuple[Float[Tensor, " target"], Any]]
 """Log q of a chunk, and what else belongs to it -> the value of each target, and its derivative by log q: [target, vocab] or Sparse."""
 
@@ -162,16 +163,16 @@ def walk(
     by_hidden = torch.empty_like(hidden, dtype=dtype) if wants[0] else None
     by_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(weight, dtype=wide) if wants[1] else None
     by_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wants[2] else None
-    threads = torch.get_num_threads()  # each takes whole targets: all of them as many
-    size = min(SLICE, threads * max(1, SLICE_BYTES // (threads * wide.itemsize * len(weight))))
-    chunk = max(1, chunk // (1 + sum(isinstance(x, Logits) for x in aligned)))  # all heads as many targets: no product of a few rows
-    say, others = Room(head, min(chunk, len(hidden))), [roomy(x, chunk) for x in aligned]
+    size = slice_of(wide.itemsize * len(weight))
+    heads = [x.head for x in aligned if isinstance(x, Logits)]
+    chunk = max(1, chunk // (1 + len(heads)))  # all heads as many targets: no product of a few rows
+    part = chunk if all(isinstance(x, Head) for x in heads) else max(1, chunk // PART)
+    say, others = Room(head, min(chunk, len(hidden))), [roomy(x, part) for x in aligned]
     for i in range(0, len(hidden), chunk):
         here = slice(i, i + chunk)
         h, f = hidden[here].to(dtype), factors[here].to(wide)
-        logits, said_here = say(h), [other(here) for other in others]
-        for k in range(0, len(h), size):  # in place, and small enough for the cache of a processor
-            some, said = slice(k, k + size), [x[k : k + size] for x in said_here]
+        logits = say(h)
+        for some, said in pieces(i, len(h), others, part, size):  # in place, and small enough for the cache of a processor
             log_q = torch.log_softmax(upcast(logits[some]) if temperature == 1 else upcast(logits[some]) / temperature, -1)
             if bias is not None:
                 log_q.clamp_(min=RULED_OUT)  # a bias may rule entries out
@@ -196,6 +197,20 @@ def add_product(to: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         to.copy_(a @ b) if first else to.add_(a @ b)
 
 
+def pieces(begin: int, num: int, others: Sequence[Callable[[slice], Any]], part: int, size: int) -> Iterator[tuple[slice, list[Any]]]:
+    """Slices of a chunk of `num` targets that begins at `begin`, and what else is there at each: `part` targets of that are made at a time."""
+    for j in range(0, num, part):
+        said, many = [other(slice(begin + j, begin + min(j + part, num))) for other in others], min(part, num - j)
+        for k in range(0, many, size):
+            yield slice(j + k, j + min(k + size, many)), [x[k : k + size] for x in said]
+
+
+def slice_of(bytes_each: int) -> int:
+    """Targets of a slice, as many for each thread, which takes whole ones: as fit into `SLICE_BYTES` together, and one each at least."""
+    threads = min(SLICE, torch.get_num_threads())
+    return threads * max(1, min(SLICE // threads, SLICE_BYTES // (threads * bytes_each)))
+
+
 class Room:
     """Runs a head into one piece of memory, again and again: what it gave before is lost."""
 
@@ -203,18 +218,18 @@ class Room:
         self.head, self.room, self.coarse = head, head.weight.new_empty(num, len(head.weight)), coarse
 
     def __call__(self, hidden: Float[Tensor, "target dim"]) -> Float[Tensor, "target vocab"]:
-        with bfloat16_products() if self.coarse else contextlib.nullcontext():
+        with products(self.coarse):
             return self.head.into(hidden, self.room[: len(hidden)])
 
 
-def roomy(x: Any, chunk: int) -> Callable[[slice], Any]:
-    """Chunks of what else is there, with logits made when they are due."""
+def roomy(x: Any, part: int) -> Callable[[slice], Any]:
+    """Parts of what else is there, with logits made when they are due."""
     if not isinstance(x, Logits):
         return lambda here: x[here]
     head = x.selected
     if not isinstance(head, Head):
         return lambda here: x[here].dense()
-    run = Room(head, min(chunk, len(x)), x.coarse)
+    run = Room(head, min(part, len(x)), x.coarse)
     return lambda here: run(x.hidden[here])
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -13,6 +14,9 @@ from torch import Tensor
 
 RULED_OUT = -1e30
 """Log-probability of an entry that cannot occur: no mass, and yet finite, so that no gradient is NaN."""
+
+ONE_SETTING = threading.RLock()
+"""Held while PyTorch's setting of products differs from what it was."""
 
 TOLERANCE: dict[tuple[str, str], tuple[float, float]] = {
     # dtype, kind of check: (relative, absolute)
@@ -35,13 +39,19 @@ def upcast(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Within it a CPU that has instructions for it multiplies matrices of float32 rounded to bfloat16; sums and what comes out are float32."""
+    """Within it a CPU that has instructions for it multiplies matrices of float32 rounded to bfloat16; sums and what comes out are float32.
+
+    PyTorch knows one setting for all threads: one is within at a time, and what is set for all backends together stays what it was.
+    """
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+    with ONE_SETTING:
+        before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = "none"  # whatever all backends have
+            if matmul.fp32_precision != before:
+                matmul.fp32_precision = before
 
 
 def log_probs(logits: Float[Tensor, "*unit vocab"], temperature: float = 1.0) -> Float[Tensor, "*unit vocab"]:

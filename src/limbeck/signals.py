@@ -14,12 +14,15 @@ So anything can be selected and cut by rows, without knowing what it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from limbeck.numerics import bfloat16_products
 
 VOCABULARY: dict[str, tuple[str, str]] = {
     # name: (unit, further axes). `hidden.3` is looked up as `hidden`. `dim` is a role's own width; other axes are shared by roles.
@@ -195,6 +198,11 @@ class Head:
         return self.at(slice(num))
 
 
+def products(coarse: bool) -> AbstractContextManager[None]:
+    """What products are made within: where they may be coarse, in bfloat16 if that is to be had."""
+    return bfloat16_products() if coarse else nullcontext()
+
+
 @dataclass(frozen=True)
 class Logits:
     """Logits that are not computed until asked for: the final hidden states at the targets, and the head."""
@@ -223,7 +231,7 @@ class Logits:
         return head.at(ids) if isinstance(head, Head) else lambda hidden: head(hidden)[..., ids]
 
     def dense(self) -> Float[Tensor, "target vocab"]:
-        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()), products(self.coarse):
             return self.selected(self.hidden)
 
 

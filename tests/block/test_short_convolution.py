@@ -46,3 +46,14 @@ def test_it_goes_on_from_its_last_inputs_and_passes_over_what_is_not_there():
     assert torch.equal(state, end)
     mask = torch.tensor([False, False, True] + [True] * 6).expand(2, 9)
     torch.testing.assert_close(made(x, mask)[0][:, 2:], made(x[:, 2:])[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_one_position_in_16_bits_is_convolved_as_many_are(autocast):
+    """A product rounds each term to 16 bits before their sum, and knows nothing of autocast."""
+    made, x = drawn()
+    made, x = (made.float(), x.float()) if autocast else (made.bfloat16(), x.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        first, state = made(x[:, :5])
+        one, _ = made(x[:, 5:6], state=state)
+        assert one.dtype == first.dtype == torch.bfloat16 and torch.equal(one, made(x[:, :6])[0][:, 5:])

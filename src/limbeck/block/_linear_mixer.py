@@ -8,7 +8,7 @@ from limbeck.block.base import Attention, Mixer, Shape, copy_attention
 
 
 class AbstractLinearMixer(Mixer):
-    """Keys and values of as many heads as queries, and a recurrence over them; a final class writes `spec`."""
+    """Keys and values of as many heads as queries, or of those of attention, and a recurrence over them; a final class writes `spec`."""
 
     per_entry: ClassVar[int] = 5
     """Multiplications and additions of one position for each entry of the state: fade, product of key and value, sum; read, twice."""
@@ -25,8 +25,8 @@ class AbstractLinearMixer(Mixer):
 
     def convolved(self, shape: Shape) -> tuple[int, int]:
         """Channels and taps of the short convolution."""
-        heads, key_dim, value_dim = self.memory(shape)
-        return heads * (2 * key_dim + value_dim), self.spec(shape).get("conv", 0)
+        (heads, key_dim, value_dim), spec = self.memory(shape), self.spec(shape)
+        return heads * key_dim + spec.get("kv_heads", heads) * (key_dim + value_dim), spec.get("conv", 0)
 
     def begin(self, module: nn.Module, taught: Attention) -> dict[str, str]:
         return copy_attention(module, taught, per_query=True)

@@ -3,9 +3,10 @@
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from limbeck.block._linear_mixer import AbstractLinearMixer
-from limbeck.block.base import Shape
+from limbeck.block.base import Attention, Shape, copy_attention
 
 
 class GatedDeltaNet(AbstractLinearMixer):
@@ -15,9 +16,9 @@ class GatedDeltaNet(AbstractLinearMixer):
     y_t = W_o \big( \mathrm{norm}(S_t q_t) \odot \mathrm{silu}(g_t) \big) $$
 
     with $\alpha_t = \exp(-e^A\, \mathrm{softplus}(a_t + \delta))$, $\beta_t = \sigma(b_t)$, and queries and keys of length 1 after SiLU. Queries,
-    keys, values and output are those of attention, one key head for each query head; rates and gate are new. To be chosen where facts are recalled
-    and replaced: writing under a key removes what stood there, so that the state does not fill up. In return each chunk is a triangular system to
-    solve. Positions count only through the decay: queries and keys are not turned.
+    keys, values and output are those of attention, as a rule with one key head for each query head; rates and gate are new. To be chosen where
+    facts are recalled and replaced: writing under a key removes what stood there, so that the state does not fill up. In return each chunk is a
+    triangular system to solve. Positions count only through the decay: queries and keys are not turned.
 
     Example:
         >>> GatedDeltaNet().conv
@@ -32,6 +33,13 @@ class GatedDeltaNet(AbstractLinearMixer):
     per_entry: ClassVar[int] = 7
     conv: int = Field(default=0, ge=0)
     """Positions that a convolution of queries, keys and values sees, the current one among them, before SiLU; 0: there is none."""
+    expand: bool = Field(default=True, json_schema_extra={"since": 2})
+    """A key and a value head for each query head, which begin as copies; false: query heads go on sharing those of attention. That begins with the
+    same function, has fewer weights to read for each token, and less to learn with."""
 
     def spec(self, shape: Shape) -> dict[str, Any]:
-        return self.numbers(**self.attention(shape), conv=self.conv)
+        shared = {} if self.expand else {"kv_heads": shape.kv_heads}
+        return self.numbers(**self.attention(shape), **shared, conv=self.conv)
+
+    def begin(self, module: nn.Module, taught: Attention) -> dict[str, str]:
+        return copy_attention(module, taught, per_query=self.expand)

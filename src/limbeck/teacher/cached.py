@@ -23,7 +23,8 @@ class Cached(AbstractRemembering):
     r"""Asks the model once about each row and keeps the answer, by the content of the row.
 
     `hidden` keeps the final hidden states, and the teacher's own head makes the logits again: all of them, for any temperature
-    (of states in 8 bits by products in bfloat16, where the CPU has them, which adds about half as much again to their error).
+    (in 8 bits by products in bfloat16, where the CPU has them, which adds about half as much again to what the states' error does to
+    the loss; to rows that were kept in 16 bits before there were others to measure scales on, too).
     `top_k` keeps the k best log-probabilities and the exact mass of all others: smaller where the vocabulary is not large
     against the width, approximate, and refused by objectives that weigh by the student. `sampled` keeps k draws from the teacher,
 
