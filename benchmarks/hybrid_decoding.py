@@ -2,9 +2,9 @@
 and not trained: what is computed is the same. `python benchmarks/hybrid_decoding.py`, two threads.
 
 One token at a time, batch 1. The teacher with transformers' default cache (which grows) and with its static one; students with all blocks
-converted, and with half of them; of gated DeltaNet also with key heads that query heads share, as in attention, which have fewer weights. Caches are filled with random keys in place of a text that was read. Arms take turns. The ceiling of all
-converted is what attention costs, t(8192) / t(16) of the teacher; of half converted, t(8192) / ((t(16) + t(8192)) / 2). Then the time that
-reading a text takes, against its length.
+converted, and with half of them; of gated DeltaNet also with key heads that query heads share, as in attention: fewer weights. Caches are filled
+with random keys in place of a text that was read. Arms take turns. The ceiling of all converted is what attention costs, t(8192) / t(16) of the
+teacher; of half converted, t(8192) / ((t(16) + t(8192)) / 2). Then the time that reading a text takes, against its length.
 """
 
 import copy
