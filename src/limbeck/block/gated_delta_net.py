@@ -35,7 +35,7 @@ class GatedDeltaNet(AbstractLinearMixer):
     """Positions that a convolution of queries, keys and values sees, the current one among them, before SiLU; 0: there is none."""
     expand: bool = Field(default=True, json_schema_extra={"since": 2})
     """A key and a value head for each query head, which begin as copies; false: query heads go on sharing those of attention. That begins with the
-    same function, has fewer weights to read for each token, and less to learn with."""
+    same function, and makes a smaller student, hardly a faster one."""
 
     def spec(self, shape: Shape) -> dict[str, Any]:
         shared = {} if self.expand else {"kv_heads": shape.kv_heads}
