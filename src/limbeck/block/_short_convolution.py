@@ -28,7 +28,7 @@ class ShortConvolution(nn.Conv1d):
         before = self.kernel_size[0] - 1
         heard = F.pad(x, (0, 0, before, 0)) if state is None else torch.cat([state.to(x.dtype), x], 1)
         if x.shape[1] == 1 and self.plain(heard):  # while it decodes: a library's convolution of one position takes several times as long
-            said = ((heard.mT * self.weight[:, 0]).sum(-1) + self.bias)[:, None]
+            said = ((heard.mT * self.weight[:, 0]).sum(-1) + self.bias)[:, None]  # type: ignore[operator]
         else:
             said = super().forward(heard.mT).mT
         return said, heard[:, heard.shape[1] - before :]
