@@ -103,6 +103,26 @@ def test_a_slice_has_as_many_targets_for_each_thread(threads: int, room: int, ta
     assert seen == [targets] * (70 // targets) + [70 % targets] * (70 % targets > 0)
 
 
+def test_a_teacher_that_two_divergences_hear_is_asked_once() -> None:
+    asked: list[int] = []
+
+    class Heard(Head):
+        def into(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            asked.append(len(hidden))
+            return super().into(hidden, out)
+
+    x = leaves(bias=False)
+    q, p = Logits(x[0], Head(x[1]), True), Logits(random(TARGETS, 4, seed=7), Heard(random(VOCAB, 4, seed=8)), False)
+    factors, kinds = torch.ones(TARGETS, dtype=torch.float64), (ForwardKL(), ReverseKL(), JSD())
+    total, each = fold_together([Folding(o.chunk_slope, q, (p,), factors, 6) for o in kinds], [1.0, 0.5, 2.0])
+    assert asked == [3, 3, 1]
+    alone = [fold(Folding(o.chunk_slope, q, (p,), factors, 6)) for o in kinds]
+    torch.testing.assert_close(each, [one.detach() for one in alone], rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad(total, x)
+    expected = torch.autograd.grad(alone[0] + 0.5 * alone[1] + 2 * alone[2], x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_a_truncated_teacher_leaves_the_whole_chunk_to_the_student() -> None:
     asked: list[int] = []
 

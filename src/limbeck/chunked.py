@@ -12,7 +12,7 @@ multiplies by what comes from above. Gradients are returned to autograd; nothing
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -164,10 +164,11 @@ def walk(
     by_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(weight, dtype=wide) if wants[1] else None
     by_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wants[2] else None
     size = slice_of(wide.itemsize * len(weight))
-    heads = [x.head for x in aligned if isinstance(x, Logits)]
+    once = {id(x): x for x in aligned}  # what two sums hear is made once
+    heads = [x.head for x in once.values() if isinstance(x, Logits)]
     chunk = max(1, chunk // (1 + len(heads)))  # all heads as many targets: no product of a few rows
     part = chunk if all(isinstance(x, Head) for x in heads) else max(1, chunk // PART)
-    say, others = Room(head, min(chunk, len(hidden))), [roomy(x, part) for x in aligned]
+    say, others = Room(head, min(chunk, len(hidden))), {key: roomy(x, part) for key, x in once.items()}
     for i in range(0, len(hidden), chunk):
         here = slice(i, i + chunk)
         h, f = hidden[here].to(dtype), factors[here].to(wide)
@@ -176,7 +177,7 @@ def walk(
             log_q = torch.log_softmax(upcast(logits[some]) if temperature == 1 else upcast(logits[some]) / temperature, -1)
             if bias is not None:
                 log_q.clamp_(min=RULED_OUT)  # a bias may rule entries out
-            value, s = slope(log_q, *said)
+            value, s = slope(log_q, *(said[id(x)] for x in aligned))
             total += (value * f[some]).sum()
             if any(wants):
                 logits[some] = head.back(upstream(s, log_q), logits[some]).mul_(f[some, None] / temperature)
@@ -197,12 +198,13 @@ def add_product(to: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         to.copy_(a @ b) if first else to.add_(a @ b)
 
 
-def pieces(begin: int, num: int, others: Sequence[Callable[[slice], Any]], part: int, size: int) -> Iterator[tuple[slice, list[Any]]]:
+def pieces(begin: int, num: int, others: Mapping[int, Callable[[slice], Any]], part: int, size: int) -> Iterator[tuple[slice, dict[int, Any]]]:
     """Slices of a chunk of `num` targets that begins at `begin`, and what else is there at each: `part` targets of that are made at a time."""
     for j in range(0, num, part):
-        said, many = [other(slice(begin + j, begin + min(j + part, num))) for other in others], min(part, num - j)
+        here, many = slice(begin + j, begin + min(j + part, num)), min(part, num - j)
+        said = {key: other(here) for key, other in others.items()}
         for k in range(0, many, size):
-            yield slice(j + k, j + min(k + size, many)), [x[k : k + size] for x in said]
+            yield slice(j + k, j + min(k + size, many)), {key: x[k : k + size] for key, x in said.items()}
 
 
 def slice_of(bytes_each: int) -> int:
