@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.align.shared_vocab import cut
 from limbeck.chunked import Fold, Folding, fold, fold_together, foldable
-from limbeck.numerics import TOLERANCE, bfloat16_products, log_probs, top_k
+from limbeck.numerics import ONE_SETTING, TOLERANCE, bfloat16_products, log_probs, top_k
 from limbeck.objective.cross_entropy import CrossEntropy
 from limbeck.objective.forward_kl import ForwardKL
 from limbeck.objective.jsd import JSD
@@ -178,26 +178,24 @@ def test_products_in_bfloat16_end_with_what_they_were_for_and_leave_no_trace() -
         matmul.fp32_precision = "none"
 
 
-def test_threads_that_overlap_leave_no_trace_either() -> None:
-    matmul, inside, leave = torch.backends.mkldnn.matmul, threading.Event(), threading.Event()  # type: ignore[attr-defined]
+def test_another_thread_waits_until_products_are_what_they_were() -> None:
+    """Else the one that came second would take what the first one has set for what was there before."""
+    got: list[bool] = []
 
-    def hold() -> None:
-        with bfloat16_products():
-            inside.set()
-            leave.wait(30)
+    def tries() -> None:
+        got.append(ONE_SETTING.acquire(blocking=False))
+        if got[-1]:
+            ONE_SETTING.release()
 
-    def follow() -> None:
-        with bfloat16_products():
-            pass
+    def elsewhere() -> None:
+        thread = threading.Thread(target=tries)
+        thread.start()
+        thread.join()
 
-    threads = [threading.Thread(target=hold), threading.Thread(target=follow)]
-    threads[0].start()
-    assert inside.wait(30)
-    threads[1].start()
-    leave.set()
-    for thread in threads:
-        thread.join(30)
-    assert matmul.fp32_precision == "none"
+    with bfloat16_products():
+        elsewhere()
+    elsewhere()
+    assert got == [False, True]
 
 
 @pytest.mark.parametrize("lazy", [True, False])
