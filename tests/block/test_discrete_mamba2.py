@@ -68,13 +68,15 @@ def test_convolution_gate_and_skip_begin_as_the_identity():
     assert (module.D == 1).all()
 
 
-def test_with_transfer_the_matrix_without_its_decay_holds_the_scores_of_attention():
+@pytest.mark.parametrize("expand", [True, False])
+def test_with_transfer_the_matrix_without_its_decay_holds_the_scores_of_attention(expand):
     draw = torch.Generator().manual_seed(3)
     sizes = {"query": (8, 10), "key": (4, 10), "value": (4, 10), "output": (10, 8)}
     weights = {name: torch.randn(size, generator=draw, dtype=torch.float64) for name, size in sizes.items()}
     biases = {name: torch.randn(size[0], generator=draw, dtype=torch.float64) for name, size in sizes.items()}
-    module, x = drawn(DiscreteMamba2(transfer=True), move=0.0)
-    copied = DiscreteMamba2(transfer=True).begin(module, Attention(SHAPE, weights, biases, {}))
+    mixer = DiscreteMamba2(transfer=True, expand=expand)
+    module, x = drawn(mixer, move=0.0)
+    copied = mixer.begin(module, Attention(SHAPE, weights, biases, {}))
     assert set(copied) == {f"{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")}
     q, k = (F.linear(x, weights[name], biases[name]) for name in ("query", "key"))
     scores = torch.stack([q[..., 4 * h : 4 * h + 4] @ k.mT for h in range(2)], 1)  # both query heads read the one key head

@@ -75,29 +75,6 @@ def test_the_length_of_a_key_does_not_count_but_its_sign_does():
     assert torch.equal(v, module.v_proj(x).unflatten(-1, (2, 4)))
 
 
-@pytest.mark.parametrize("taps", [0, 3])
-def test_heads_that_are_shared_as_in_attention_say_what_their_copies_would(taps):
-    """Six query heads and two of keys: of the module with a key head each, every weight of a shared head stands three times."""
-    shape = Shape(width=10, heads=6, kv_heads=2, head_dim=4, scale=0.5, bias=True, out_bias=False, rotary=True, norm_eps=1e-6)
-    shared, x = drawn(GatedDeltaNet(conv=taps, expand=False), shape)
-    copies, _ = drawn(GatedDeltaNet(conv=taps), shape)
-    weights = shared.state_dict()
-
-    def repeated(y):
-        return y.unflatten(0, (2, 4)).repeat_interleave(3, 0).flatten(0, 1)
-
-    for name in weights:
-        if name.startswith(("k_proj", "v_proj")):
-            weights[name] = repeated(weights[name])
-        elif name.startswith("conv"):  # queries, keys, values
-            q, k, v = weights[name].split([24, 8, 8])
-            weights[name] = torch.cat([q, repeated(k), repeated(v)])
-    copies.load_state_dict(weights)
-    torch.testing.assert_close(shared.mix(x, None, None, None)[0], copies.mix(x, None, None, None)[0], rtol=1e-12, atol=1e-12)
-    more, fewer = (sum(p.numel() for p in module.parameters()) for module in (copies, shared))
-    assert more - fewer == 2 * 16 * (10 + 1) + (taps > 0) * 2 * 16 * (taps + 1)
-
-
 @pytest.mark.parametrize("expand, heads", [(True, 3), (False, 1)])
 def test_attention_is_taken_over_with_its_heads_or_a_copy_for_each_query_head(expand, heads):
     shape = Shape(width=5, heads=3, kv_heads=1, head_dim=4, scale=0.5, bias=True, out_bias=False, rotary=True)
@@ -112,10 +89,3 @@ def test_attention_is_taken_over_with_its_heads_or_a_copy_for_each_query_head(ex
         assert torch.equal(getattr(module, name).weight, weights[part].repeat(heads, 1))
         assert torch.equal(getattr(module, name).bias, biases[part].repeat(heads))
     assert torch.equal(module.q_proj.weight, weights["query"]) and torch.equal(module.o_proj.weight, weights["output"])
-
-
-def test_a_convolution_of_shared_heads_remembers_as_many_channels_as_there_are():
-    shape = Shape(width=10, heads=6, kv_heads=2, head_dim=4, scale=0.5, bias=False, out_bias=False, rotary=True)
-    for mixer in (GatedDeltaNet(conv=3), GatedDeltaNet(conv=3, expand=False)):
-        state = module_of(mixer.spec(shape), 0).mix(torch.randn(1, 5, 10), None, None, None)[1]
-        assert mixer.state_bytes(shape, 5) == sum(x.numel() * x.element_size() for x in state.values())

@@ -132,3 +132,46 @@ def test_the_work_of_a_position_is_counted_by_hand():
     assert LinearAttention().flops(shape, 9) == 4 * 80 + 4 * 2 * 4**2  # the recurrence, and a matrix a head for queries and keys
     assert DiscreteMamba2().flops(shape, 9) == 5 * 32 + 2 * 4 * 24  # 3 * 8 channels with 4 taps
     assert DiscreteMamba2(state=2, head_dim=3, conv=0).state_bytes(shape, 9) == 2 * 2 * 3 * 4
+
+
+def moved(mixer, shape):
+    torch.manual_seed(0)
+    module = module_of(mixer.spec(shape), 0).double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p += 0.3 * torch.randn_like(p)
+    return module, torch.randn(2, 11, shape.width, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("mixer", [GatedDeltaNet(), GatedDeltaNet(conv=3), DiscreteMamba2(conv=3), DiscreteMamba2(transfer=True)], ids=repr)
+def test_heads_that_are_shared_as_in_attention_say_what_their_copies_would(mixer):
+    """Six query heads and two of keys: of the module with a key head each, every weight of a shared head stands three times."""
+    shape = Shape(width=10, heads=6, kv_heads=2, head_dim=4, scale=0.5, bias=True, out_bias=False, rotary=True, norm_eps=1e-6)
+    shared, x = moved(mixer.model_copy(update={"expand": False}), shape)
+    copies, _ = moved(mixer, shape)
+    weights = shared.state_dict()
+
+    def repeated(y):
+        return y.unflatten(0, (2, 4)).repeat_interleave(3, 0).flatten(0, 1)
+
+    for name in weights:
+        if name.startswith(("k_proj", "v_proj")):
+            weights[name] = repeated(weights[name])
+        elif name.startswith("conv"):  # queries, keys, values
+            q, k, v = weights[name].split([24, 8, 8])
+            weights[name] = torch.cat([q, repeated(k), repeated(v)])
+    copies.load_state_dict(weights)
+    (said, state), (wanted, full) = (module.mix(x, None, None, None) for module in (shared, copies))
+    torch.testing.assert_close(said, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shared.step(x[:, :1], None, None, state)[0], copies.step(x[:, :1], None, None, full)[0], rtol=1e-12, atol=1e-12)
+    more, fewer = (sum(p.numel() for p in module.parameters()) for module in (copies, shared))
+    assert more - fewer == 2 * 16 * (10 + (shared.k_proj.bias is not None)) + (mixer.conv > 0) * 2 * 16 * (mixer.conv + 1)
+
+
+@pytest.mark.parametrize("kind", [GatedDeltaNet, DiscreteMamba2])
+@pytest.mark.parametrize("expand", [True, False])
+def test_a_convolution_of_shared_heads_remembers_as_many_channels_as_there_are(kind, expand):
+    shape = Shape(width=10, heads=6, kv_heads=2, head_dim=4, scale=0.5, bias=False, out_bias=False, rotary=True)
+    mixer = kind(conv=3, expand=expand)
+    state = module_of(mixer.spec(shape), 0).mix(torch.randn(1, 5, 10), None, None, None)[1]
+    assert mixer.state_bytes(shape, 5) == sum(x.numel() * x.element_size() for x in state.values())

@@ -13,9 +13,9 @@ class AbstractLinearMixer(Mixer):
     per_entry: ClassVar[int] = 5
     """Multiplications and additions of one position for each entry of the state: fade, product of key and value, sum; read, twice."""
 
-    def attention(self, shape: Shape) -> dict[str, Any]:
-        """The numbers of queries, keys, values and output, as attention has them but for one key head a query head."""
-        heads = {"heads": shape.heads, "key_dim": shape.head_dim, "value_dim": shape.head_dim}
+    def attention(self, shape: Shape, per_query: bool = True) -> dict[str, Any]:
+        """The numbers of queries, keys, values and output, as attention has them; with `per_query` a key head for each query head."""
+        heads = {"heads": shape.heads, "key_dim": shape.head_dim, "value_dim": shape.head_dim} | ({} if per_query else {"kv_heads": shape.kv_heads})
         return {"width": shape.width, **heads, "bias": shape.bias, "out_bias": shape.out_bias, "norm_eps": shape.norm_eps}
 
     def memory(self, shape: Shape) -> tuple[int, int, int]:

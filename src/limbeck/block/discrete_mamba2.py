@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from limbeck.block._linear_mixer import AbstractLinearMixer
-from limbeck.block.base import Attention, Shape
+from limbeck.block.base import Attention, Shape, copy_attention
 from limbeck.errors import Refused
 
 Number = Annotated[int, Field(gt=0)]
@@ -39,6 +39,9 @@ class DiscreteMamba2(AbstractLinearMixer):
     """Channels of the values of a head; left out: as many as in attention."""
     conv: int = Field(default=4, ge=0)
     """Positions that the convolution sees, the current one among them; 0: none."""
+    expand: bool = Field(default=True, json_schema_extra={"since": 2})
+    """A head of B and x for each head of C; false: as many as attention has key heads, each heard by several heads of C. With `transfer` both begin
+    with the same function; the second makes a smaller student."""
     transfer: bool = False
     """Takes over attention: C from its queries, B and x from its keys and values, output from output."""
 
@@ -49,7 +52,7 @@ class DiscreteMamba2(AbstractLinearMixer):
             do = f"leave out state and head_dim, or transfer: they are {shape.head_dim} in attention"
             raise Refused("shape", "discrete_mamba2.transfer", "as many channels a head as in attention", got, do)
         fresh = {} if self.transfer else {"bias": False, "out_bias": False, "norm_eps": None}
-        return self.numbers(**{**self.attention(shape), **dims, **fresh}, conv=self.conv)
+        return self.numbers(**{**self.attention(shape, self.expand), **dims, **fresh}, conv=self.conv)
 
     def begin(self, module: nn.Module, taught: Attention) -> dict[str, str]:
-        return super().begin(module, taught) if self.transfer else {}
+        return copy_attention(module, taught, per_query=self.expand) if self.transfer else {}

@@ -38,8 +38,7 @@ class GatedDeltaNet(AbstractLinearMixer):
     same function, and makes a smaller student, hardly a faster one."""
 
     def spec(self, shape: Shape) -> dict[str, Any]:
-        shared = {} if self.expand else {"kv_heads": shape.kv_heads}
-        return self.numbers(**self.attention(shape), **shared, conv=self.conv)
+        return self.numbers(**self.attention(shape, self.expand), conv=self.conv)
 
     def begin(self, module: nn.Module, taught: Attention) -> dict[str, str]:
         return copy_attention(module, taught, per_query=self.expand)
