@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from limbeck.align.shared_vocab import cut
 from limbeck.chunked import Fold, Folding, fold, fold_together, foldable
 from limbeck.numerics import ONE_SETTING, TOLERANCE, bfloat16_products, log_probs, top_k
+from limbeck.objective.base import AbstractDivergence
 from limbeck.objective.cross_entropy import CrossEntropy
 from limbeck.objective.forward_kl import ForwardKL
 from limbeck.objective.jsd import JSD
@@ -270,6 +271,20 @@ def test_a_second_backward_pass_gives_the_same_again() -> None:
     first = torch.autograd.grad(3 * total, x, retain_graph=True)
     second = torch.autograd.grad(total, x)
     torch.testing.assert_close([3 * g for g in second], list(first), rtol=1e-12, atol=0)
+
+
+def test_a_divergence_whose_derivative_is_the_same_number_everywhere() -> None:
+    """The mean of log q, as label smoothing has it: its derivative by log q is one number, which is not a place in memory for each entry."""
+
+    class Uniform(AbstractDivergence):
+        kind: Literal["tests:uniform"] = "tests:uniform"
+
+        def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+            return -log_q.mean(-1)
+
+    lazy, dense = both(Uniform(chunk=3), random(TARGETS, VOCAB, seed=9))  # type: ignore[call-arg]
+    torch.testing.assert_close(lazy[0], dense[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(lazy[1], dense[1], rtol=1e-10, atol=1e-12)
 
 
 def test_two_objectives_on_one_tied_head() -> None:

@@ -7,11 +7,15 @@ import pytest
 from limbeck.check import kinds, locate
 from limbeck.check.matrix import cell, cells, rendered
 from limbeck.check.reads import variants
+from limbeck.objective.base import AbstractDivergence
+from limbeck.objective.bernoulli_kl import BernoulliKL
+from limbeck.objective.confident_entropy import ConfidentEntropy
 from limbeck.objective.forward_kl import ForwardKL
 from limbeck.objective.hidden_mse import HiddenMSE
 from limbeck.objective.reverse_kl import ReverseKL
 from limbeck.teacher.base import Teacher
 from limbeck.teacher.cached import Cached
+from limbeck.teacher.ensemble import Ensemble
 from limbeck.teacher.live import Live
 
 KL: Any = ForwardKL()
@@ -25,7 +29,6 @@ class Speaks(Teacher):
         return ("config:tiny",)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds("teacher"))
 def test_every_cell_is_exact_or_says_that_it_is_not_or_is_refused(kind: str) -> None:
     found = list(cells(teachers=variants(locate(f"teacher.{kind}").example())))
@@ -39,6 +42,27 @@ def test_the_live_teacher_and_exact_answers_are_exact() -> None:
     found = list(cells(objectives=[KL], teachers=[Live.example(), Cached.example()]))
     assert {c.verdict for c in found if c.align not in ("by_position", "layer_map", "visible_chunks")} == {"exact"}  # these compare something else
     assert "forward_kl per=chunk" in {c.objective for c in found if c.align == "byte_chunks"}
+
+
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_log_odds_are_not_heard_of_a_mixture_which_knows_them_but_for_a_constant(mean: Literal["arithmetic", "geometric"]) -> None:
+    refused = cell(BernoulliKL(), Ensemble(teachers=("config:tiny", "config:tiny"), mean=mean), None)  # type: ignore[call-arg, arg-type]
+    assert refused.verdict == "refused" and "log-odds of teacher" in refused.message and "forward_kl" in refused.message
+    assert cell(BernoulliKL(), Live.example(), None).verdict == "exact"  # type: ignore[call-arg]
+
+
+def test_where_nothing_can_be_told_of_one_seed_another_is_tried_and_nothing_at_all_is_wrong() -> None:
+    class Silent(AbstractDivergence):
+        kind: Literal["tests:silent"] = "tests:silent"
+
+        def divergence(self, log_p: Any, log_q: Any) -> Any:
+            return 0 * log_q.sum(-1)
+
+    found = cell(Silent(), Live.example(), None)  # type: ignore[call-arg]
+    assert found.verdict == "wrong" and "zero or not finite" in found.message
+    adapters: Any = locate("teacher.adapters_off").example()
+    assert cell(ConfidentEntropy(), adapters, None, tries=1).verdict == "wrong"  # type: ignore[call-arg]  # the student is right nowhere
+    assert cell(ConfidentEntropy(), adapters, None).verdict == "exact"  # type: ignore[call-arg]
 
 
 def test_a_truncated_teacher_is_approximate_for_forward_kl_and_refused_for_reverse_kl() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.align.base import Align
 from limbeck.check import kinds, locate
-from limbeck.check.models import Trial, pair
+from limbeck.check.models import Trial, Untold, pair
 from limbeck.check.reads import variants
 from limbeck.check.teacher import beside, kept_of
 from limbeck.component import Component, canonical_json
@@ -21,6 +21,8 @@ from limbeck.text.show import visible
 
 SAME = 1e-5
 """Gap of two gradients, relative to their size, that counts as none."""
+TRIES = 5
+"""Seeds that are tried until something can be told."""
 Verdict = Literal["exact", "approximate", "refused", "wrong"]
 
 
@@ -53,8 +55,11 @@ def suited(objective: Objective, align: Align | None) -> Objective:
     return next((one for one in every if one.unit == "chunk"), objective)
 
 
-def cell(objective: Objective, teacher: Teacher, align: Align | None, seed: int = 0) -> Cell:
-    """One combination; what is neither exact nor says that it is not, is wrong, and so is any error but a refusal."""
+def cell(objective: Objective, teacher: Teacher, align: Align | None, seed: int = 0, tries: int = TRIES) -> Cell:
+    """One combination; what is neither exact nor says that it is not, is wrong, and so is any error but a refusal.
+
+    Models of other seeds are tried where nothing can be told of one: some objectives are silent where the student is right nowhere.
+    """
     name = named(objective), named(teacher), named(align) if align else "none"
     turn: dict[str, Any] = {"objective": (objective,), "align": (align,) if align else ()}
     try:
@@ -62,6 +67,8 @@ def cell(objective: Objective, teacher: Teacher, align: Align | None, seed: int 
         trial = Trial(seed, teacher, kept, models=models, **turn)
         found = trial.whole[0]
         expected = Trial(seed, models=Models({**models, "teacher": pair(seed)["teacher"]}), **turn).whole[0]
+    except Untold as error:
+        return cell(objective, teacher, align, seed + 1, tries - 1) if tries > 1 else Cell(*name, "wrong", None, str(error))
     except Refused as error:
         return Cell(*name, "refused", None, f"{error.expected}; {error.got}; {error.do}")
     except Exception as error:

@@ -441,6 +441,10 @@ def another(role: Role, seed: int) -> Role:
     return fills_blocks(made) if "masked_blocks" in role.reads_as else made
 
 
+class Untold(AssertionError):
+    """A window of which nothing could be told: its gradient is zero, or not finite."""
+
+
 class Trial:
     """One turn on the tiny models: the gradients of its window, however the window is cut, laid out and shared out."""
 
@@ -499,7 +503,8 @@ class Trial:
     def whole(self) -> tuple[Tensor, list[Loss]]:
         """Those of the window in one piece: not zero, or else nothing could be told apart."""
         found = self.gradients()
-        assert found[0].isfinite().all() and found[0].any(), "the gradient of the whole window is zero or not finite"
+        if not found[0].isfinite().all() or not found[0].any():
+            raise Untold("the gradient of the whole window is zero or not finite")
         return found
 
     def parameters(self) -> list[tuple[str, torch.nn.Parameter]]:

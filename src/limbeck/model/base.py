@@ -58,6 +58,8 @@ class Role(nn.Module):
     """The evaluator that tells how close a student is, where it predicts nothing: rankings, states (`probe`), or samples."""
     parametrisation: Any = None
     """What it says of noisy samples, and their schedule of noise, where it hears such."""
+    odds: bool = True
+    """Whether its logits are what its head gives; a mixture knows probabilities alone, and logits but for a constant."""
     at_hand: bool = True
     """It can be run here; else there is only what was captured of it."""
     lacks: frozenset[str] = frozenset()

@@ -20,6 +20,7 @@ class Mixture(Role):
     """
 
     offers = frozenset({"text", "logits", "label"})
+    odds = False
 
     def __init__(self, members: Sequence[Role], weights: Sequence[float], mean: Literal["arithmetic", "geometric"] = "arithmetic"):
         super().__init__(nn.ModuleList(members))

@@ -30,6 +30,8 @@ class Objective(Component):
     """Claim: a small step against the gradient lowers the value."""
     whole: ClassVar[bool] = False
     """It compares rows of the whole window, such as negatives in the batch: micro-batches are run twice, and never apart."""
+    odds: ClassVar[bool] = False
+    """Whether it hears log-odds of each entry by itself: a constant that is added to all logits of a target changes it."""
     special_cases: ClassVar[dict[str, dict[str, Any]]] = {}
     """Claim: with these fields it equals that other objective."""
 
@@ -163,7 +165,7 @@ class AbstractDivergence(Objective):
         with torch.enable_grad():
             leaf = log_q.detach().requires_grad_()
             value = self.divergence(log_p, leaf)
-            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0].contiguous()  # that of a sum is one number at many places
 
     def with_tail(self, p: TopK) -> Float[Tensor, "target k1"]:
         """A truncated teacher's entries, and one bucket for all the others."""

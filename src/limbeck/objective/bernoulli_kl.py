@@ -32,6 +32,7 @@ class BernoulliKL(Objective):
     """
 
     kind: Literal["bernoulli_kl"] = "bernoulli_kl"
+    odds: ClassVar[bool] = True
     zero_at_match: ClassVar[tuple[str, str] | None] = ("student", "teacher")
 
     temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -69,6 +69,7 @@ def settle(turn: Turn, steps: Sequence[Step], models: Models, where: str) -> Set
                 do = "let another role be looked at, or leave out what looks (merge of byte_chunks)"
                 raise Refused("role", f"{where}.align", f"{a.kind} looks at a role that is frozen", f"{role}, which gets gradients", do)  # type: ignore[attr-defined]
     same_text(turn, models, where)
+    log_odds(turn, models, where)
     align = same_ids(turn, settled, models, align, notes, where)
     for n, step in enumerate(turn.data):
         if type(step).window is Step.window:
@@ -98,6 +99,16 @@ def exist(needs: Needs, models: Models, align: Sequence[Align], where: str) -> N
                     models[role].layer(name)
                 except Refused as error:
                     raise Refused("layer", where, f"{error.expected} of {role}", name, error.do) from None
+
+
+def log_odds(turn: Turn, models: Models, where: str) -> None:
+    """Refuses objectives that hear log-odds beside a role that knows probabilities alone."""
+    for i, objective in enumerate(turn.objective):
+        role = next((name for seat in objective.needs if not models[name := objective.role(seat)].odds), None)
+        if objective.odds and role is not None:
+            expected, got = f"log-odds of {role}, each entry by itself", "a mixture of models, which says probabilities of all entries together"
+            do = f"teach {dict(objective)['kind']} by one model, or take forward_kl"
+            raise Refused("need", f"{where}.objective.{i}", expected, got, do, code=3)
 
 
 def same_text(turn: Turn, models: Models, where: str) -> None:
