@@ -6,13 +6,13 @@ from typing import Any, ClassVar, cast, get_args
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.errors import Refused
-from limbeck.model.base import Role, listening
+from limbeck.model.base import Role
 from limbeck.model.experts import Experts
 from limbeck.model.gaussian_mixture import GaussianMixture
 from limbeck.model.heard_scale import told
+from limbeck.model.measured_cost import measured_cost
 from limbeck.model.mlp_denoiser import MLPDenoiser
 from limbeck.model.parametrisation import Parametrisation
 from limbeck.noise.base import Prediction, spread
@@ -238,14 +238,7 @@ class Denoiser(Role):
         time = torch.full((1,), self.parametrisation.noise.highest, device=first.device)
         label = self.usual(1).get((*self.conditions, "label")[0])
         label = label if label is None else label.to(first.device)
-        hooks = [part.register_forward_hook(note) for part in self.module.modules() if not any(True for _ in part.children())]
-        try:
-            with listening(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.heard(self.network, sample, time, label)  # of experts each sample is asked of one
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return float(counter.get_total_flops()), float(kept[0])
+        return measured_cost(self.module, lambda: self.heard(self.network, sample, time, label))  # of experts each sample is asked of one
 
 
 def no_null(where: str) -> Refused:

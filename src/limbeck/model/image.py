@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.component import Document, validate
 from limbeck.errors import Refused
 from limbeck.model.base import Role, Tap, listening, taps
 from limbeck.model.headers import quoted, read_json
+from limbeck.model.measured_cost import measured_cost
 from limbeck.model.pixels import PROCESSOR, Preprocessing, refuse_pixels
 from limbeck.signals import Head, Logits, Row, View
 from limbeck.store import home
@@ -230,16 +230,4 @@ class Image(Role):
         size = self.preprocessing.size or (None if shape is None else tuple(shape[1:]))
         if size is None:
             return None
-        kept = [0]
-
-        def note(_: nn.Module, __: Any, out: Any) -> None:
-            kept[0] += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
-
-        hooks = [part.register_forward_hook(note) for part in self.module.modules() if not any(True for _ in part.children())]
-        try:
-            with listening(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.run(self.empty((self.preprocessing.channels, *size)))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return float(counter.get_total_flops()), float(kept[0])
+        return measured_cost(self.module, lambda: self.run(self.empty((self.preprocessing.channels, *size))))

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.errors import Refused
 from limbeck.model.base import Role, listening
 from limbeck.model.crepe import FRAME, Crepe
+from limbeck.model.measured_cost import measured_cost
 from limbeck.model.pitch_scale import BINS, HOP, RATE, off_scale
 from limbeck.model.sound import Hearing
 from limbeck.signals import Head, Logits, Row, View
@@ -118,17 +118,6 @@ class Pitch(Role):
         return max((len(row.content["wave"]) for row in rows if "wave" in row.content), default=RATE) // HOP + 1
 
     def row_cost(self, rows: Sequence[Row]) -> tuple[float, float] | None:
-        kept, first = [0], next(self.module.parameters())
-
-        def note(_: nn.Module, __: Any, out: Any) -> None:
-            kept[0] += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
-
-        hooks = [part.register_forward_hook(note) for part in self.module.children()]
-        try:
-            with listening(self.module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.module(first.new_zeros(1, FRAME))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        number = self.row_targets(rows)
-        return float(counter.get_total_flops() * number), float(kept[0] * number)
+        number, frame = self.row_targets(rows), next(self.module.parameters()).new_zeros(1, FRAME)
+        flops, kept = measured_cost(self.module, lambda: self.module(frame))
+        return flops * number, kept * number

@@ -14,7 +14,8 @@ from limbeck.errors import Refused
 from limbeck.model.anatomy import NAME, Anatomy, Places, read_family
 from limbeck.model.base import Role, Tap, taps
 from limbeck.model.headers import quoted, read_json
-from limbeck.model.waves import measured_cost, one_wave
+from limbeck.model.measured_cost import measured_cost
+from limbeck.model.waves import one_wave
 from limbeck.signals import Row, View
 from limbeck.store import home
 

@@ -14,9 +14,10 @@ from limbeck.model.anatomy import Anatomy, family_files
 from limbeck.model.base import listening
 from limbeck.model.headers import quoted
 from limbeck.model.log_mel import HOP, RATE, extractor, log_mel
+from limbeck.model.measured_cost import measured_cost
 from limbeck.model.sound import EXTRACTOR, Hearing
 from limbeck.model.text import Text
-from limbeck.model.waves import measured_cost, one_wave
+from limbeck.model.waves import one_wave
 from limbeck.signals import Row, View
 from limbeck.store import write_json
 

@@ -1,15 +1,9 @@
-"""Waveforms: the one of a row, how loud one is beside another, and what hearing them costs."""
+"""Waveforms: the one of a row, and how loud one is beside another."""
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from limbeck.errors import Refused
-from limbeck.model.base import listening
 from limbeck.signals import Row
 
 
@@ -36,20 +30,3 @@ def one_wave(row: Row, rate: int) -> Float[Tensor, " instant"]:
         do = f"write rate: {rate} at the source of the rows, so that all are brought to it"
         raise Refused("rate", f"row {row.key}", f"{rate:,} numbers a second", f"{own}", do)
     return wave
-
-
-def measured_cost(module: nn.Module, run: Callable[[], object]) -> tuple[float, float]:
-    """Multiplications and additions of one forward pass, and bytes that training keeps of it."""
-    kept = [0]
-
-    def note(_: nn.Module, __: Any, out: Any) -> None:
-        kept[0] += out.numel() * out.element_size() if isinstance(out, Tensor) else 0
-
-    hooks = [part.register_forward_hook(note) for part in module.modules() if not any(True for _ in part.children())]
-    try:
-        with listening(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return float(counter.get_total_flops()), float(kept[0])
