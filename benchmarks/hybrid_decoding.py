@@ -2,8 +2,8 @@
 and not trained: what is computed is the same. `python benchmarks/hybrid_decoding.py`, two threads.
 
 One token at a time, batch 1. The teacher with transformers' default cache (which grows) and with its static one; students with all blocks
-converted, and with half of them; of gated DeltaNet also with key heads that query heads share, as in attention: fewer weights. Caches are filled
-with random keys in place of a text that was read. Arms take turns. The ceiling of all converted is what attention costs, t(8192) / t(16) of the
+converted, and with half of them; of all also with key heads that query heads share, as in attention: fewer weights. Caches are filled with random
+keys in place of a text that was read. Arms take turns. The ceiling of all converted is what attention costs, t(8192) / t(16) of the
 teacher; of half converted, t(8192) / ((t(16) + t(8192)) / 2). Then the time that reading a text takes, against its length.
 """
 
@@ -104,6 +104,7 @@ def main() -> None:
         "all, gated DeltaNet": converted(teacher, GatedDeltaNet()),
         "all, discrete Mamba-2": converted(teacher, DiscreteMamba2()),
         "all, gated DeltaNet, shared heads": converted(teacher, GatedDeltaNet(expand=False)),
+        "all, discrete Mamba-2, shared heads": converted(teacher, DiscreteMamba2(expand=False)),
         "half, gated DeltaNet": converted(teacher, GatedDeltaNet(), EVERY_OTHER),
     }
     arms = {
