@@ -13,10 +13,13 @@ import transformers
 
 import limbeck
 from limbeck.block.gated_sum import GatedSum
-from limbeck.check.models import family_of, quiet
+from limbeck.block.grouped_attention import GroupedAttention
+from limbeck.block.sliding_window import SlidingWindow
+from limbeck.check.models import TOKENIZER, family_of, quiet
 from limbeck.errors import LimbeckError, Refused
 from limbeck.export.base import Parcel
 from limbeck.export.safetensors import Safetensors
+from limbeck.model.anatomy import anatomy
 from limbeck.model.opening import open_pretrained
 from limbeck.model.text import Text
 from limbeck.student.linearize import Linearize
@@ -145,8 +148,72 @@ def test_a_state_cannot_be_taken_back() -> None:
         cache.crop(-1)
 
 
-def test_a_static_cache_gives_what_a_growing_one_gives() -> None:
-    module: Any = Linearize(layers=(1,))(family_of("llama", dtype=torch.float32)).module.eval()
-    ids = torch.arange(3, 12)[None]
-    how: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    assert torch.equal(module.generate(ids, cache_implementation="static", **how), module.generate(ids, **how))
+WINDOWED: dict[str, Any] = {"sliding_window": 4, "sliding_window_pattern": 3}
+"""Blocks 2 and 5 see all, the others four positions."""
+FAMILIES: dict[str, Any] = {"llama": (transformers.LlamaForCausalLM, {}), "gemma3_text": (transformers.Gemma3ForCausalLM, WINDOWED)}
+
+
+def converted_with_sdpa(family: str, num_layers: int, layers: tuple[int, ...], mixer: Any = None) -> Any:
+    """As transformers opens it: its usual attention makes no mask where it thinks that none is needed."""
+    model, more = FAMILIES[family]
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": num_layers, "num_attention_heads": 4}
+    config = model.config_class(**sizes, num_key_value_heads=2, head_dim=8, max_position_embeddings=128, **more)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = model(config).double().eval()
+        for parameter in module.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        role = Linearize(layers=layers, **({} if mixer is None else {"mixer": mixer}))(Text(module, TOKENIZER, anatomy(module)))
+    made: Any = role.module.eval()
+    assert made.config._attn_implementation == "sdpa"
+    return made
+
+
+PLACES = [
+    ("llama", 4, (0, 1, 2, 3)),
+    ("llama", 4, (0, 2)),
+    ("llama", 4, (3,)),
+    ("gemma3_text", 6, (0,)),
+    ("gemma3_text", 6, (1,)),
+    ("gemma3_text", 6, (2, 5)),
+    ("gemma3_text", 6, (0, 1, 3, 4)),
+    ("gemma3_text", 2, (0,)),
+    ("gemma3_text", 2, (1,)),
+]
+
+
+@pytest.mark.parametrize("family, num_layers, layers", PLACES)
+def test_every_cache_gives_what_no_cache_gives_alone_and_beside_a_longer_row(family: str, num_layers: int, layers: tuple[int, ...]) -> None:
+    module = converted_with_sdpa(family, num_layers, layers)
+    how: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    rows = torch.arange(3, 12)[None], torch.arange(20, 25)[None]
+    alone = [module.generate(row, use_cache=False, output_logits=True, return_dict_in_generate=True, **how) for row in rows]
+    both = torch.cat([rows[0], torch.cat([torch.zeros(1, 4, dtype=torch.long), rows[1]], 1)])
+    mask = (both > 0).long()
+    for cache in ("dynamic", "static"):
+        told: dict[str, Any] = {"cache_implementation": cache, "output_logits": True, "return_dict_in_generate": True, **how}
+        single, batch = module.generate(rows[0], **told), module.generate(both, attention_mask=mask, **told)
+        for t in range(8):
+            torch.testing.assert_close(single.logits[t], alone[0].logits[t], rtol=0, atol=1e-10)
+            torch.testing.assert_close(batch.logits[t], torch.cat([one.logits[t] for one in alone]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("mixer", [SlidingWindow(window=3), GroupedAttention(kv_heads=1)], ids=repr)
+def test_so_do_attentions_of_ones_own(mixer: Any) -> None:
+    module = converted_with_sdpa("llama", 3, (1,), mixer)
+    ids, how = torch.arange(3, 12)[None], {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    told: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True, **how}
+    found = module.generate(ids, cache_implementation="static", **told).logits
+    torch.testing.assert_close(found, module.generate(ids, use_cache=False, **told).logits, rtol=0, atol=1e-10)
+
+
+def test_a_static_cache_that_is_handed_on_is_read_where_something_was_written() -> None:
+    """As in a loop of one's own: no mask is given, one position follows the other."""
+    module, ids = converted_with_sdpa("llama", 4, (0, 2)), torch.arange(3, 15)[None]
+    cache = transformers.StaticCache(module.config, max_cache_len=20)
+    with torch.no_grad():
+        said = [module(ids[:, :5], past_key_values=cache, use_cache=True).logits[:, -1]]
+        said.append(module(ids[:, 5:9], past_key_values=cache, use_cache=True).logits[:, -1])
+        said += [module(input_ids=ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits[:, -1] for i in range(9, 12)]
+        whole = module(ids, use_cache=False).logits
+    torch.testing.assert_close(torch.stack(said, 1), whole[:, [4, 8, 9, 10, 11]], rtol=0, atol=1e-10)

@@ -5,20 +5,19 @@ This file is carried along beside exported weights: it imports torch and transfo
 
 import torch
 from torch import nn
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, StaticLayer
 
 
-class StateLayer(CacheLayerMixin):
-    """A layer of a transformers cache that keeps a state of constant size in place of keys and values."""
+class StateLayer(DummyLayer, CacheLayerMixin):
+    """A layer of a transformers cache that keeps a state of constant size in place of keys and values. As a dummy among layers of attention it is
+    passed over where masks are made as long as their memory is."""
 
     is_compileable = False
     is_croppable = False
 
-    def __init__(self, like=None):
-        """`like`: the layer that stood here, whose masks have the length of its memory, where that was made ahead."""
+    def __init__(self):
         super().__init__()
         self.state, self.seen = None, 0
-        self.length = like.get_max_length() if like is not None and not getattr(like, "is_sliding", False) else -1
 
     def lazy_initialization(self, key_states, value_states):
         raise RuntimeError("this block keeps a state, no keys and values")
@@ -27,13 +26,10 @@ class StateLayer(CacheLayerMixin):
         raise RuntimeError("this block keeps a state, no keys and values")
 
     def get_mask_sizes(self, query_length):
-        return (self.length if self.length > 0 else self.seen + query_length), 0
+        return self.seen + query_length, 0
 
     def get_seq_length(self):
         return self.seen
-
-    def get_max_length(self):
-        return self.length
 
     def change(self, function):
         """Applies a function to every tensor of the state, whose first axis is the batch."""
@@ -68,24 +64,33 @@ def own_layer(cache, layer):
     while len(cache.layers) <= layer:  # a cache that grows as it is used
         cache.layers.append(cache.layer_class_to_replicate())
     if not isinstance(cache.layers[layer], StateLayer):
-        cache.layers[layer] = StateLayer(cache.layers[layer])
+        cache.layers[layer] = StateLayer()
     return cache.layers[layer]
 
 
 def hear_padding(body, args, kwargs):
-    """A hook before the body of a model: hands the mask of its positions on to the blocks, which else see only what attention makes of it."""
-    return args, {**kwargs, "token_mask": kwargs.get("attention_mask")}
+    """A hook before the body of a model: hands the mask of its positions on to the blocks, which else see only what attention makes of it.
+
+    Beside a state, a cache whose memory was made ahead is none that can be compiled, and transformers would make no mask for a single position that
+    follows no padding: attention would read places that nothing was written to. What is there is therefore said.
+    """
+    mask, cache, inputs = (kwargs.get(name) for name in ("attention_mask", "past_key_values", "inputs_embeds"))
+    inputs = inputs if inputs is not None else args[0] if args else kwargs.get("input_ids")
+    if mask is None and cache is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers):
+        there = torch.ones(len(inputs), int(cache.get_seq_length()) + inputs.shape[1], dtype=torch.long, device=inputs.device)
+        kwargs = {**kwargs, "attention_mask": there}
+    return args, {**kwargs, "token_mask": mask}
 
 
-def real_positions(mask, length):
-    """[B, T] True where a position is there, for the last T ones; None where all are. `mask` is what the model was given."""
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention")
+def real_positions(mask, length, seen=0):
+    """[B, T] True where a position is there, for the last T ones; None where all are. `mask` is what the model was given, `seen` what came before."""
+    if isinstance(mask, dict):  # one a kind of attention; a family may have no kind but those of a window
+        mask = next((one for one in mask.values() if one is not None), None)
     if mask is None:
         return None
-    if mask.ndim == 4:  # laid out for attention already: what the last position sees
-        mask = mask[:, 0, -1]
-        mask = mask[:, :length] if mask.dtype == torch.bool else mask[:, :length] == 0
+    if mask.ndim == 4:  # laid out for attention already: a position that is there sees itself
+        itself = mask[:, 0, :, seen : seen + length].diagonal(dim1=-2, dim2=-1)
+        mask = itself if mask.dtype == torch.bool else itself == 0
     mask = mask[:, -length:].bool()
     return None if bool(mask.all()) else mask
 
@@ -152,10 +157,10 @@ class Mixing(nn.Module):
             x, rope, mask, back = self.lay_out(hidden_states, position_embeddings, position_ids, token_mask)
             return back(self.mix(x, rope, mask, None)[0]), None
         length = hidden_states.shape[1]
-        mask = real_positions(token_mask, length)
+        layer = own_layer(past_key_values, self.layer_idx)
+        mask = real_positions(token_mask, length, layer.seen)
         if mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
             raise ValueError("padding stands after the text: pad on the left to generate (tokenizer.padding_side = 'left')")
-        layer = own_layer(past_key_values, self.layer_idx)
         run = self.step if length == 1 and layer.state is not None else self.mix
         y, layer.state = run(hidden_states, position_embeddings, mask, layer.state)
         layer.seen += length
