@@ -24,7 +24,7 @@ from limbeck.planning.steps import FEWEST, FITTED, affordable, fitted
 from limbeck.reading import aligned, own_rows, read
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
-from limbeck.searching import made_of, searched
+from limbeck.searching import grown, made_of, searched
 from limbeck.signals import Row
 from limbeck.store import Answers, Cache, Log, read_json, sha256_json, write_json, write_text
 from limbeck.teacher._capture import capture
@@ -242,7 +242,7 @@ class Job:
         """Writes the student for others; returns the checks that were made."""
         arm = self.arms["student"]
         with self.step("export") as said:
-            checks = exported(self.recipe, self.folder, lambda: arm.student(self.result(arm)), self.cast.provenance(self.rows))
+            checks = exported(self.recipe, self.folder, lambda: grown(self.folder, arm.student(self.result(arm))), self.cast.provenance(self.rows))
             said += [str(check["result"]) for check in checks]
         return checks
 

@@ -1,8 +1,11 @@
 """What a student begins with: where its weights come from, and what a search has found, once, and kept in the run's folder."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from limbeck.data.base import Rows
 from limbeck.examine import Calibration
@@ -12,6 +15,9 @@ from limbeck.roles import Cast
 from limbeck.store import is_sound, load_state, new_folder, read_json, save_state, write_json
 from limbeck.student.replace_parts import ReplaceParts
 from limbeck.tell import Stopped, Tell
+
+ORIGINS = Path("steps") / "parameters.json"
+"""How each parameter of the student begins."""
 
 
 def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibration, tell: Tell, stop: Callable[[], bool]) -> list[str]:
@@ -45,8 +51,28 @@ def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibr
 
 
 def made_of(folder: Path, cast: Cast, role: Role) -> str:
-    """How many parameters the student has, before and after its surgeries; writes down where those come from that were made anew."""
-    write_json(folder / "steps" / "parameters.json", dict(role.origins))
-    before, copied = cast.originals.get("student", cast.originals.get("teacher")), sum(how != "new" for how in role.origins.values())
+    """How many parameters the student has, before and after its surgeries; writes down how each begins.
+
+    `kept`: as in the model that it is made of; `changed`: of the same name, and otherwise, as where channels were cut; `copied: query` and the
+    like, `initialised` (to one, to the identity, ...) and `new` (drawn): in what was put in.
+    """
+    before = cast.originals.get("student", cast.originals.get("teacher"))
+    was = {} if before is None else dict(before.module.named_parameters())
+
+    def how(name: str, p: torch.Tensor) -> str:
+        old = was.get(name.replace(".base_layer.", "."))  # of a layer that an adapter stands beside
+        return "new" if old is None else "kept" if torch.equal(p, old.to(p.device)) else "changed"
+
+    told = {name: role.origins.get(name) or how(name, p) for name, p in role.module.named_parameters()}
+    write_json(folder / ORIGINS, told)
     sizes = " -> ".join(f"{sum(p.numel() for p in one.parameters()) / 1e6:,.1f} M" for one in (before, role) if one is not None)
-    return f"{sizes} parameters" + (f"; of {len(role.origins):,} tensors made anew {copied:,} are copied" if role.origins else "")
+    counts = Counter(said.split(":")[0] for said in told.values())
+    return f"{sizes} parameters" + (f"; of {len(told):,} tensors {', '.join(f'{n:,} {said}' for said, n in counts.items())}" if role.origins else "")
+
+
+def grown(folder: Path, role: Role) -> Role:
+    """The trained student, when what `made_of` wrote down is brought up to what surgeries of stages have made of it."""
+    begun = read_json(folder / ORIGINS)
+    others = {name: how if (how := begun.get(name)) in ("new", "changed") else "kept" for name, _ in role.module.named_parameters()}
+    write_json(folder / ORIGINS, {name: role.origins.get(name, how) for name, how in others.items()})  # attention that came back is as it was
+    return role

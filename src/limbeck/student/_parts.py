@@ -33,6 +33,8 @@ class Begun:
     module: nn.Module
     copied: dict[str, str]
     """Name of each parameter that was taken over -> from where."""
+    initialised: frozenset[str] = frozenset()
+    """Those of all others that begin as they are meant to, such as at one or as the identity, and are not drawn."""
 
 
 def exact(role: Text) -> None:
@@ -48,10 +50,20 @@ def begun(block: Block, role: Text, layer: int, seed: int = 0) -> Begun:
     sees_alike(block, role)
     taught: Any = attention_of(role.module, layer) if isinstance(block, Mixer) else mlp_of(role.module, layer)
     spec, like = block.spec(taught.shape), next(iter(taught.weights.values()))
+    number = Streams(seed).number(block.place, layer)
+    module = drawn(spec, layer, number).to(like)
+    copied = block.begin(module, taught)
+    left = {name: p for name, p in module.named_parameters() if name not in copied and not p.is_meta}
+    other = dict(drawn(spec, layer, number + 1).to(like).named_parameters()) if left else {}
+    meant = frozenset(name for name, p in left.items() if torch.equal(p, other[name]))
+    return Begun(block, spec, module.train(role.module.training), copied, meant)
+
+
+def drawn(spec: dict[str, Any], layer: int, number: int) -> nn.Module:
+    """The module of a spec, as it is drawn by a seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(Streams(seed).number(block.place, layer))
-        module = module_of(spec, layer).to(like)
-    return Begun(block, spec, module.train(role.module.training), block.begin(module, taught))
+        torch.manual_seed(number)
+        return module_of(spec, layer)
 
 
 def sees_alike(block: Block, role: Text) -> None:
@@ -79,16 +91,18 @@ def put_parts(role: Text, chosen: Mapping[int, Mapping[str, Begun]]) -> None:
             norms = [anatomy.place(norm) for norm in NORMS[part] if anatomy.has(norm)] if silent else []
             parts[layer] = {**parts[layer], anatomy.place(part): new.spec, **dict.fromkeys(norms, NO_NORM)}
             made |= {(layer, anatomy.place(part)): new.module, **{(layer, norm): module_of(NO_NORM, layer) for norm in norms}}
-            note(role, layer, anatomy.place(part), new.module, new.copied)
+            note(role, layer, anatomy.place(part), new)
             if part == "mixer" and not silent:
                 aside[layer] = role.module.get_submodule(anatomy.path("mixer", layer))
     become(role, parts, made)
     role.aside = {**role.aside, **aside}
 
 
-def note(role: Text, layer: int, place: str, mixer: Any, copied: dict[str, str]) -> None:
-    """Writes down where each parameter of a block's new module comes from."""
+def note(role: Text, layer: int, place: str, part: Begun) -> None:
+    """Writes down where each parameter of a block's new module comes from: copied, initialised, or new, which is drawn."""
     path = role.anatomy.path("block", layer)
-    told = {f"{path}.{place}.{name}": f"copied: {copied[name]}" if name in copied else "new" for name, _ in mixer.named_parameters()}
+    how = {name: "initialised" if name in part.initialised else "new" for name, _ in part.module.named_parameters()}
+    how |= {name: f"copied: {source}" for name, source in part.copied.items()}
+    told = {f"{path}.{place}.{name}": said for name, said in how.items()}
     kept = {name: how for name, how in role.origins.items() if not name.startswith(f"{path}.{place}.")}
     role.origins = {**kept, **told}
