@@ -24,6 +24,15 @@ def test_distillm2_writes_anew_in_every_round() -> None:
     assert [node.name for node in nodes] == ["round.0", "round.1", "round"] and all(node.what.data[-1].kind == "rollouts" for node in nodes)
 
 
+def test_llamba_is_shown_as_its_method_in_twenty_lines() -> None:
+    head, method, found = shown("llamba")["text"].split("\n\n")
+    lines = method.split("\n")
+    assert len(lines) <= 20 and head.startswith("llamba · Llamba") and found.startswith("claim   reversed: After equally many steps")
+    words = ("teacher:", "discrete_mamba2}}", "matrix_orientation", "hidden_l2", "forward_kl", "export:")
+    order = [next(i for i, line in enumerate(lines) if word in line) for word in words]
+    assert order == sorted(order)
+
+
 def test_distillm2_is_shown_as_its_method_in_twenty_lines_between_what_it_is_and_what_was_found() -> None:
     head, method, found = shown("distillm2")["text"].split("\n\n")
     lines = method.split("\n")
