@@ -11,10 +11,12 @@ from limbeck.block._mixing import HeadNorm, Mixing, per_query, rotate
 
 
 class GroupedAttention(Mixing):
-    """Attention whose query head j reads key head j // group. Its state holds all keys, as they were turned, and all values."""
+    """Attention whose query head j reads key head j // group. Its state holds the keys, as they were turned, and the values that are still seen: all,
+    or those of the last positions where each sees a `window` alone, itself among it."""
 
-    def __init__(self, width, heads, kv_heads, head_dim, scale, bias=False, out_bias=False, rotary=True, norm_eps=None, layer_idx=0):
+    def __init__(self, width, heads, kv_heads, head_dim, scale, bias=False, out_bias=False, rotary=True, norm_eps=None, window=None, layer_idx=0):
         super().__init__(layer_idx)
+        self.window = window
         self.heads, self.kv_heads, self.head_dim, self.scale, self.rotary = heads, kv_heads, head_dim, scale, rotary
         self.q_proj = nn.Linear(width, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
@@ -31,7 +33,7 @@ class GroupedAttention(Mixing):
     def mix(self, x, rope, mask, state):
         q, k, v = self.project(x, rope)
         there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        if state is None and mask is None:
+        if state is None and mask is None and (self.window is None or x.shape[1] <= self.window):
             y = self.attend(q, k, v, None)
         else:
             if state is not None:
@@ -40,6 +42,8 @@ class GroupedAttention(Mixing):
         if mask is not None:  # a place where no row has a position is none
             some = there.any(0)
             k, v, there = k[:, some], v[:, some], there[:, some]
+        if self.window is not None:
+            k, v, there = (part[:, max(part.shape[1] - self.window + 1, 0) :] for part in (k, v, there))
         return self.output(y, x), {"k": k, "v": v, "there": there}
 
     def step(self, x, rope, mask, state):
@@ -48,7 +52,9 @@ class GroupedAttention(Mixing):
     def sees(self, there, num):
         """[B, 1, t, s] whether each of the last `num` places sees a place; one that sees none is not there, and sees all so that it stays finite."""
         place = torch.arange(there.shape[1], device=there.device)
-        sees = there[:, None] & (place <= place[-num:, None])
+        gap = place[len(place) - num :, None] - place
+        sees = there[:, None] & (gap >= 0)
+        sees = sees if self.window is None else sees & (gap < self.window)
         return (sees | ~sees.any(-1, keepdim=True))[:, None]
 
     def attend(self, q, k, v, sees):

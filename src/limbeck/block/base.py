@@ -34,14 +34,24 @@ class Shape:
     """Whether queries and keys are turned by their positions."""
     norm_eps: float | None = None
     """Of the norms of queries and keys, where there are any."""
+    window: int | None = None
+    """How many positions each one sees, itself among them, where it does not see all before it."""
 
     @property
     def group(self) -> int:
         """Query heads a key head."""
         return self.heads // self.kv_heads
 
+    def seen(self, length: int) -> int:
+        """Positions that the last one of so many sees."""
+        return length if self.window is None else min(length, self.window)
+
+    def remembered(self, length: int) -> int:
+        """Positions whose keys and values are needed for what comes after so many."""
+        return length if self.window is None else min(length, self.window - 1)
+
     def numbers(self) -> dict[str, Any]:
-        """As plain JSON, for the spec of a module that has these sizes itself."""
+        """As plain JSON, for the spec of a module that has these sizes itself; without the window, which few have."""
         names = ("width", "heads", "kv_heads", "head_dim", "scale", "bias", "out_bias", "rotary", "norm_eps")
         return {name: getattr(self, name) for name in names}
 

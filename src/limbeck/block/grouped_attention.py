@@ -18,7 +18,8 @@ class GroupedAttention(Mixer):
        W'_g = \tfrac{1}{m} \sum_{i=1}^m W_{gm + i} \text{ for keys and values} $$
 
     Each new head begins as the mean of those that it stands for: nothing is lost where these were alike. Keys and values that are
-    remembered, and the time to read them, shrink with the number of heads. They still grow with the text; mixers with a state do not.
+    remembered, and the time to read them, shrink with the number of heads. They still grow with the text, unless what stood there saw a window
+    alone, which stays; mixers with a state do not.
 
     Example:
         >>> GroupedAttention(kv_heads=2).constant
@@ -38,7 +39,7 @@ class GroupedAttention(Mixer):
             fitting = [n for n in range(1, shape.kv_heads + 1) if shape.kv_heads % n == 0]
             do = f"kv_heads: {' or '.join(map(str, fitting))}"
             raise Refused("shape", "block  grouped_attention.kv_heads", f"a divisor of {shape.kv_heads} heads", str(self.kv_heads), do)
-        return self.numbers(**{**shape.numbers(), "kv_heads": self.kv_heads})
+        return self.numbers(**{**shape.numbers(), "kv_heads": self.kv_heads}, **({} if shape.window is None else {"window": shape.window}))
 
     def begin(self, module: nn.Module, taught: Attention) -> dict[str, str]:
         def mean(x: Tensor | None) -> Tensor | None:
@@ -49,7 +50,7 @@ class GroupedAttention(Mixer):
         return copy_attention(module, replace(taught, weights=weights, biases=biases))
 
     def state_bytes(self, shape: Shape, length: int, itemsize: int = 4) -> int:
-        return length * (2 * self.kv_heads * shape.head_dim * itemsize + 1)
+        return shape.remembered(length) * (2 * self.kv_heads * shape.head_dim * itemsize + 1)
 
     def flops(self, shape: Shape, length: int) -> float:
-        return 4.0 * shape.heads * shape.head_dim * length
+        return 4.0 * shape.heads * shape.head_dim * shape.seen(length)

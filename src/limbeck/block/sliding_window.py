@@ -27,7 +27,7 @@ class SlidingWindow(Mixer):
 
     kind: Literal["sliding_window"] = "sliding_window"
     window: int = Field(default=512, gt=0)
-    """Positions that are seen, the current one among them."""
+    """Positions that are seen, the current one among them; no more than attention saw that had a window of its own."""
     sinks: int = Field(default=4, ge=0)
     """First positions that stay in sight."""
 
@@ -36,14 +36,14 @@ class SlidingWindow(Mixer):
         return cls(window=6, sinks=2)
 
     def spec(self, shape: Shape) -> dict[str, Any]:
-        return self.numbers(**shape.numbers(), window=self.window, sinks=self.sinks)
+        return self.numbers(**shape.numbers(), window=shape.seen(self.window), sinks=self.sinks)
 
     def begin(self, module: nn.Module, taught: Attention) -> dict[str, str]:
         return copy_attention(module, taught)
 
     def state_bytes(self, shape: Shape, length: int, itemsize: int = 4) -> int:
-        num = self.window + self.sinks
+        num = shape.seen(self.window) + self.sinks
         return num * (2 * shape.kv_heads * shape.head_dim * itemsize + 8) + 8
 
     def flops(self, shape: Shape, length: int) -> float:
-        return 4.0 * shape.heads * shape.head_dim * min(self.window + self.sinks, length)
+        return 4.0 * shape.heads * shape.head_dim * min(shape.seen(self.window) + self.sinks, length)

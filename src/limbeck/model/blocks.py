@@ -78,9 +78,16 @@ def attention_of(module: Any, layer: int) -> Attention:
         out_bias=biases["output"] is not None,
         rotary=not found.has("position"),
         norm_eps=eps_of(norms["query"]) if norms else None,
+        window=window_of(config, layer) if found.causal else None,
     )
     weights = {name: found.weight(module, name, layer) for name in names}
     return Attention(shape, weights, biases, {name: gain(norm) for name, norm in norms.items()})
+
+
+def window_of(config: Any, layer: int) -> int | None:
+    """How many positions each one sees in block `layer` (from 0) of a config, itself among them; None: all before it."""
+    kinds = getattr(config, "layer_types", None) or ()
+    return int(config.sliding_window) if layer < len(kinds) and kinds[layer] == "sliding_attention" else None
 
 
 def mlp_of(module: Any, layer: int) -> Mlp:

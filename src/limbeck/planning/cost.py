@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from limbeck.model.base import Role, matches
+from limbeck.model.blocks import window_of
 from limbeck.model.text import Text
 from limbeck.signals import Head, Row
 
@@ -74,7 +75,8 @@ def single(role: Role, length: int, own: Set[int], rows: Sequence[Row]) -> Cost:
         heads, dim = role.anatomy.size(config, "heads"), role.anatomy.size(config, "head_dim")
         vocab, width = role.anatomy.size(config, "vocab"), role.anatomy.size(config, "width")
         place = role.anatomy.place("mixer")
-        kept_attention = layers - sum(place in parts for parts in getattr(config, "layer_parts", None) or ())
-        flops += kept_attention * 4 * heads * dim * length  # scores and their sum over values
+        parts = getattr(config, "layer_parts", None) or [{}] * layers
+        windows = [window_of(config, i) if role.anatomy.causal else None for i in range(layers) if place not in parts[i]]
+        flops += 4 * heads * dim * sum(min(length, window or length) for window in windows)  # scores and their sum over values
         kept += layers * 4 * (3 * heads * dim + 2 * role.anatomy.size(config, "mlp_width"))
     return Cost(parameters, weight_bytes, trained_bytes, flops, kept, vocab, layers, width)

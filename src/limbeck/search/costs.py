@@ -124,12 +124,13 @@ def looked_up(timed: Mapping[Any, tuple[float, float]], key: str, workload: Work
 
 def kept(block: Block | None, shape: Shape, length: int, itemsize: int) -> float:
     """Bytes that a mixer remembers of a row; attention itself keeps keys and values."""
-    return block.state_bytes(shape, length, itemsize) if isinstance(block, Mixer) else 2 * shape.kv_heads * shape.head_dim * itemsize * length
+    own = 2 * shape.kv_heads * shape.head_dim * itemsize * shape.remembered(length)
+    return block.state_bytes(shape, length, itemsize) if isinstance(block, Mixer) else own
 
 
 def mixed(block: Block | None, shape: Shape, length: int) -> float:
     """Operations of one position of a mixer beyond its matrices."""
-    return block.flops(shape, length) if isinstance(block, Mixer) else 4.0 * shape.heads * shape.head_dim * length
+    return block.flops(shape, length) if isinstance(block, Mixer) else 4.0 * shape.heads * shape.head_dim * shape.seen(length)
 
 
 def spec_of(shelf: Shelf, part: str, n: int, layer: int) -> str:
