@@ -14,7 +14,7 @@ from limbeck.claims import claim_of
 from limbeck.recipe import find
 from limbeck.start import run
 
-STEPS, BLOCKS, RATES, SEEDS = (60, 90, 150), [1, 2], (3e-4, 1e-3, 3e-3), (0, 1, 2)
+STEPS, BLOCKS, RATES, SEEDS = (60, 90, 150), [1, 2], (1e-3, 3e-3, 1e-2), (0, 1, 2)
 
 
 def words(stages: list[dict[str, Any]], rate: float, seed: int) -> list[str]:
