@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from limbeck.block.base import Shape
+from limbeck.block.base import Shape, module_of
 from limbeck.block.grouped_attention import GroupedAttention
 from limbeck.block.sliding_window import SlidingWindow
 from limbeck.check.models import TOKENIZER
@@ -100,3 +100,20 @@ def test_a_window_is_no_wider_than_that_of_the_attention_that_stood_there() -> N
     mixer = SlidingWindow(window=64, sinks=2)
     assert mixer.spec(attention.shape)["window"] == WINDOW and mixer.state_bytes(attention.shape, 99) == 6 * (2 * 2 * 8 * 4 + 8) + 8
     assert SlidingWindow(window=3).spec(attention.shape)["window"] == 3
+
+
+@pytest.mark.parametrize("sizes", [(20,), (1,) * 20, (7, 1, 8, 1, 3)])
+def test_padding_takes_no_place_in_a_window(sizes: tuple[int, ...]) -> None:
+    attention = attention_of(windowed("gemma3_text").module, 0)
+    module = module_of(GroupedAttention(kv_heads=1).spec(attention.shape), 0).double().requires_grad_(False)
+    x = torch.randn(3, 20, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.ones(3, 20, dtype=torch.bool)
+    mask[0, 7:12], mask[1, :3], mask[1, 9:15] = False, False, False
+    said, state = [], None
+    for here, there in zip(x.split(list(sizes), 1), mask.split(list(sizes), 1), strict=True):
+        y, state = module.mix(here, None, there, state)
+        said.append(y)
+    for row in range(3):
+        alone = module.mix(x[row, mask[row]][None], None, None, None)[0]
+        torch.testing.assert_close(torch.cat(said, 1)[row, mask[row]][None], alone, rtol=0, atol=1e-10)
+    assert state["k"].shape[1] == WINDOW - 1

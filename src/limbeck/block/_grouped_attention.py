@@ -43,7 +43,9 @@ class GroupedAttention(Mixing):
             some = there.any(0)
             k, v, there = k[:, some], v[:, some], there[:, some]
         if self.window is not None:
-            k, v, there = (part[:, max(part.shape[1] - self.window + 1, 0) :] for part in (k, v, there))
+            place = there.cumsum(1)
+            needed = (there & (place[:, -1:] - place < self.window - 1)).any(0)
+            k, v, there = (part[:, int(needed.long().argmax()) if needed.any() else len(needed) :] for part in (k, v, there))
         return self.output(y, x), {"k": k, "v": v, "there": there}
 
     def step(self, x, rope, mask, state):
@@ -51,10 +53,11 @@ class GroupedAttention(Mixing):
 
     def sees(self, there, num):
         """[B, 1, t, s] whether each of the last `num` places sees a place; one that sees none is not there, and sees all so that it stays finite."""
-        place = torch.arange(there.shape[1], device=there.device)
-        gap = place[len(place) - num :, None] - place
-        sees = there[:, None] & (gap >= 0)
-        sees = sees if self.window is None else sees & (gap < self.window)
+        slot = torch.arange(there.shape[1], device=there.device)
+        sees = there[:, None] & (slot <= slot[len(slot) - num :, None])
+        if self.window is not None:  # counted in positions that are there
+            place = there.cumsum(1)
+            sees &= place[:, place.shape[1] - num :, None] - place[:, None] < self.window
         return (sees | ~sees.any(-1, keepdim=True))[:, None]
 
     def attend(self, q, k, v, sees):

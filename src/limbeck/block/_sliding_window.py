@@ -44,7 +44,9 @@ class SlidingWindow(GroupedAttention):
         q, k, v = self.project(x, rope)
         state = state or self.begin(x, k)
         now, num = self.places(x, mask, state["seen"]), self.sinks + self.window
-        k, v, place = (torch.cat(pair, 1) for pair in ((state["k"], k), (state["v"], v), (state["place"], now)))
+        k, v, place = self.line_up(state, k, v, now, mask)
+        order = None if mask is None else mask.long().argsort(dim=1, stable=True)
+        q, now = (q, now) if order is None else (self.pick(q, order), now.gather(1, order))
         first = self.first(place)
         chunk, out = max(self.window, 64), []
         for i in range(0, x.shape[1], chunk):
@@ -54,7 +56,17 @@ class SlidingWindow(GroupedAttention):
             keys, values = (torch.cat([self.pick(part, first[0]), part[:, late]], 1) for part in (k, v))
             out.append(self.over(q[:, i:j], keys, values, self.within(now[:, i:j], where)))
         state = {"seen": state["seen"] + (now >= 0).sum(1), **self.keep(k, v, place, first)}
-        return self.output(torch.cat(out, 1).transpose(1, 2), x), state
+        o = torch.cat(out, 1)
+        o = o if order is None else self.pick(o, order.argsort(1))
+        return self.output(o.transpose(1, 2), x), state
+
+    def line_up(self, state, k, v, now, mask):
+        """All keys, values and their positions, of each row those first that are not there: what lies next to each other is then next in the text."""
+        k, v, place = (torch.cat(pair, 1) for pair in ((state["k"], k), (state["v"], v), (state["place"], now)))
+        if mask is None:
+            return k, v, place
+        order = (place >= 0).long().argsort(dim=1, stable=True)
+        return self.pick(k, order), self.pick(v, order), place.gather(1, order)
 
     def first(self, place):
         """Where the first `sinks` positions of each row are among the keys, [B, sinks], and their positions, -1 where they have not been."""
@@ -63,7 +75,7 @@ class SlidingWindow(GroupedAttention):
         return index, torch.where(found.any(-1), place.gather(1, index), -1)
 
     def pick(self, x, index):
-        """Keys or values at places of their own in each row."""
+        """Of each row the positions at places of its own."""
         return x.gather(1, index[:, :, None, None].expand(-1, -1, *x.shape[2:]))
 
     def keep(self, k, v, place, first):
@@ -78,7 +90,7 @@ class SlidingWindow(GroupedAttention):
     def step(self, x, rope, mask, state):
         q, k, v = self.project(x, rope)
         now = self.places(x, mask, state["seen"])
-        k, v, place = (torch.cat(pair, 1) for pair in ((state["k"], k), (state["v"], v), (state["place"], now)))
+        k, v, place = self.line_up(state, k, v, now, mask)
         o = self.over(q, k, v, self.within(now, place))
         state = {"seen": state["seen"] + (now >= 0).sum(1), **self.keep(k, v, place, self.first(place))}
         return self.output(o.transpose(1, 2), x), state
