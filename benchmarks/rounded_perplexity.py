@@ -1,5 +1,5 @@
-"""Does a student in NVFP4 that was taught by its original predict the text no worse than one that was rounded? The arms of the claim of `qad`, each at
-its best rate, with perplexity measured too; the claim's three seeds."""
+"""Does a student in NVFP4 that was taught by its original predict the text no worse than one that was rounded? The arms of the claim of `qad`, each
+at its best rate, with perplexity measured too; the claim's three seeds."""
 
 import json
 import sys
