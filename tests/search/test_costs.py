@@ -1,9 +1,11 @@
 """What options cost: against models put together, sums by hand, and a clock that counts."""
 
 import itertools
+from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers
 
 from limbeck.block.grouped_attention import GroupedAttention
 from limbeck.block.narrow_mlp import NarrowMlp
@@ -12,7 +14,8 @@ from limbeck.block.no_mlp import NoMlp
 from limbeck.block.self_value import SelfValue
 from limbeck.check.models import TOKENIZER, family_of, rows
 from limbeck.errors import Refused
-from limbeck.search import costs
+from limbeck.model.anatomy import anatomy
+from limbeck.model.text import Text
 from limbeck.search.blockwise import Shelf
 from limbeck.search.costs import REPEATS, library
 from limbeck.search.library import Workload
@@ -74,32 +77,93 @@ def test_options_are_named_by_their_parts():
     assert [variant.name for variant in made.layers[1]][:3] == names and made.layers[1][5].name == "no_mixer + narrow_mlp(kept=3 of them)"
 
 
-def test_every_part_is_timed_once_at_each_workload_and_times_of_parts_add_up():
-    shelf, ticks = Shelf(family_of("llama", heads=4, kv_heads=2), MIXERS, MLPS), itertools.count()
-    workloads = [Workload(batch=1, prompt=4, answer=3), Workload(batch=2, prompt=4, answer=3)]
-    made = library(shelf, workloads, clock=lambda: float(next(ticks)))  # each run takes one second by this clock
-    # 4 mixers, 3 MLPs and the whole model; reading and writing; a clock read twice a run
-    assert next(ticks) == 8 * 2 * 2 * 2 * REPEATS
+class Meter:
+    """A clock that goes by the weights that modules were run with, once for each position, and by a number for each block."""
+
+    def __init__(self, block=0.0):
+        self.now, self.block = 0.0, block
+
+    def __call__(self):
+        return self.now
+
+    @contextmanager
+    def running(self):
+        def heard(module, args, out):
+            x = args[0] if args and isinstance(args[0], torch.Tensor) else None
+            self.now += self.block if type(module).__name__.endswith("DecoderLayer") else 0.0
+            if isinstance(module, torch.nn.Linear) and x is not None:
+                self.now += module.weight.numel() * x.shape[:-1].numel()
+
+        hook = torch.nn.modules.module.register_module_forward_hook(heard)
+        try:
+            yield self
+        finally:
+            hook.remove()
+
+
+def took(module, workload, meter):
+    """What a model takes for a workload by a meter: one reading, and single positions after half of the answer."""
+    ids = torch.zeros(workload.batch, workload.prompt + workload.answer // 2, dtype=torch.long)
+    with torch.no_grad():
+        cache = module(ids, use_cache=True, logits_to_keep=1).past_key_values
+        began = meter.now
+        module(ids[:, : workload.prompt], use_cache=True, logits_to_keep=1)
+        read = meter.now - began
+        module(ids[:, :1], past_key_values=cache, use_cache=True)
+        return read + (meter.now - began - read) * workload.answer
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_choice_costs_what_the_model_takes_that_is_put_together(family):
+    """Parts are timed in the model: what goes on around them is in what they cost."""
+    shelf, asked = Shelf(family_of(family, heads=4, kv_heads=2), MIXERS, MLPS), Workload(batch=2, prompt=4, answer=3)
+    with Meter(block=1e4).running() as meter:
+        made = library(shelf, [asked], clock=meter)
+        for choice in ((0, 0), (4, 8), (11, 2), (9, 10), (11, 11)):
+            assert made.cost(choice, "seconds", asked) == pytest.approx(took(shelf.assembled(choice).module, asked, meter), rel=1e-12), choice
+    # of one position: attention, 16 wide, 4 heads of 8 that read 2, and an MLP of 32; five positions of each of two rows are read or written a token
     variant = made.layers[0][0]
-    assert [variant.cost(name, workloads[1]) for name in ("prefill_seconds", "decode_seconds", "seconds")] == [2, 6, 8]
-    # two blocks; the whole model takes a second as each part does, so that nothing is left for the rest, and it is never less than nothing
-    assert made.cost((0, 0), "seconds", workloads[0]) == 16
+    each = 2 * 16 * 32 + 2 * 16 * 16 + 3 * 16 * 32
+    assert variant.cost("prefill_seconds", asked) == 2 * 4 * each and variant.cost("decode_seconds", asked) == 2 * 3 * each
+    assert made.layers[0][11].cost("seconds", asked) == 0  # neither attention nor MLP
+    head = 16 * len(TOKENIZER)
+    assert made.spent("seconds", asked) == pytest.approx(4 * 2 * 1e4 + (2 + 2 * 3) * head)  # blocks in a reading and three tokens
 
 
-def test_what_the_whole_model_takes_beyond_its_parts_is_spent_whatever_is_chosen(monkeypatch):
+def test_a_part_that_differs_by_what_stood_there_is_timed_beside_each():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.Gemma3TextConfig(vocab_size=64, **sizes, sliding_window=3, layer_types=["sliding_attention", "full_attention"])
+    module = transformers.Gemma3ForCausalLM(config).eval()
+    role = Text(module, TOKENIZER, anatomy(module))
+    shelf = Shelf(role, (GroupedAttention(kv_heads=1),), ())
+    with Meter().running() as meter:
+        made = library(shelf, [Workload(batch=1, prompt=4, answer=0)], clock=meter)
+    each = [made.layers[i][1].cost("seconds", Workload(batch=1, prompt=4, answer=0)) for i in (0, 1)]
+    assert each == [4 * (2 * 16 * 32 + 2 * 16 * 8 + 3 * 16 * 32)] * 2  # with the MLP
+
+
+def test_the_shortest_run_counts_and_the_first_is_no_run():
+    """By a clock whose runs take 9, 5, 4, 3, 2, 1 seconds and so on, each arm takes as long as the last one: nothing costs anything but the rest."""
     shelf, asked = Shelf(family_of("llama", heads=4, kv_heads=2), (NoMixer(),), ()), Workload(batch=1, prompt=4, answer=2)
-    monkeypatch.setattr(costs, "duration", lambda *_: (1.0, 2.0))  # attention, MLP and nothing take this much
-    monkeypatch.setattr(costs, "least", lambda work, like, clock: (work(), 7.0)[1])  # the whole model: 7 to read, 7 a token
-    made = library(shelf, [asked])
-    assert made.cost((0, 0), "prefill_seconds", asked) == 7 and made.cost((0, 0), "decode_seconds", asked) == 14
-    assert made.spent("seconds", asked) == (7 - 4 * 1) + (14 - 4 * 2)  # of two blocks with two parts each
-    assert made.spent("flops", asked) == 3 * 2 * 16 * len(TOKENIZER)  # the head, at the end of the prompt and for each token
+    arms = 4  # the whole, without attention as an option and to know what it takes, without an MLP
+    lengths = iter([seconds for turn in (9, 5, 4, 3, 2, 1) for seconds in [turn] * 2 * arms])
+    now, reads = 0.0, itertools.count()
+
+    def clock():
+        nonlocal now
+        now += next(lengths) if next(reads) % 2 else 0.0
+        return now
+
+    made = library(shelf, [asked], clock=clock)
+    assert made.cost((0, 0), "prefill_seconds", asked) == 1 and made.cost((0, 0), "decode_seconds", asked) == 2 and made.spent("seconds", asked) == 3
+    assert next(reads) == 2 * 2 * (REPEATS + 1) * arms
 
 
 def test_where_nothing_is_written_only_reading_is_timed():
-    shelf, ticks = Shelf(family_of("llama", heads=4, kv_heads=2), (), MLPS), itertools.count()
-    made = library(shelf, [Workload(batch=1, prompt=4, answer=0)], clock=lambda: float(next(ticks)))
-    assert made.layers[0][0].cost("decode_seconds", Workload(batch=1, prompt=4, answer=0)) == 0 and next(ticks) == 5 * 2 * REPEATS
+    shelf, asked = Shelf(family_of("llama", heads=4, kv_heads=2), (), MLPS), Workload(batch=1, prompt=4, answer=0)
+    with Meter().running() as meter:
+        made = library(shelf, [asked], clock=meter)
+    assert made.layers[0][0].cost("decode_seconds", asked) == 0 == made.spent("decode_seconds", asked) and made.spent("prefill_seconds", asked) > 0
 
 
 def test_a_workload_that_was_not_timed_is_refused():

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import groupby, product
 from typing import Any
@@ -105,15 +105,19 @@ class Shelf:
         put_parts(role, chosen)
         return role.eval()
 
-    @contextmanager
-    def placed(self, slots: Sequence[Slot]) -> Iterator[Text]:
+    def placed(self, slots: Sequence[Slot]) -> AbstractContextManager[Text]:
         """Inside, the model has these parts in its blocks; afterwards it is what it was."""
+        return self.standing({(slot[0], slot[2]): self.parts[slot].module for slot in slots})
+
+    @contextmanager
+    def standing(self, modules: Mapping[tuple[str, int], nn.Module]) -> Iterator[Text]:
+        """Inside, the model has these modules in its blocks, each named by part and block; afterwards it is what it was."""
         module: Any = self.whole.module
-        places = [(blocks_of(module)[layer], self.whole.anatomy.place(part)) for part, _, layer in slots]
+        places = [(blocks_of(module)[layer], self.whole.anatomy.place(part)) for part, layer in modules]
         before = [(block, place, block.get_submodule(place)) for block, place in places]
         try:
-            for slot, (block, place) in zip(slots, places, strict=True):
-                put(block, place, self.parts[slot].module)
+            for new, (block, place) in zip(modules.values(), places, strict=True):
+                put(block, place, new)
             yield self.whole
         finally:
             for block, place, part in before:

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.block.base import Block, Mixer, Shape, module_of
+from limbeck.block.base import Block, Mixer, Shape
 from limbeck.block.grouped_attention import GroupedAttention
+from limbeck.block.no_mixer import NoMixer
+from limbeck.block.no_mlp import NoMlp
 from limbeck.errors import Refused
 from limbeck.model.blocks import attention_of
 from limbeck.search.blockwise import Shelf, Slot
 from limbeck.search.library import Cost, Library, Variant, Workload
-from limbeck.student._parts import NORMS, SILENT
+from limbeck.student._parts import NORMS, SILENT, begun
 
-REPEATS = 3
-REST = "the rest"
+REPEATS = 5
+REST, SILENCE = "the rest", "nothing"
 TIMES = ("prefill_seconds", "decode_seconds")
 Clock = Callable[[], float]
 
@@ -27,11 +29,10 @@ def library(shelf: Shelf, workloads: Sequence[Workload] = (), clock: Clock = tim
     """The options of a shelf with their costs, without scores.
 
     `parameters`; `memory_bytes`: weights, and what is remembered of all rows after the answer; `flops`: multiplications and additions of the
-    whole workload; and, where workloads are given, `prefill_seconds` and `decode_seconds` of each of them, measured here, part by part. The rest
+    whole workload; and, where workloads are given, `prefill_seconds` and `decode_seconds` of each of them, measured here, in the model. The rest
     (head, norms, what the model does around its parts) costs what the whole model takes longer than its own parts together.
     """
     timed = {} if not workloads else seconds(shelf, workloads, clock)
-    around = {} if not workloads else rest_seconds(shelf, workloads, timed, clock)
     known = {
         (part, n, i): costs(shelf, part, n, i, timed) for part, num in counted(shelf).items() for n in range(num + 1) for i in range(shelf.num_layers)
     }
@@ -44,8 +45,8 @@ def library(shelf: Shelf, workloads: Sequence[Workload] = (), clock: Clock = tim
     rest["memory_bytes"] = sum(p.numel() * p.element_size() for p in parameters.values())
     head = 2 * shelf.whole.module.get_output_embeddings().weight.numel()  # type: ignore[operator, union-attr]
     rest["flops"] = lambda workload: float(workload.batch * (workload.answer + 1) * head)  # of a prompt, the last position alone
-    if around:
-        rest |= {name: lambda workload, i=i: looked_up(around, REST, workload)[i] for i, name in enumerate(TIMES)}
+    if timed:
+        rest |= {name: lambda workload, i=i: looked_up(timed, REST, workload)[i] for i, name in enumerate(TIMES)}
     return Library(layers, Variant(REST, costs=rest))
 
 
@@ -105,12 +106,12 @@ def costs(shelf: Shelf, part: str, n: int, layer: int, timed: Mapping[Any, tuple
 
     out: dict[str, Cost] = {"parameters": parameters, "memory_bytes": memory, "flops": flops}
     if timed:
-        key = spec_of(shelf, part, n, layer)
+        key = spec_of(shelf, part, 0, layer), spec_of(shelf, part, n, layer)
         out |= {name: lambda workload, i=i: looked_up(timed, key, workload)[i] for i, name in enumerate(TIMES)}
     return out
 
 
-def looked_up(timed: Mapping[Any, tuple[float, float]], key: str, workload: Workload) -> tuple[float, float]:
+def looked_up(timed: Mapping[Any, tuple[float, float]], key: Any, workload: Workload) -> tuple[float, float]:
     """What was timed.
 
     Raises:
@@ -134,7 +135,7 @@ def mixed(block: Block | None, shape: Shape, length: int) -> float:
 
 
 def spec_of(shelf: Shelf, part: str, n: int, layer: int) -> str:
-    """What the time of a part depends on. Attention itself is timed as the same attention in a module of ours."""
+    """What the time of a part depends on; of attention itself the spec of the same attention in a module of ours."""
     if n:
         return json.dumps(shelf.parts[part, n, layer].spec, sort_keys=True)
     if part == "mlp":
@@ -143,85 +144,70 @@ def spec_of(shelf: Shelf, part: str, n: int, layer: int) -> str:
     return json.dumps(GroupedAttention(kv_heads=shape.kv_heads).spec(shape), sort_keys=True)
 
 
-def seconds(shelf: Shelf, workloads: Sequence[Workload], clock: Clock) -> dict[tuple[str, Workload], tuple[float, float]]:
-    """Spec of a part, workload -> seconds to read all prompts, and to write all answers; equal parts are timed once."""
-    modules: dict[str, nn.Module] = {}
-    for layer in range(shelf.num_layers):
-        for part, num in counted(shelf).items():
-            for n in range(num + 1):
-                key = spec_of(shelf, part, n, layer)
-                if key not in modules:
-                    own = (
-                        shelf.parts[part, n, layer].module if n else stock(shelf, part, layer) if part == "mlp" else module_of(json.loads(key), layer)
-                    )
-                    modules[key] = own
-    like = next(shelf.whole.parameters())
-    found = {}
-    for key, module in modules.items():
-        module = module.to(device=like.device, dtype=like.dtype)
-        found |= {(key, workload): duration(module, workload, attention_of(shelf.whole.module, 0).shape, like, clock) for workload in workloads}
-    return found
+def seconds(shelf: Shelf, workloads: Sequence[Workload], clock: Clock) -> dict[tuple[Any, Workload], tuple[float, float]]:
+    """Specs of what was there and of a part in its place (or `REST`), workload -> seconds to read all prompts, and to write all answers.
 
-
-def rest_seconds(
-    shelf: Shelf, workloads: Sequence[Workload], timed: Mapping[tuple[str, Workload], tuple[float, float]], clock: Clock
-) -> dict[tuple[str, Workload], tuple[float, float]]:
-    """Of the rest, workload -> what the whole model takes to read and to write, less what its own parts take together; at least nothing."""
-    module: Any = shelf.whole.module
-    like, keys = next(module.parameters()), [spec_of(shelf, part, 0, layer) for part in counted(shelf) for layer in range(shelf.num_layers)]
-    found = {}
+    A part by itself would find its weights in a cache, where the model reads them from memory, and would lack all that goes on around it. So
+    the model is timed as it is, with each kind of part in all blocks that it fits at once, and without any: what was there costs what the model
+    takes less without it, and another part as much more or less as the model takes with it, shared out to the blocks.
+    """
+    stocks = {(part, layer): spec_of(shelf, part, 0, layer) for part in counted(shelf) for layer in range(shelf.num_layers)}
+    slots: dict[tuple[str, str], dict[tuple[str, int], nn.Module]] = {}
+    for (part, layer), stock_spec in stocks.items():
+        kinds = {spec_of(shelf, part, n, layer): shelf.parts[part, n, layer].module for n in range(1, counted(shelf)[part] + 1)}
+        kinds.pop(stock_spec, None)  # the same once more
+        silent = begun(NoMixer() if part == "mixer" else NoMlp(), shelf.whole, layer).module
+        for key, module in {SILENCE: silent, **kinds}.items():
+            slots.setdefault((stock_spec, key), {})[part, layer] = module
+    arms: dict[Any, dict[tuple[str, int], nn.Module]] = {None: {}, **slots}
+    found: dict[tuple[Any, Workload], tuple[float, float]] = {}
     for workload in workloads:
-        half = max(workload.prompt + workload.answer // 2, 1)
-        ids = torch.zeros(workload.batch, half, dtype=torch.long, device=like.device)
+        took = durations(shelf, arms, workload, clock)
 
-        def read(length: int, ids: torch.Tensor = ids) -> Any:
-            return module(ids[:, :length], use_cache=True, logits_to_keep=1).past_key_values
+        def spent(arm: tuple[str, str], took: Mapping[Any, tuple[float, float]] = took) -> list[float]:
+            """What one part takes beyond what was there, which may be less."""
+            return [(with_it - whole) / len(slots[arm]) for with_it, whole in zip(took[arm], took[None], strict=True)]
 
-        with torch.no_grad():
-            prefill = least(lambda n=workload.prompt, read=read: read(n), like, clock) if workload.prompt else 0.0
-            cache = read(half)
-
-            def write(ids: torch.Tensor = ids, cache: Any = cache) -> Any:
-                return module(ids[:, :1], past_key_values=cache, use_cache=True)
-
-            token = least(write, like, clock) if workload.answer else 0.0
-        own = [math.fsum(timed[key, workload][i] for key in keys) for i in (0, 1)]
-        found[REST, workload] = max(0.0, prefill - own[0]), max(0.0, token * workload.answer - own[1])
+        own = {stock_spec: [max(0.0, -x) for x in spent((stock_spec, SILENCE))] for stock_spec in stocks.values()}
+        for arm in slots:
+            x, y = (max(0.0, here + more) for here, more in zip(own[arm[0]], spent(arm), strict=True))
+            found[arm, workload] = x, y
+        found |= {((stock_spec, stock_spec), workload): (x, y) for stock_spec, (x, y) in own.items()}
+        rest = [max(0.0, took[None][i] - math.fsum(own[stock_spec][i] for stock_spec in stocks.values())) for i in (0, 1)]
+        found[REST, workload] = rest[0], rest[1]
     return found
 
 
-def duration(module: Any, workload: Workload, shape: Shape, like: torch.Tensor, clock: Clock) -> tuple[float, float]:
-    """Seconds of a part for a workload: one reading of the prompts, and as many single positions as are written, each as long as one half way."""
-    half = workload.prompt + workload.answer // 2
-    x = like.new_zeros(workload.batch, max(half, 1), shape.width)
-    angle = like.new_zeros(workload.batch, max(half, 1), shape.head_dim)
-    rope = (angle + 1, angle)
-    mixes = hasattr(module, "mix")
+def durations(
+    shelf: Shelf, arms: Mapping[Any, Mapping[tuple[str, int], nn.Module]], workload: Workload, clock: Clock
+) -> dict[Any, tuple[float, float]]:
+    """Arm -> the seconds that the model takes for a workload with some modules in its blocks: one reading of the prompts, and as many single
+    positions as are written, each as long as one half way. The shortest of some runs, in which arms take turns."""
+    module: Any = shelf.whole.module
+    like, half = next(module.parameters()), max(workload.prompt + workload.answer // 2, 1)
+    ids = torch.zeros(workload.batch, half, dtype=torch.long, device=like.device)
 
     def read(length: int) -> Any:
-        return module.mix(x[:, :length], (rope[0][:, :length], rope[1][:, :length]), None, None)[1] if mixes else module(x[:, :length])
+        return module(ids[:, :length], use_cache=True, logits_to_keep=1).past_key_values
 
-    def write(state: Any) -> None:
-        module.step(x[:, :1], (rope[0][:, :1], rope[1][:, :1]), None, state) if mixes else module(x[:, :1])
-
-    with torch.no_grad():
-        prefill = least(lambda: read(workload.prompt), like, clock) if workload.prompt else 0.0
-        state = read(max(half, 1)) if workload.answer else None
-        decode = least(lambda: write(state), like, clock) * workload.answer if workload.answer else 0.0
-    return prefill, decode
-
-
-def least(work: Callable[[], Any], like: torch.Tensor, clock: Clock) -> float:
-    """The shortest of some runs, after one that warms up."""
-    work()
-    times = []
-    for _ in range(REPEATS):
+    def timed(work: Callable[[], Any]) -> float:
         settle(like)
         begin = clock()
         work()
         settle(like)
-        times.append(clock() - begin)
-    return min(times)
+        return clock() - begin
+
+    best, caches = {arm: [math.inf, math.inf] for arm in arms}, {}
+    with torch.no_grad():
+        for turn in range(REPEATS + 1):
+            for arm, modules in arms.items():
+                with shelf.standing({place: one.to(device=like.device, dtype=like.dtype) for place, one in modules.items()}):
+                    cache = caches[arm] if turn else caches.setdefault(arm, read(half))  # the first turn warms up
+                    works = (lambda: read(workload.prompt), lambda cache=cache: module(ids[:, :1], past_key_values=cache, use_cache=True))
+                    for i, (work, num) in enumerate(zip(works, (workload.prompt, workload.answer), strict=True)):
+                        took = timed(work) if num else 0.0
+                        best[arm][i] = min(best[arm][i], took) if turn else math.inf
+    return {arm: (prefill, token * workload.answer if workload.answer else 0.0) for arm, (prefill, token) in best.items()}
 
 
 def settle(like: torch.Tensor) -> None:
