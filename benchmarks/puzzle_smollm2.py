@@ -1,7 +1,7 @@
 """SmolLM2 once by Puzzle: blocks chosen by a search for three quarters of its time, beside fewer blocks in as much time, after equal distillation.
 
-The recipe as it stands, one seed. Nine blocks of thirty have to go for three quarters of the time, since head and embedding stay: evenly, and those
-with the least influence. `time_share` is what the student takes for 128 positions read and 128 written, of what its teacher takes in turns with it.
+The recipe as it stands, one seed. Nine blocks of thirty, spread evenly, have to go for three quarters of the time, since head and embedding stay.
+`time_share` is what the student takes for 128 positions read and 128 written, of what its teacher takes in turns with it.
 """
 
 import json
@@ -20,11 +20,8 @@ DROPPED, BLOCKS, LENGTH = 9, 30, 128
 def arms() -> dict[str, list[str]]:
     """Name -> what is changed in the recipe."""
 
-    def fewer(choose: str) -> list[str]:
-        surgery = json.dumps([{"kind": "drop_blocks", "drop": DROPPED, "choose": choose}])
-        return ["search=null", f"student.surgery={surgery}", f"train.0.objective.1.weight={BLOCKS - DROPPED}"]
-
-    return {"chosen": [], "uniform_depth": fewer("uniform"), "measured_depth": fewer("influence")}
+    surgery = json.dumps([{"kind": "drop_blocks", "drop": DROPPED, "choose": "uniform"}])
+    return {"chosen": [], "uniform_depth": ["search=null", f"student.surgery={surgery}", f"train.0.objective.1.weight={BLOCKS - DROPPED}"]}
 
 
 def seconds(speed: dict[str, Any]) -> float:
