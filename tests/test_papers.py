@@ -24,20 +24,18 @@ def test_distillm2_writes_anew_in_every_round() -> None:
     assert [node.name for node in nodes] == ["round.0", "round.1", "round"] and all(node.what.data[-1].kind == "rollouts" for node in nodes)
 
 
-def test_llamba_is_shown_as_its_method_in_twenty_lines() -> None:
-    head, method, found = shown("llamba")["text"].split("\n\n")
-    lines = method.split("\n")
-    assert len(lines) <= 20 and head.startswith("llamba · Llamba") and found.startswith("claim   reversed: After equally many steps")
-    words = ("teacher:", "discrete_mamba2}}", "matrix_orientation", "hidden_l2", "forward_kl", "export:")
-    order = [next(i for i, line in enumerate(lines) if word in line) for word in words]
-    assert order == sorted(order)
+SHOWN = {
+    "distillm2": ("DistiLLM-2", "holds: After equal steps", ("teacher:", "student:", "rollouts", "skew_kl", "skew_reverse_kl", "lr:")),
+    "llamba": ("Llamba", "reversed: After equally", ("teacher:", "discrete_mamba2}}", "matrix_orientation", "hidden_l2", "forward_kl", "export:")),
+}
 
 
-def test_distillm2_is_shown_as_its_method_in_twenty_lines_between_what_it_is_and_what_was_found() -> None:
-    head, method, found = shown("distillm2")["text"].split("\n\n")
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_recipe_is_shown_as_its_method_in_twenty_lines_between_what_it_is_and_what_was_found(name: str) -> None:
+    title, verdict, words = SHOWN[name]
+    head, method, found = shown(name)["text"].split("\n\n")
     lines = method.split("\n")
-    assert len(lines) <= 20 and head.startswith("distillm2 · DistiLLM-2") and found.startswith("claim   holds: After equal steps")
-    words = ("teacher:", "student:", "rollouts", "skew_kl", "skew_reverse_kl", "lr:")
+    assert len(lines) <= 20 and head.startswith(f"{name} · {title}") and found.startswith(f"claim   {verdict}")
     order = [next(i for i, line in enumerate(lines) if word in line) for word in words]
     assert order == sorted(order) and not any(line.startswith(("about", "paper", "claim", "toy")) for line in lines)
 

@@ -242,7 +242,9 @@ class Job:
         """Writes the student for others; returns the checks that were made."""
         arm = self.arms["student"]
         with self.step("export") as said:
-            checks = exported(self.recipe, self.folder, lambda: grown(self.folder, arm.student(self.result(arm))), self.cast.provenance(self.rows))
+            if any(stage.surgery for stage in self.recipe.train):
+                grown(self.folder, arm.student(self.result(arm)))
+            checks = exported(self.recipe, self.folder, lambda: arm.student(self.result(arm)), self.cast.provenance(self.rows))
             said += [str(check["result"]) for check in checks]
         return checks
 

@@ -70,9 +70,8 @@ def made_of(folder: Path, cast: Cast, role: Role) -> str:
     return f"{sizes} parameters" + (f"; of {len(told):,} tensors {', '.join(f'{n:,} {said}' for said, n in counts.items())}" if role.origins else "")
 
 
-def grown(folder: Path, role: Role) -> Role:
-    """The trained student, when what `made_of` wrote down is brought up to what surgeries of stages have made of it."""
+def grown(folder: Path, role: Role) -> None:
+    """Brings what `made_of` wrote down up to what surgeries of stages have made of the student."""
     begun = read_json(folder / ORIGINS)
     others = {name: how if (how := begun.get(name)) in ("new", "changed") else "kept" for name, _ in role.module.named_parameters()}
     write_json(folder / ORIGINS, {name: role.origins.get(name, how) for name, how in others.items()})  # attention that came back is as it was
-    return role

@@ -197,17 +197,15 @@ def durations(
         settle(like)
         return clock() - begin
 
-    best, caches = {arm: [math.inf, math.inf] for arm in arms}, {}
+    best = {arm: [math.inf if workload.prompt else 0.0, math.inf if workload.answer else 0.0] for arm in arms}
     with torch.no_grad():
-        for turn in range(REPEATS + 1):
+        for _ in range(REPEATS):
             for arm, modules in arms.items():
                 with shelf.standing({place: one.to(device=like.device, dtype=like.dtype) for place, one in modules.items()}):
-                    cache = caches[arm] if turn else caches.setdefault(arm, read(half))  # the first turn warms up
+                    cache = read(half)  # each time anew: it warms up, and what one arm remembers is held at a time
                     works = (lambda: read(workload.prompt), lambda cache=cache: module(ids[:, :1], past_key_values=cache, use_cache=True))
-                    for i, (work, num) in enumerate(zip(works, (workload.prompt, workload.answer), strict=True)):
-                        took = timed(work) if num else 0.0
-                        best[arm][i] = min(best[arm][i], took) if turn else math.inf
-    return {arm: (prefill, token * workload.answer if workload.answer else 0.0) for arm, (prefill, token) in best.items()}
+                    best[arm] = [min(known, timed(work)) if known else 0.0 for known, work in zip(best[arm], works, strict=True)]
+    return {arm: (prefill, token * workload.answer) for arm, (prefill, token) in best.items()}
 
 
 def settle(like: torch.Tensor) -> None:
