@@ -143,10 +143,10 @@ def test_a_part_that_differs_by_what_stood_there_is_timed_beside_each():
 
 
 def test_the_shortest_run_counts():
-    """By a clock whose runs take 5, 4, 1, 3, 2 seconds in the turns of all arms, each takes one second: nothing costs anything but the rest."""
+    """By a clock whose runs take 15 down to 2 seconds and then 9 in the turns of all arms, each takes two: nothing costs anything but the rest."""
     shelf, asked = Shelf(family_of("llama", heads=4, kv_heads=2), (NoMixer(),), ()), Workload(batch=1, prompt=4, answer=2)
     arms = 4  # the whole, without attention as an option and to know what it takes, without an MLP
-    lengths = iter([seconds for turn in (5, 4, 1, 3, 2) for seconds in [turn] * 2 * arms])
+    lengths = iter([seconds for turn in (*range(15, 1, -1), 9) for seconds in [turn] * 2 * arms])
     now, reads = 0.0, itertools.count()
 
     def clock():
@@ -155,7 +155,7 @@ def test_the_shortest_run_counts():
         return now
 
     made = library(shelf, [asked], clock=clock)
-    assert made.cost((0, 0), "prefill_seconds", asked) == 1 and made.cost((0, 0), "decode_seconds", asked) == 2 and made.spent("seconds", asked) == 3
+    assert made.cost((0, 0), "prefill_seconds", asked) == 2 and made.cost((0, 0), "decode_seconds", asked) == 4 and made.spent("seconds", asked) == 6
     assert next(reads) == 2 * 2 * REPEATS * arms
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.block._mixing import hear_padding
 from limbeck.block.base import Block, Mixer, Shape
 from limbeck.block.grouped_attention import GroupedAttention
 from limbeck.block.no_mixer import NoMixer
@@ -19,7 +20,7 @@ from limbeck.search.blockwise import Shelf, Slot
 from limbeck.search.library import Cost, Library, Variant, Workload
 from limbeck.student._parts import NORMS, SILENT, begun
 
-REPEATS = 5
+REPEATS = 15
 REST, SILENCE = "the rest", "nothing"
 TIMES = ("prefill_seconds", "decode_seconds")
 Clock = Callable[[], float]
@@ -201,10 +202,13 @@ def durations(
     with torch.no_grad():
         for _ in range(REPEATS):
             for arm, modules in arms.items():
+                heard = [module.base_model.register_forward_pre_hook(hear_padding, with_kwargs=True)] if modules else []  # as students have it
                 with shelf.standing({place: one.to(device=like.device, dtype=like.dtype) for place, one in modules.items()}):
                     cache = read(half)  # each time anew: it warms up, and what one arm remembers is held at a time
                     works = (lambda: read(workload.prompt), lambda cache=cache: module(ids[:, :1], past_key_values=cache, use_cache=True))
                     best[arm] = [min(known, timed(work)) if known else 0.0 for known, work in zip(best[arm], works, strict=True)]
+                for hook in heard:
+                    hook.remove()
     return {arm: (prefill, token * workload.answer) for arm, (prefill, token) in best.items()}
 
 
