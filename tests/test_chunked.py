@@ -274,13 +274,13 @@ def test_a_second_backward_pass_gives_the_same_again() -> None:
 
 
 def test_a_divergence_whose_derivative_is_the_same_number_everywhere() -> None:
-    """The mean of log q, as label smoothing has it: its derivative by log q is one number, which is not a place in memory for each entry."""
+    """The mean of log q, as label smoothing has it, written as a sum: its derivative is one number, which is no place in memory for each entry."""
 
     class Uniform(AbstractDivergence):
         kind: Literal["tests:uniform"] = "tests:uniform"
 
         def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-            return -log_q.mean(-1)
+            return -log_q.sum(-1) / VOCAB
 
     lazy, dense = both(Uniform(chunk=3), random(TARGETS, VOCAB, seed=9))  # type: ignore[call-arg]
     torch.testing.assert_close(lazy[0], dense[0], rtol=1e-12, atol=1e-12)
