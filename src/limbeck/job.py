@@ -205,17 +205,8 @@ class Job:
         def world() -> World:
             teacher = recipe.teacher if name == "student" else None
             autocast = torch.bfloat16 if recipe.autocast == "bfloat16" else None
-            return World(
-                self.cast.models(),
-                self.rows,
-                recipe.data,
-                teacher,
-                self.kept,
-                self.streams,
-                self.base,
-                lambda models: self.examiner.look(models["student"]),
-                autocast,
-            )
+            own = (self.kept, self.streams, self.base, lambda models: self.examiner.look(models["student"]), autocast)
+            return World(self.cast.models(), self.rows, recipe.data, teacher, *own)
 
         own = (self.cast.fresh, self.log, self.score, lambda node: self.steps_in(node.what), self.world_of, self.cast.compiled, self.tell.bar)
         return Arm(name, graph(recipe), world, self.folder, *own)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.block._mixing import hear_padding
 from limbeck.block.base import Block, Mixer, Shape
 from limbeck.block.grouped_attention import GroupedAttention
 from limbeck.block.no_mixer import NoMixer
@@ -184,6 +183,8 @@ def durations(
 ) -> dict[Any, tuple[float, float]]:
     """Arm -> the seconds that the model takes for a workload with some modules in its blocks: one reading of the prompts, and as many single
     positions as are written, each as long as one half way. The shortest of some runs, in which arms take turns."""
+    from limbeck.block._mixing import hear_padding  # imports transformers
+
     module: Any = shelf.whole.module
     like, half = next(module.parameters()), max(workload.prompt + workload.answer // 2, 1)
     ids = torch.zeros(workload.batch, half, dtype=torch.long, device=like.device)
