@@ -1,6 +1,8 @@
-"""Do Llamba's three stages beat the last one alone where two of four blocks are converted? The small model, 300 steps, three seeds, three rates.
+"""Do Llamba's three stages beat the last one alone where two blocks are converted? 300 steps (60, 90 and 150 in the three stages), three seeds.
 
-As the claim of `llamba`, which converts all blocks, but for the number of blocks and of steps: 60, 90 and 150 in the three stages.
+`small`: two of the four blocks of the small model; else as the claim of `llamba`, which converts all of them; each arm at its best of three rates.
+`smollm2`: two of the 30 blocks of SmolLM2-135M-Instruct; the recipe as it stands but for steps and a batch of one row, and two rates of the last
+stage, of which each arm keeps the better one of seed 0.
 """
 
 import json
@@ -11,36 +13,55 @@ from typing import Any
 from record import record
 
 from limbeck.claims import claim_of
-from limbeck.recipe import find
+from limbeck.recipe import find, load
 from limbeck.start import run
 
-STEPS, BLOCKS, RATES, SEEDS = (60, 90, 150), [1, 2], (1e-3, 3e-3, 1e-2), (0, 1, 2)
+STEPS, SEEDS = (60, 90, 150), (0, 1, 2)
+BLOCKS = {"small": [1, 2], "smollm2": [10, 20]}
+RATES = {"small": (1e-3, 3e-3, 1e-2), "smollm2": (1e-4, 5e-4)}
+Stages = list[dict[str, Any]]
 
 
-def words(stages: list[dict[str, Any]], rate: float, seed: int) -> list[str]:
-    """What one run changes in the recipe."""
-    claim = claim_of("llamba")
-    train = [{**stage, "optimiser": {**stage["optimiser"], "lr": rate}} for stage in stages]
-    changed = {**claim.setting, "student.surgery.0.layers": BLOCKS, "train": train, "seed": seed, "claim": None}
-    return [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+def arms(which: str) -> tuple[dict[str, Any], dict[str, Stages]]:
+    """What both arms change in the recipe, and the stages of each."""
+    if which == "small":
+        shared = claim_of("llamba").setting
+        train = shared["train"]
+    else:
+        shared = {"baseline": [], "evaluate": ["agreement", "perplexity"], "export": []}
+        train = [{**stage, "batch": 1} for stage in load("llamba").model_dump(mode="json", exclude_unset=True)["train"]]
+    staged = [{**stage, "steps": steps} for stage, steps in zip(train, STEPS, strict=True)]
+    return {**shared, "student.surgery.0.layers": BLOCKS[which], "claim": None}, {"staged": staged, "end_alone": [{**train[-1], "steps": sum(STEPS)}]}
 
 
-def main() -> None:
-    claim = claim_of("llamba")
-    staged = [{**stage, "steps": steps} for stage, steps in zip(claim.setting["train"], STEPS, strict=True)]
-    alone = [{**staged[-1], "steps": sum(STEPS)}]
-    for key, plain in claim.prepare.items():
+def at_rate(which: str, stages: Stages, rate: float) -> Stages:
+    """In the small model the rate of all stages, as in the claim; else of the last one."""
+    return [{**s, "optimiser": {**s["optimiser"], "lr": rate}} if which == "small" or s is stages[-1] else s for s in stages]
+
+
+def main(which: str = "small") -> None:
+    shared, stages_of = arms(which)
+    for key, plain in claim_of("llamba").prepare.items() if which == "small" else ():
         run(plain, name=f"claim-llamba-{key}", base=find("llamba").parent)
-    found: dict[str, dict[str, list[float]]] = {}
-    for arm, stages in {"staged": staged, "end_alone": alone}.items():
-        for rate in RATES:
-            for seed in SEEDS:
-                summary = run("llamba", *words(stages, rate, seed), name=f"staged-{arm}-{rate}-{seed}").summary
-                found.setdefault(arm, {}).setdefault(str(rate), []).append(summary["student"]["kl"])
-                print(arm, rate, seed, summary["student"]["kl"], file=sys.stderr, flush=True)
-    best = {arm: min(table, key=lambda rate, table=table: statistics.fmean(table[rate])) for arm, table in found.items()}
-    record("staged", {"steps": STEPS, "blocks": BLOCKS, "seeds": SEEDS, "kl": found, "best_rate": best})
+    kl: dict[str, dict[str, list[float]]] = {}
+    for arm, stages in stages_of.items():
+
+        def measure(rate: float, seed: int, arm: str = arm, stages: Stages = stages) -> float:
+            changed = {**shared, "train": at_rate(which, stages, rate), "seed": seed}
+            words = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+            summary = run("llamba", *words, name=f"staged-{which}-{arm}-{rate}-{seed}").summary
+            before, after = summary["start"]["kl"], summary["student"]["kl"]
+            print(arm, rate, seed, before, after, file=sys.stderr, flush=True)
+            return after
+
+        first = {rate: measure(rate, SEEDS[0]) for rate in RATES[which]}
+        rates = RATES[which] if which == "small" else [min(first, key=lambda rate, first=first: first[rate])]
+        kl[arm] = {str(rate): [first[rate], *(measure(rate, seed) for seed in (SEEDS[1:] if rate in rates else ()))] for rate in RATES[which]}
+    whole = {arm: {rate: values for rate, values in table.items() if len(values) == len(SEEDS)} for arm, table in kl.items()}
+    best = {arm: min(table, key=lambda rate, table=table: statistics.fmean(table[rate])) for arm, table in whole.items()}
+    name = "staged" if which == "small" else f"staged_{which}"
+    record(name, {"steps": STEPS, "blocks": BLOCKS[which], "seeds": SEEDS, "kl": kl, "best_rate": best})
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
