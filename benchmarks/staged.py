@@ -10,10 +10,11 @@ import statistics
 import sys
 from typing import Any
 
+import yaml
 from record import record
 
 from limbeck.claims import claim_of
-from limbeck.recipe import find, load
+from limbeck.recipe import find
 from limbeck.start import run
 
 STEPS, SEEDS = (60, 90, 150), (0, 1, 2)
@@ -29,7 +30,7 @@ def arms(which: str) -> tuple[dict[str, Any], dict[str, Stages]]:
         train = shared["train"]
     else:
         shared = {"baseline": [], "evaluate": ["agreement", "perplexity"], "export": []}
-        train = [{**stage, "batch": 1} for stage in load("llamba").model_dump(mode="json", exclude_unset=True)["train"]]
+        train = [{**stage, "batch": 1} for stage in yaml.safe_load(find("llamba").read_text())["train"]]
     staged = [{**stage, "steps": steps} for stage, steps in zip(train, STEPS, strict=True)]
     return {**shared, "student.surgery.0.layers": BLOCKS[which], "claim": None}, {"staged": staged, "end_alone": [{**train[-1], "steps": sum(STEPS)}]}
 

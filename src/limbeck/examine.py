@@ -1,5 +1,6 @@
 """Puts the subjects of a run before its evaluators: tables are made once, kept in the run's folder, and shared."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -186,12 +187,16 @@ class Examiner:
 
 
 class Calibration:
-    """Mean KL from the teacher to a role on some training rows, in nats a target: what surgeries are measured by."""
+    """Mean KL from the teacher to a role on some training rows, in nats a target: what surgeries are measured by.
 
-    def __init__(self, teacher: Role | None, rows: Sequence[Row]):
-        self.teacher, self.rows, self.said = teacher, rows, []
+    `heard` is called before each measurement, with how many there were and what the last one gave; it may raise, to stop.
+    """
+
+    def __init__(self, teacher: Role | None, rows: Sequence[Row], heard: Callable[[int, float], None] = lambda num, last: None):
+        self.teacher, self.rows, self.heard, self.said, self.measured = teacher, rows, heard, [], (0, math.nan)
 
     def __call__(self, role: Role) -> float:
+        self.heard(*self.measured)
         if self.teacher is None or not self.teacher.at_hand or not self.rows or not predicts(self.teacher):
             do = "choose without measuring, or give data and a teacher of probabilities"
             raise Refused("score", "student.surgery", "training rows and a teacher to measure with", "none", do)
@@ -201,7 +206,8 @@ class Calibration:
                 self.said = [self.teacher.says(self.teacher.view([row]).to(device), ("logits",), {})["logits"] for row in self.rows]
         align = shared_ids(role, self.teacher)
         each = [score(role, [row], lambda rows, view, said=said: said, align=align).kl for row, said in zip(self.rows, self.said, strict=True)]
-        return float(torch.cat([kl for kl in each if kl is not None]).double().mean())
+        self.measured = self.measured[0] + 1, float(torch.cat([kl for kl in each if kl is not None]).double().mean())
+        return self.measured[1]
 
 
 def trust(examiner: Examiner, sessions: int) -> list[dict[str, Any]]:

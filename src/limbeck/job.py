@@ -137,9 +137,15 @@ class Job:
 
     @functools.cached_property
     def score(self) -> Calibration:
-        """Measures roles for surgeries, on some training rows."""
+        """Measures roles for surgeries, on some training rows; tells how many, and hears a stop before each."""
+
+        def heard(num: int, last: float) -> None:
+            if self.stop():
+                raise Stopped
+            self.tell.bar("measure", num, 0, f"students; the last: KL {last:.4g}" if num else "students")
+
         rows = self.rows.draw(0, CALIBRATION_ROWS, self.streams) if self.rows.parts else []
-        return Calibration(self.teacher, rows)
+        return Calibration(self.teacher, rows, heard)
 
     def capture(self, rows: Sequence[Row], source: Teacher | None, role: Role | None, kept: Mapping[str, Any]) -> None:
         """Asks a teacher that remembers about rows, each once in all runs."""

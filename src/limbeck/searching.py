@@ -31,7 +31,8 @@ def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibr
     place = folder / "search"
     if not is_sound(place):
         bar = functools.partial(tell.bar, "search")
-        found = recipe.search.run(cast.fresh(), rows, score.rows, score, recipe.seed, bar, stop)
+        own = Calibration(score.teacher, score.rows)  # the search tells its progress itself
+        found = recipe.search.run(cast.fresh(), rows, own.rows, own, recipe.seed, bar, stop)
         if found is None:
             raise Stopped
         with new_folder(place) as new:

@@ -10,7 +10,8 @@ class Tell(Protocol):
     """Who hears how a run goes: the command line, or nobody."""
 
     def done(self, step: str, text: str, seconds: float) -> None: ...
-    def bar(self, step: str, done: int, total: int, text: str) -> None: ...
+    def bar(self, step: str, done: int, total: int, text: str) -> None:
+        """How much of how much is done; a total of 0 is not known."""
 
 
 class Stopped(Exception):

@@ -48,14 +48,14 @@ class Progress:
         self.began.pop(step, None)
 
     def bar(self, step: str, done: int, total: int, text: str) -> None:
-        """How far a step is; time left from what has passed since it began here, after 3 units."""
+        """How far a step is; time left from what has passed since it began here, after 3 units. A total of 0 is not known."""
         now = time.monotonic()
         began, first = self.began.setdefault(step, (now, done))
-        left = f" · {duration((now - began) / (done - first) * (total - done))} left" if done - first >= 3 else ""
-        said = f"{step:<10} {done:,}/{total:,} · {visible(text, 200)}{left}"
+        left = f" · {duration((now - began) / (done - first) * (total - done))} left" if total and done - first >= 3 else ""
+        said = f"{step:<10} {done:,}{f'/{total:,} ·' if total else ''} {visible(text, 200)}{left}"
         if self.live:
-            width = 24
-            full = round(width * done / max(total, 1))
+            width = 24 if total else 0
+            full = round(width * done / (total or 1))
             self.out.print(f"\r\x1b[2K{symbols()[2]} {said[:11]}{'━' * full}{'─' * (width - full)} {said[11:]}"[: self.out.width + 5], end="")
         elif not self.quiet and now - self.last >= PLAIN_SECONDS:
             self.last = now

@@ -35,8 +35,8 @@ class Line:
 class Pricing:
     """Prices the steps of a recipe."""
 
-    def __init__(self, recipe: Recipe, rows: Rows, costs: dict[str, Cost], length: int, flops: float, search: Bill | None = None):
-        self.search = search
+    def __init__(self, recipe: Recipe, rows: Rows, costs: dict[str, Cost], length: int, flops: float, search: Bill | None = None, measured: int = 0):
+        self.search, self.measured = search, measured
         self.recipe, self.rows, self.costs, self.length = recipe, rows, costs, length
         self.student, self.teacher = costs["student"], costs.get("teacher")
         self.seconds = {name: c.forward_flops / flops for name, c in costs.items()}
@@ -51,7 +51,7 @@ class Pricing:
         """Steps of a stage that says `auto`, at this speed; the run settles it by what it measures."""
         if self.recipe.minutes is None:
             return FEWEST
-        before = sum(line.seconds for line in (self.searching(), self.tries(), self.fitting()) if line is not None)
+        before = sum(line.seconds for line in (self.searching(), self.measuring(), self.tries(), self.fitting()) if line is not None)
         fixed = EVALUATION_SECONDS + before + self.held * (self.seconds.get("teacher", 0) + (1 + self.arms) * self.seconds["student"])
         a_step = self.seconds.get("teacher", 0.0) + self.arms * BACKWARD * self.seconds["student"]
         return affordable(self.recipe.minutes * 60 - fixed, a_step * self.recipe.train[0].turn[-1].batch * self.drawn * self.length)
@@ -91,6 +91,12 @@ class Pricing:
         parts = bill.part_bytes * (1 + TRAINED_COPIES * bool(bill.steps))
         memory = 2 * self.student.weight_bytes + parts + bill.batch * self.length * self.student.activation_bytes * bool(bill.steps)
         return Line("search", what, seconds, memory, self.student.weight_bytes)
+
+    def measuring(self) -> Line | None:
+        """Students that surgeries measure to choose among them, on a few rows each."""
+        seconds = self.measured * CALIBRATION_ROWS * self.length * self.seconds["student"]
+        memory = self.student.weight_bytes + (self.teacher.weight_bytes if self.teacher else 0)
+        return Line("measure", f"at most {self.measured:,} students, {CALIBRATION_ROWS} rows each", seconds, memory) if self.measured else None
 
     def tries(self) -> Line | None:
         """Candidates of surgeries that learn before they are measured: at most one for each block."""
@@ -134,6 +140,7 @@ class Pricing:
         first = self.held * self.seconds.get("teacher", 0.0) + look
         out = [
             Line("data", f"{len(self.recipe.data)} steps", 2, 0.5e9),
+            self.measuring(),
             self.searching(),
             Line("before", f"{len(self.rows.held_out):,} held-out rows, teacher and start", first, weights),
             self.asking(positions),

@@ -5,6 +5,8 @@ embedding does not outvote a small projection, and it does not matter whether a 
 """
 
 import copy
+import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from limbeck.errors import Refused
 from limbeck.model.adapters import adapted
 from limbeck.model.anatomy import Anatomy
 from limbeck.model.base import Role
+from limbeck.student.base import Score
+
+log = logging.getLogger(__name__)
 
 READS = {"query": "mixer_norm", "key": "mixer_norm", "value": "mixer_norm", "gate": "mlp_norm", "up": "mlp_norm", "head": "final_norm"}
 """What reads the residual stream, and the norm in front of it."""
@@ -174,6 +179,14 @@ def silenced(role: Role, anatomy: Anatomy, part: str, layer: int, columns: Seque
         yield
     finally:
         handle.remove()
+
+
+def cost(role: Role, anatomy: Anatomy, score: Score, part: str, layer: int, columns: Sequence[int]) -> float:
+    """The score without some inputs of a part; what makes it NaN is needed most."""
+    with silenced(role, anatomy, part, layer, columns):
+        value = float(score(role))
+    log.info("keep_width: block %d, %s without %d inputs: score %.6g", layer, part, len(columns), value)
+    return math.inf if math.isnan(value) else value
 
 
 def narrower(config: Any, anatomy: Anatomy, sizes: Mapping[str, int], where: str) -> Any:

@@ -49,6 +49,10 @@ class Surgery(Component):
         """Steps that it has candidates learn, at most one for each block of the student, while it is settled."""
         return 0
 
+    def measures(self, role: Role) -> int:
+        """How often the role is scored while the surgery is settled, at most: for the planner, which asks before any of a recipe's surgeries."""
+        return 0
+
     def reads(self, tokenizer: Any, plan: bool = False) -> Any:
         """The tokenizer of the student, given the one before; None where a plan would have to convert a file to know it."""
         return tokenizer

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from limbeck.addition import scored
 from limbeck.errors import Refused
 from limbeck.model.base import Role
 from limbeck.model.text import Text
@@ -66,6 +67,10 @@ class DropBlocks(Surgery):
             raise ValueError("keep: at least one block, numbers from 0, ascending, each once")
         return self
 
+    def measures(self, role: Role) -> int:
+        num, drop, how = count(role), self.drop or 1, self.choose or ""
+        return {"influence": num, "greedy": scored(drop, num), "contiguous": num - drop + 1}.get(how, 0)
+
     def settle(self, role: Role, score: Score) -> "DropBlocks":
         def cost(keep: Sequence[int]) -> float:
             if keep[0] != 0 and holds(role):
@@ -100,8 +105,7 @@ class DropBlocks(Surgery):
             if self.keep[-1] >= num or len(self.keep) == num:
                 raise Refused("layer", f"{WHERE}.keep", f"some, not all, of the blocks 0 to {num - 1}", f"keep: {list(self.keep)}", "change keep")
             return self.keep
-        drop = self.drop or 1
-        if drop >= num:
+        if (drop := self.drop or 1) >= num:
             do = f"drop at most {num - 1}" if num > 1 else "leave this surgery out"
             raise Refused("layer", f"{WHERE}.drop", f"fewer than all {num} blocks", f"drop: {drop}", do)
         every = range(num)

@@ -1,9 +1,6 @@
 """Fewer heads, fewer inner channels, a narrower residual stream."""
 
-import logging
-import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -19,7 +16,6 @@ from limbeck.student import _channels as cutting
 from limbeck.student._channels import Kept, ranked
 from limbeck.student.base import Score, Surgery
 
-log = logging.getLogger(__name__)
 WHERE = "student.surgery  keep_width"
 SHARE = 0.75
 """Of the MLP, where no size is named."""
@@ -93,6 +89,12 @@ class KeepWidth(Surgery):
         """Whether what stays is written out."""
         return any(kept is not None for kept in (self.kept_heads, self.kept_mlp, self.kept_width))
 
+    def measures(self, role: Role) -> int:
+        if self.choose != "influence":
+            return 0
+        heads = cutting.anatomy_of(role, WHERE, narrows=True).size(role.module.config, "heads") if self.heads or self.kv_heads else 0
+        return role.num_layers * (heads + GROUPS * bool(self.mlp or not (heads or self.width)))
+
     def settle(self, role: Role, score: Score) -> "KeepWidth":
         return self.chosen(role, score if self.choose == "influence" else None)
 
@@ -125,7 +127,7 @@ class KeepWidth(Surgery):
         cutting.narrower(config, anatomy, {name: stays for name, stays in wanted.items() if stays}, WHERE)       # refused before it is measured
         heads = None
         if groups and score is not None:
-            costs = [[cost(role, anatomy, score, "output", i, range(head * size, head * size + size)) for head in range(num)] for i in layers]
+            costs = [[cutting.cost(role, anatomy, score, "output", i, range(head * size, head * size + size)) for head in range(num)] for i in layers]
             heads = tuple(pick(torch.tensor(row, device="cpu"), kv, groups, per) for row in costs)
         elif groups:
             heads = tuple(pick(cutting.weigh_heads(role, anatomy, i, size), kv, groups, per) for i in layers)
@@ -173,15 +175,7 @@ def order(role: Role, anatomy: Anatomy, layer: int, score: Score | None) -> list
     if score is None:
         return channels
     parts = [part.tolist() for part in torch.tensor(channels, device="cpu").tensor_split(min(GROUPS, len(channels)))]
-    return [channel for part in sorted(parts, key=lambda part: -cost(role, anatomy, score, "down", layer, part)) for channel in part]
-
-
-def cost(role: Role, anatomy: Anatomy, score: Score, part: str, layer: int, columns: Sequence[int]) -> float:
-    """The score without some inputs of a part; what makes it NaN is needed most."""
-    with cutting.silenced(role, anatomy, part, layer, columns):
-        value = float(score(role))
-    log.info("keep_width: block %d, %s without %d inputs: score %.6g", layer, part, len(columns), value)
-    return math.inf if math.isnan(value) else value
+    return [channel for part in sorted(parts, key=lambda part: -cutting.cost(role, anatomy, score, "down", layer, part)) for channel in part]
 
 
 def check(kept: Kept, layers: int, num: int, group: int, inner: int, dim: int) -> None:

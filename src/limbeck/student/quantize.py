@@ -86,6 +86,9 @@ class Quantize(Surgery):
         """A stock class has no place for the rounding of what layers hear."""
         return "stock" if self.activations == "none" else "import"
 
+    def measures(self, role: Role) -> int:
+        return int(self.activations != "none" and not self.amax)
+
     def settle(self, role: Role, score: Score) -> "Quantize":
         if self.activations == "none" or self.amax:
             return self

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from limbeck.addition import added
+from limbeck.addition import added, scored
 from limbeck.errors import Refused
 from limbeck.model.base import Role, clone
 from limbeck.model.blocks import causal
@@ -69,6 +69,10 @@ class RestoreAttention(Surgery):
     @property
     def tries(self) -> int:
         return self.steps if self.choose == "supervised" else 0
+
+    def measures(self, role: Role) -> int:
+        num = role.num_layers
+        return {"restore_one": num, "supervised": num, "greedy": scored(self.num, num)}.get(self.choose, 0)
 
     def settle(self, role: Role, score: Score) -> "RestoreAttention":
         text = causal(role, WHERE)

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import json
 import logging
 import shutil
 import statistics
@@ -14,11 +13,11 @@ from typing import Any, Protocol
 
 import torch
 
-from limbeck.component import canonical, changed, find
+from limbeck.component import changed, find
 from limbeck.errors import Failed, Refused
 from limbeck.merge.base import Merge, merge, refuse
 from limbeck.model.base import Models, Role, clone
-from limbeck.store import Log, disk, inside, is_sound, load_state, new_folder, save_state, sweep, verify
+from limbeck.store import Log, disk, inside, is_sound, load_state, new_folder, read_json, save_state, sweep, verify, write_json
 from limbeck.student.base import Score, Surgery
 from limbeck.train.alarm import Alarmed
 from limbeck.train.loop import Loop, NotFinite, World
@@ -27,6 +26,8 @@ from limbeck.train.stage import Stage
 logger = logging.getLogger(__name__)
 TRIED, TRIED_SECONDS = 3, 5.0
 """Steps that are tried to learn the pace, and the time after which no further one is begun."""
+SETTLED = "surgery.json"
+"""Surgeries of a stage, with what was measured written out: beside its checkpoints, and then its result."""
 Observe = Callable[[str, str, Loop, list[dict[str, Any]]], None]
 """Hears arm, node, loop and the records of a step; reads, and never writes."""
 
@@ -220,7 +221,10 @@ class Arm:
         self.restore(start)
         self.restore("student", node.what.restart)
         trial = Trial(self.score or unscored, lambda role, steps: self.trial(number, node, role, steps), stop)
-        settled = self.students_own(node) or [s.settle(self.world.models["student"], trial) for s in node.what.surgery]
+        settled = self.students_own(node) or settled_in(self.checkpoints(node))
+        if node.what.surgery and not settled:
+            settled = [s.settle(self.world.models["student"], trial) for s in node.what.surgery]
+            write_json(self.checkpoints(node) / SETTLED, [s.model_dump(mode="json") for s in settled])  # measured once, however often it is stopped
         for surgery in settled:
             self.world.models["student"] = surgery(self.world.models["student"])
         if rebuilt:
@@ -287,7 +291,7 @@ class Arm:
         """Writes the result of a node."""
         with new_folder(self.result(name)) as folder:
             save_state(folder, "state", {"roles": dict(roles)})
-            (folder / "surgery.json").write_text(json.dumps(canonical(surgery)))
+            write_json(folder / SETTLED, surgery)
 
     def checkpoints(self, node: Node) -> Path:
         return inside(self.folder / "checkpoints" / self.name, node.name)
@@ -355,8 +359,9 @@ class Arm:
 
 
 def settled_in(folder: Path) -> list[Surgery]:
-    """The settled surgeries of a finished stage."""
-    return [find(Surgery, one["kind"]).model_validate(one) for one in json.loads((folder / "surgery.json").read_text())]  # type: ignore[type-abstract, misc]
+    """The settled surgeries of a stage, as far as they are settled."""
+    kept = read_json(folder / SETTLED) if (folder / SETTLED).is_file() else []
+    return [find(Surgery, one["kind"]).model_validate(one) for one in kept]  # type: ignore[type-abstract, misc]
 
 
 def unscored(role: Role) -> float:
