@@ -1,8 +1,8 @@
 """Do Llamba's three stages beat the last one alone where two blocks are converted? 300 steps (60, 90 and 150 in the three stages), three seeds.
 
 `small`: two of the four blocks of the small model; else as the claim of `llamba`, which converts all of them; each arm at its best of three rates.
-`smollm2`: two of the 30 blocks of SmolLM2-135M-Instruct; the recipe as it stands but for steps and a batch of one row, and two rates of the last
-stage, of which each arm keeps the better one of seed 0.
+`smollm2`: two of the 30 blocks of SmolLM2-135M-Instruct; the recipe as it stands but for steps, one row of 64 tokens a step, the first two stages
+on the converted blocks alone, and two rates of the last stage, of which each arm keeps the better one of seed 0.
 """
 
 import json
@@ -29,8 +29,10 @@ def arms(which: str) -> tuple[dict[str, Any], dict[str, Stages]]:
         shared = claim_of("llamba").setting
         train = shared["train"]
     else:
-        shared = {"baseline": [], "evaluate": ["agreement", "perplexity"], "export": []}
+        shared = {"baseline": [], "evaluate": ["agreement"], "export": [], "data.0.split": 0.04, "data.1.length": 64, "data.1.shortest": 32}
         train = [{**stage, "batch": 1} for stage in yaml.safe_load(find("llamba").read_text())["train"]]
+        for stage in train[:-1]:
+            stage["objective"] = [{**stage["objective"][0], "layers": BLOCKS[which]}]
     staged = [{**stage, "steps": steps} for stage, steps in zip(train, STEPS, strict=True)]
     return {**shared, "student.surgery.0.layers": BLOCKS[which], "claim": None}, {"staged": staged, "end_alone": [{**train[-1], "steps": sum(STEPS)}]}
 
