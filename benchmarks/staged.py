@@ -5,7 +5,6 @@
 on the converted blocks alone, and the two rates that the paper has for the last stage; one seed.
 """
 
-import itertools
 import json
 import statistics
 import sys
@@ -49,8 +48,8 @@ def main(which: str = "small") -> None:
     for key, plain in claim_of("llamba").prepare.items() if which == "small" else ():
         run(plain, name=f"claim-llamba-{key}", base=find("llamba").parent)
     kl: dict[str, dict[str, list[float]]] = {arm: {} for arm in stages_of}
-    for rate, seed, (arm, stages) in itertools.product(RATES[which], SEEDS[which], stages_of.items()):
-        changed = {**shared, "train": at_rate(which, stages, rate), "seed": seed}
+    for rate, seed, arm in [(rate, seed, arm) for rate in RATES[which] for seed in SEEDS[which] for arm in stages_of]:
+        changed = {**shared, "train": at_rate(which, stages_of[arm], rate), "seed": seed}
         words = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
         summary = run("llamba", *words, name=f"staged-{which}-{arm}-{rate}-{seed}").summary
         kl[arm].setdefault(str(rate), []).append(summary["student"]["kl"])

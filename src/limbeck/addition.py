@@ -6,11 +6,6 @@ Some = tuple[int, ...]
 """Candidates that are taken together, in ascending order."""
 
 
-def scored(num: int, of: int) -> int:
-    """How many sets `added` asks about, to take `num` of `of` candidates one after the other."""
-    return num * of - num * (num - 1) // 2
-
-
 def added(candidates: Sequence[int], num: int, told: Callable[[Some], float | None], at_once: int = 1) -> tuple[Some, list[Some]]:
     """What is taken, as far as the scores that were told decide it; and the sets whose scores come next, none where all is decided.
 

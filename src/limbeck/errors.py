@@ -45,3 +45,7 @@ class Failed(LimbeckError):
     """The world failed: disk, package, corrupt file (4); or it ran, and the answer is no: check, claim, NaN (5)."""
 
     codes = (4, 5)
+
+
+class Stopped(Exception):
+    """Somebody asked for a stop, and was heard: everything finished is kept, what was going on is not."""

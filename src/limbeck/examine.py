@@ -1,5 +1,6 @@
 """Puts the subjects of a run before its evaluators: tables are made once, kept in the run's folder, and shared."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,6 +195,12 @@ class Calibration:
 
     def __init__(self, teacher: Role | None, rows: Sequence[Row], heard: Callable[[int, float], None] = lambda num, last: None):
         self.teacher, self.rows, self.heard, self.said, self.measured = teacher, rows, heard, [], (0, math.nan)
+
+    def quiet(self) -> "Calibration":
+        """The same, told to nobody: for a search, which tells by itself how far it is."""
+        own = copy.copy(self)
+        own.heard = lambda num, last: None
+        return own
 
     def __call__(self, role: Role) -> float:
         self.heard(*self.measured)

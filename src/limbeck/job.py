@@ -12,7 +12,7 @@ import torch
 
 from limbeck.conclude import conclude, exported
 from limbeck.data.base import Place, Rows
-from limbeck.errors import Refused
+from limbeck.errors import Refused, Stopped
 from limbeck.examine import CALIBRATION_ROWS, Calibration, Examiner, draw_samples, together, trust
 from limbeck.model.adapters import merged
 from limbeck.model.base import Models, Role
@@ -20,7 +20,7 @@ from limbeck.numerics import Streams
 from limbeck.planning import plan_of
 from limbeck.planning.keeping import choose
 from limbeck.planning.refusals import refuse_rows
-from limbeck.planning.steps import FEWEST, FITTED, affordable, fitted
+from limbeck.planning.steps import FEWEST, FITTED, affordable, fitted, measured, of_stages
 from limbeck.reading import aligned, own_rows, read
 from limbeck.recipe import Recipe, graph, text_only
 from limbeck.roles import Cast
@@ -29,7 +29,7 @@ from limbeck.signals import Row
 from limbeck.store import Answers, Cache, Log, read_json, sha256_json, write_json, write_text
 from limbeck.teacher._capture import capture
 from limbeck.teacher.base import Teacher
-from limbeck.tell import Stopped, Tell
+from limbeck.tell import Tell
 from limbeck.train.graph import Arm
 from limbeck.train.loop import Loop, World
 from limbeck.train.stage import Stage
@@ -190,8 +190,10 @@ class Job:
                 pace = {name: arm.pace() for name, arm in self.arms.items()}
                 said.append(f"a step takes {sum(pace.values()):.3g} s: {', '.join(f'{name} {seconds:.3g} s' for name, seconds in pace.items())}")
             look = self.examiner.seconds_a_target("start") * len(self.examiner.table("start").row)
-            fitting = FITTED * look * fitted(self.recipe.train, len(self.rows.train)) / len(self.rows.held_out)
-            left = self.recipe.minutes * 60 - (time.time() - self.began) - CLOSING_SECONDS - len(self.arms) * look - fitting + FEWEST * asking
+            heard = FITTED * fitted(self.recipe.train, len(self.rows.train))  # rows that stages hear before they learn
+            heard += CALIBRATION_ROWS * measured(of_stages(self.recipe.train), self.cast.origin)
+            looks = len(self.arms) + heard / len(self.rows.held_out)
+            left = self.recipe.minutes * 60 - (time.time() - self.began) - CLOSING_SECONDS - looks * look + FEWEST * asking
             steps = affordable(left / sum(stage.repeat for stage in stages), asking + sum(pace.values()))
             write_json(path, {"steps": steps, "pace_seconds": pace, "asking_seconds": asking})
         return int(read_json(path)["steps"]) if stages else 0

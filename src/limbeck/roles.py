@@ -76,6 +76,11 @@ class Cast:
         teacher = self.originals.get("teacher")
         return teacher.models[0] if how.start == "teacher" and isinstance(teacher, Recorded) else how.start
 
+    @property
+    def origin(self) -> Role | None:
+        """The model that the student is made of, as it came; none where it is drawn."""
+        return self.originals.get("student", self.originals.get("teacher"))
+
     def opened(self, where: str, how: Student) -> Role:
         """The model that a role starts from; one that was recorded must be at hand, and be the same."""
         text, teacher, do = self.begins(how), self.originals.get("teacher"), "name a model that is at hand, such as path:FOLDER"

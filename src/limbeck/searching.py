@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from limbeck.data.base import Rows
+from limbeck.errors import Stopped
 from limbeck.examine import Calibration
 from limbeck.model.base import Role
 from limbeck.recipe import Recipe
 from limbeck.roles import Cast
 from limbeck.store import is_sound, load_state, new_folder, read_json, save_state, write_json
 from limbeck.student.replace_parts import ReplaceParts
-from limbeck.tell import Stopped, Tell
+from limbeck.tell import Tell
 
 ORIGINS = Path("steps") / "parameters.json"
 """How each parameter of the student begins."""
@@ -31,8 +32,7 @@ def searched(recipe: Recipe, folder: Path, cast: Cast, rows: Rows, score: Calibr
     place = folder / "search"
     if not is_sound(place):
         bar = functools.partial(tell.bar, "search")
-        own = Calibration(score.teacher, score.rows)  # the search tells its progress itself
-        found = recipe.search.run(cast.fresh(), rows, own.rows, own, recipe.seed, bar, stop)
+        found = recipe.search.run(cast.fresh(), rows, score.rows, score.quiet(), recipe.seed, bar, stop)
         if found is None:
             raise Stopped
         with new_folder(place) as new:
@@ -57,7 +57,7 @@ def made_of(folder: Path, cast: Cast, role: Role) -> str:
     `kept`: as in the model that it is made of; `changed`: of the same name, and otherwise, as where channels were cut; `copied: query` and the
     like, `initialised` (to one, to the identity, ...) and `new` (drawn): in what was put in.
     """
-    before = cast.originals.get("student", cast.originals.get("teacher"))
+    before = cast.origin
     was = {} if before is None else dict(before.module.named_parameters())
 
     def how(name: str, p: torch.Tensor) -> str:

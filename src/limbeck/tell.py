@@ -14,10 +14,6 @@ class Tell(Protocol):
         """How much of how much is done; a total of 0 is not known."""
 
 
-class Stopped(Exception):
-    """Somebody asked for a stop; everything finished is kept."""
-
-
 class Quiet:
     """Tells the log only."""
 

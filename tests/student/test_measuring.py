@@ -1,14 +1,19 @@
 """Surgeries that measure: how often is foretold, each measurement is told, and a stop is heard between two of them."""
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from limbeck.block.gated_delta_net import GatedDeltaNet
 from limbeck.check.models import fresh
+from limbeck.errors import Refused
+from limbeck.model.base import Role
 from limbeck.planning import plan
 from limbeck.start import resume, run
+from limbeck.store import read_json
 from limbeck.student.base import Surgery
 from limbeck.student.drop_blocks import DropBlocks
 from limbeck.student.keep_width import KeepWidth
@@ -36,6 +41,18 @@ class Heard:
         return bool(self.bars) and self.bars[-1][0] >= self.until
 
 
+class Counting:
+    """A score, each worse than the one before, that candidates may learn for."""
+
+    measured = 0
+
+    def __call__(self, role: Role) -> float:
+        self.measured += 1
+        return float(self.measured)
+
+    def learn(self, role: Role, steps: int) -> None: ...
+
+
 @pytest.mark.parametrize(
     "surgery, by_hand",
     [
@@ -47,6 +64,7 @@ class Heard:
         (DropBlocks(drop=2, choose="contiguous"), 3),
         (RestoreAttention(num=2, choose="restore_one"), 4),
         (RestoreAttention(num=2, choose="greedy"), 4 + 3),
+        (RestoreAttention(num=2, choose="supervised", steps=3), 4),
         (RestoreAttention(num=2, choose="uniform"), 0),
         (RestoreAttention(num=2, choose="random"), 0),
         (KeepWidth(heads=2), 0),
@@ -65,14 +83,14 @@ def test_as_many_students_are_measured_as_was_foretold(surgery: Surgery, by_hand
     if isinstance(surgery, RestoreAttention):
         role = Linearize(mixer=GatedDeltaNet())(role)
     assert (role.num_layers, role.module.config.num_attention_heads) == (4, 4)
-    measured = []
+    surgery.settle(role, score := Counting())
+    assert score.measured == surgery.measures(begun) == by_hand
 
-    def score(role: Any) -> float:
-        measured.append(role)
-        return float(len(measured))
 
-    surgery.settle(role, score)
-    assert len(measured) == surgery.measures(begun) == by_hand
+def test_more_blocks_than_there_are_cannot_be_counted() -> None:
+    for surgery in (DropBlocks(drop=4, choose="greedy"), DropBlocks(drop=6, choose="contiguous"), RestoreAttention(num=5)):
+        with pytest.raises(Refused):
+            surgery.measures(fresh())
 
 
 SURGERY = {"student": {"start": "teacher", "surgery": [{"kind": "drop_blocks", "drop": 2, "choose": "greedy"}]}}
@@ -94,21 +112,54 @@ def test_a_run_tells_each_measurement_and_a_stop_between_two_ends_the_same(how: 
     assert same(state(done.path), state(undisturbed.path))
 
 
-def test_what_a_stage_has_measured_is_kept_while_it_is_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_a_stage_has_measured_is_kept_while_it_is_stopped(damaged: bool, tmp_path: Path) -> None:
     recipe = toy(tmp_path, student={"start": "teacher"}, train=[{**OF_A_STAGE["train"][0], "checkpoint": {"every": 1}}])
     undisturbed = run(recipe, runs=tmp_path / "one")
     stopped = run(recipe, runs=tmp_path / "two", tell=(first := Heard()), stop=after(1))
     assert not stopped.finished and len(first.bars) == 7
     again = Heard()
+    if damaged:
+        (kept,) = stopped.path.rglob("settled/surgery.json")
+        kept.write_bytes(kept.read_bytes()[:-9])
     done = resume(stopped.path, tell=again)
-    assert again.bars == [] and done.finished
+    assert len(again.bars) == (7 if damaged else 0) and done.finished
     assert same(state(done.path), state(undisturbed.path))
+
+
+def test_each_surgery_of_a_stage_measures_what_the_one_before_has_left(tmp_path: Path) -> None:
+    one = {"kind": "drop_blocks", "drop": 1, "choose": "influence"}
+    both = run(toy(tmp_path, student={"start": "teacher"}, train=[{**STAGE, "surgery": [one, one]}]), runs=tmp_path / "both", tell=(told := Heard()))
+    first, second = read_json(both.path / "results" / "student" / "main" / "surgery.json")
+    assert len(first["keep"]) == 3 and len(second["keep"]) == 2 and len(told.bars) == 4 + 3
+    of_the_start = run(toy(tmp_path, student={"start": "teacher", "surgery": [one, one]}), runs=tmp_path / "start")
+    assert [s["keep"] for s in read_json(of_the_start.path / "steps" / "student.json")["student"]] == [first["keep"], second["keep"]]
+
+
+def test_a_search_tells_its_own_progress_alone(tmp_path: Path) -> None:
+    words = ["train.0.steps=1", "baseline=[]", "evaluate=[agreement]", "export=[]", "search.steps=0"]
+    assert run("puzzle", *words, toy=True, runs=tmp_path, tell=(told := Heard())).finished
+    assert told.bars == []
+
+
+def test_steps_that_fit_into_minutes_leave_room_for_what_stages_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.job.time", SimpleNamespace(time=lambda: 0.0, perf_counter=lambda: 0.0))  # all but looks takes no time
+    monkeypatch.setattr("limbeck.examine.Examiner.seconds_a_target", lambda self, subject: 1.0)
+    left: list[float] = []
+    monkeypatch.setattr("limbeck.job.affordable", lambda seconds, a_step: left.append(seconds) or 8)
+    auto = {"minutes": 600, "student": {"start": "teacher"}, "evaluate": ["agreement"]}
+    runs = [
+        run(toy(tmp_path, **auto, train=[{**STAGE, "steps": "auto", "surgery": how}]), runs=tmp_path / f"{i}")
+        for i, how in enumerate(([], OF_A_STAGE["train"][0]["surgery"]))
+    ]
+    (rows,) = {int(num) for one in runs for num in re.findall(r"([\d,]+) held out", (one.path / "plan.txt").read_text())}
+    assert left[0] - left[1] == pytest.approx((4 + 3) * 16 * runs[0].summary["held_out_targets"] / rows)
 
 
 def test_a_plan_counts_what_surgeries_of_the_student_and_of_stages_measure(tmp_path: Path) -> None:
     twice = {**SURGERY, "train": [{**STAGE, "repeat": 2, "surgery": [{"kind": "drop_blocks", "choose": "contiguous"}]}]}
     lines = {line.step: line for line in plan(toy(tmp_path, **twice), probe=False).steps}
-    assert lines["measure"].what == "at most 15 students, 16 rows each"  # 4 + 3, and twice 4 - 1 + 1, as if no block had gone before
+    assert lines["measure"].what == "at most 15 x 16 rows"  # 4 + 3, and twice 4 - 1 + 1, as if no block had gone before
     assert lines["measure"].seconds > 0
     assert "measure" not in {line.step for line in plan(toy(tmp_path), probe=False).steps}
 
@@ -120,7 +171,7 @@ def test_without_a_total_neither_a_bar_nor_a_time_left_is_shown(capfd: pytest.Ca
     for num in range(5):
         progress.bar("measure", num, 0, "students")
     shown = capfd.readouterr().err
-    assert "measure    4 students" in shown and "left" not in shown and "/" not in shown.replace("T", "")
+    assert "measure    4 students" in shown and "left" not in shown and "/" not in shown
     monkeypatch.setenv("FORCE_COLOR", "1")
     progress = Progress()
     assert progress.live

@@ -21,6 +21,7 @@ from limbeck.planning.keeping import choose
 from limbeck.planning.pricing import Line, Pricing
 from limbeck.planning.probe import Machine, machine
 from limbeck.planning.refusals import refuse_hopeless, refuse_rows
+from limbeck.planning.steps import measured, of_stages
 from limbeck.recipe import Recipe, find, graph, load, text_only
 from limbeck.roles import Cast
 from limbeck.store import Cache
@@ -130,7 +131,9 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
     length = next((dict(s)["length"] for s in recipe.data if "length" in type(s).model_fields), usual)
     costs = {role: cost(models[role], length, one) for role in models}
     searched = [] if bill is None else [str(bill)]
-    pricing = Pricing(recipe, rows, costs, length, here.flops, bill, measured(recipe, cast))
+    begun = cast.origin
+    num = measured([*recipe.student.surgery, *of_stages(recipe.train)], begun)
+    pricing = Pricing(recipe, rows, costs, length, here.flops, bill, None if begun is None or not num else (num, cost(begun, length, one)))
     auto = [f"steps: auto is {pricing.auto} at this speed; it is settled by what the run measures"] if pricing.auto else []
     steps = [replace(line, cached=captured(recipe, rows, cast, pricing)) if line.step == "capture" else line for line in pricing.lines()]
     what = {role: describe(recipe, role) for role in models}
@@ -144,13 +147,6 @@ def plan_of(recipe: Recipe, name: str, base: str, probe: bool = True, rows: Rows
         (*rows.notes, *(() if known else blind), *auto, *kept, *searched, *elsewhere(recipe, rows, pricing), *evaluations(recipe, base)),
     )
     return fitting(found)
-
-
-def measured(recipe: Recipe, cast: Cast) -> int:
-    """How often surgeries of the student and of stages score it, at most."""
-    surgeries = [*recipe.student.surgery, *(surgery for stage in recipe.train for surgery in stage.surgery * stage.repeat)]
-    begun = cast.originals.get("student", cast.originals.get("teacher"))
-    return 0 if begun is None else sum(surgery.measures(begun) for surgery in surgeries)
 
 
 def on_meta(text: str, cache: Cache, base: str, reads: str = "") -> Role:

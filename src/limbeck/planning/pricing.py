@@ -13,10 +13,14 @@ from limbeck.train.stage import Stage
 
 EVALUATION_SECONDS = 60.0
 """Timings of decoding, samples and the report."""
+LOGIT_BYTES = 4
+"""Of a logit of the teacher, which are kept while surgeries measure."""
 STATE_BYTES = 4
 """Of a number of the teacher's states, while a student is fitted to them."""
 MEANS = 2
 """Copies of what learns in a checkpoint, beside the weights: the two means of AdamW."""
+Measured = tuple[int, Cost]
+"""How often surgeries measure at most, and what the model costs that they begin with."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,19 @@ class Line:
 class Pricing:
     """Prices the steps of a recipe."""
 
-    def __init__(self, recipe: Recipe, rows: Rows, costs: dict[str, Cost], length: int, flops: float, search: Bill | None = None, measured: int = 0):
+    def __init__(
+        self,
+        recipe: Recipe,
+        rows: Rows,
+        costs: dict[str, Cost],
+        length: int,
+        flops: float,
+        search: Bill | None = None,
+        measured: Measured | None = None,
+    ):
         self.search, self.measured = search, measured
         self.recipe, self.rows, self.costs, self.length = recipe, rows, costs, length
-        self.student, self.teacher = costs["student"], costs.get("teacher")
+        self.student, self.teacher, self.flops = costs["student"], costs.get("teacher"), flops
         self.seconds = {name: c.forward_flops / flops for name, c in costs.items()}
         whole = any("length" in type(step).model_fields for step in recipe.data)  # then a draw is a bin of that length
         groups = sum(len(part.groups) for part in rows.parts)
@@ -93,10 +106,13 @@ class Pricing:
         return Line("search", what, seconds, memory, self.student.weight_bytes)
 
     def measuring(self) -> Line | None:
-        """Students that surgeries measure to choose among them, on a few rows each."""
-        seconds = self.measured * CALIBRATION_ROWS * self.length * self.seconds["student"]
-        memory = self.student.weight_bytes + (self.teacher.weight_bytes if self.teacher else 0)
-        return Line("measure", f"at most {self.measured:,} students, {CALIBRATION_ROWS} rows each", seconds, memory) if self.measured else None
+        """What surgeries measure to choose: models nearly as large as the one that they begin with, and the teacher once, on a few rows each."""
+        if self.measured is None or self.teacher is None:
+            return None
+        (num, begun), positions = self.measured, CALIBRATION_ROWS * self.length
+        seconds = positions * (num * begun.forward_flops / self.flops + self.seconds["teacher"])
+        memory = begun.weight_bytes + self.teacher.weight_bytes + positions * self.teacher.vocab * LOGIT_BYTES
+        return Line("measure", f"at most {num:,} x {CALIBRATION_ROWS} rows", seconds, memory)
 
     def tries(self) -> Line | None:
         """Candidates of surgeries that learn before they are measured: at most one for each block."""

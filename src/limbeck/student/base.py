@@ -50,7 +50,11 @@ class Surgery(Component):
         return 0
 
     def measures(self, role: Role) -> int:
-        """How often the role is scored while the surgery is settled, at most: for the planner, which asks before any of a recipe's surgeries."""
+        """How often the role is scored while the surgery is settled, at most: for the planner, which asks before any of a recipe's surgeries.
+
+        Raises:
+            Refused: where the role, as large as it is then, is too small for it already.
+        """
         return 0
 
     def reads(self, tokenizer: Any, plan: bool = False) -> Any:

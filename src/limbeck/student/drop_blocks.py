@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from limbeck.addition import scored
 from limbeck.errors import Refused
 from limbeck.model.base import Role
 from limbeck.model.text import Text
@@ -68,8 +67,9 @@ class DropBlocks(Surgery):
         return self
 
     def measures(self, role: Role) -> int:
-        num, drop, how = count(role), self.drop or 1, self.choose or ""
-        return {"influence": num, "greedy": scored(drop, num), "contiguous": num - drop + 1}.get(how, 0)
+        asked: list[Any] = []
+        self.chosen(count(role), lambda keep: asked.append(keep) or 0.0)
+        return len(asked)
 
     def settle(self, role: Role, score: Score) -> "DropBlocks":
         def cost(keep: Sequence[int]) -> float:

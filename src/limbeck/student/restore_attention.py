@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from limbeck.addition import added, scored
+from limbeck.addition import added
 from limbeck.errors import Refused
 from limbeck.model.base import Role, clone
 from limbeck.model.blocks import causal
@@ -71,8 +71,9 @@ class RestoreAttention(Surgery):
         return self.steps if self.choose == "supervised" else 0
 
     def measures(self, role: Role) -> int:
-        num = role.num_layers
-        return {"restore_one": num, "supervised": num, "greedy": scored(self.num, num)}.get(self.choose, 0)
+        asked: list[Any] = []
+        self.chosen(tuple(range(role.num_layers)), lambda some: asked.append(some) or 0.0)
+        return len(asked)
 
     def settle(self, role: Role, score: Score) -> "RestoreAttention":
         text = causal(role, WHERE)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from limbeck.component import changed, find
-from limbeck.errors import Failed, Refused
+from limbeck.errors import Failed, Refused, Stopped
 from limbeck.merge.base import Merge, merge, refuse
 from limbeck.model.base import Models, Role, clone
 from limbeck.store import Log, disk, inside, is_sound, load_state, new_folder, read_json, save_state, sweep, verify, write_json
@@ -27,13 +27,9 @@ logger = logging.getLogger(__name__)
 TRIED, TRIED_SECONDS = 3, 5.0
 """Steps that are tried to learn the pace, and the time after which no further one is begun."""
 SETTLED = "surgery.json"
-"""Surgeries of a stage, with what was measured written out: beside its checkpoints, and then its result."""
+"""Surgeries of a stage, with what was measured written out: beside its checkpoints, and then in its result."""
 Observe = Callable[[str, str, Loop, list[dict[str, Any]]], None]
 """Hears arm, node, loop and the records of a step; reads, and never writes."""
-
-
-class Stopped(Exception):
-    """A stop was asked for while a surgery was measured, or a student fitted: nothing of that is kept."""
 
 
 @dataclass(frozen=True)
@@ -221,16 +217,19 @@ class Arm:
         self.restore(start)
         self.restore("student", node.what.restart)
         trial = Trial(self.score or unscored, lambda role, steps: self.trial(number, node, role, steps), stop)
-        settled = self.students_own(node) or settled_in(self.checkpoints(node))
-        if node.what.surgery and not settled:
-            settled = [s.settle(self.world.models["student"], trial) for s in node.what.surgery]
-            write_json(self.checkpoints(node) / SETTLED, [s.model_dump(mode="json") for s in settled])  # measured once, however often it is stopped
-        for surgery in settled:
-            self.world.models["student"] = surgery(self.world.models["student"])
+        kept = self.checkpoints(node) / "settled"
+        known, settled = self.students_own(node) or settled_in(kept), []
+        for surgery in known or node.what.surgery:
+            settled.append(surgery if known else surgery.settle(self.world.models["student"], trial))
+            self.world.models["student"] = settled[-1](self.world.models["student"])
+        plain = [s.model_dump(mode="json") for s in settled]
+        if settled and not known:
+            with new_folder(kept) as folder:  # measured once, however often the stage is stopped
+                write_json(folder / SETTLED, plain)
         if rebuilt:
             self.world.models["student"] = self.ready(self.world.models["student"])
         self.built = (*built, *settled)
-        return [s.model_dump(mode="json") for s in settled]
+        return plain
 
     def trial(self, number: int, node: Node, role: Role, steps: int) -> Loop:
         """A loop of the first steps of a stage, for a student that is tried out: it draws what the stage will draw, and changes no other role.
@@ -248,7 +247,7 @@ class Arm:
     def students_own(self, node: Node) -> list[Surgery]:
         """For a baseline: what the student's arm has settled for this stage, so that both have the same build; for that arm itself nothing."""
         folder = inside(self.folder / "results" / "student", node.name)
-        return settled_in(folder) if self.name != "student" and node.what.surgery and is_sound(folder) else []
+        return settled_in(folder) if self.name != "student" and node.what.surgery else []
 
     def restore(self, node: str, roles: Sequence[str] | None = None) -> None:
         """Puts the tensors of a finished node into the roles, or into some of them."""
@@ -359,9 +358,9 @@ class Arm:
 
 
 def settled_in(folder: Path) -> list[Surgery]:
-    """The settled surgeries of a stage, as far as they are settled."""
-    kept = read_json(folder / SETTLED) if (folder / SETTLED).is_file() else []
-    return [find(Surgery, one["kind"]).model_validate(one) for one in kept]  # type: ignore[type-abstract, misc]
+    """The settled surgeries of a stage; none of a folder that is not whole."""
+    plain = read_json(folder / SETTLED) if is_sound(folder) else []
+    return [find(Surgery, one["kind"]).model_validate(one) for one in plain]  # type: ignore[type-abstract, misc]
 
 
 def unscored(role: Role) -> float:
