@@ -11,7 +11,7 @@ from limbeck.claims import changes, claim_of, record_of
 from limbeck.recipe import find
 from limbeck.start import run
 
-ARMS = ("rounded", "qad", "label_only", "weights_rounded", "weights_qad", "weights_label_only")
+ARMS = ("rounded", "qad", "weights_rounded", "weights_qad")
 
 
 def main() -> None:
