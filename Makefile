@@ -24,8 +24,8 @@ quickstart: $(VENV)/weights     ## distils a real 135M chat model, about 6 minut
 test: $(VENV)/ready             ## the default tests, some 10,000: a quarter of an hour on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-slow: $(VENV)/weights           ## tests with real weights, whole runs and a browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
+slow: $(VENV)/weights           ## tests with real weights, whole runs and a browser; says which were skipped, and what they need
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow -rs
 
 # not for this very CPU: a virtual machine may name instructions (AMX) that it then refuses, and the server dies of SIGILL at its first answer
 llama: $(VENV)/weights          ## the test with llama.cpp's own server, which is compiled first (cmake, g++)
