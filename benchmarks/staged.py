@@ -1,8 +1,10 @@
-"""Do Llamba's three stages beat the last one alone where two blocks are converted? 300 steps (60, 90 and 150 in the three stages), three seeds.
+"""Do Llamba's three stages beat the last one alone where two blocks are converted? 300 steps: 60, 90 and 150 in the three stages.
 
-`small`: two of the four blocks of the small model; else as the claim of `llamba`, which converts all of them; three rates of all stages.
+`small`: two of the four blocks of the small model; else as the claim of `llamba`, which converts all of them; three rates of all stages, three
+seeds.
 `smollm2`: two of the 30 blocks of SmolLM2-135M-Instruct; the recipe as it stands but for steps, one row of 64 tokens a step, the first two stages
-on the converted blocks alone, and the two rates that the paper has for the last stage, of which each arm keeps the better one of the first seed.
+on the converted blocks alone, and the two rates that the paper has for the last stage, of which each arm keeps the better one of the first of
+two seeds.
 """
 
 import json
@@ -17,7 +19,8 @@ from limbeck.claims import claim_of
 from limbeck.recipe import find
 from limbeck.start import run
 
-STEPS, SEEDS = (60, 90, 150), (0, 1, 2)
+STEPS = (60, 90, 150)
+SEEDS = {"small": (0, 1, 2), "smollm2": (0, 1)}
 BLOCKS = {"small": [1, 2], "smollm2": [10, 20]}
 RATES = {"small": (1e-3, 3e-3, 1e-2), "smollm2": (5e-5, 1e-5)}
 Stages = list[dict[str, Any]]
@@ -55,15 +58,15 @@ def measure(which: str, arm: str, rate: float, seed: int) -> float:
 def main(which: str = "small") -> None:
     for key, plain in claim_of("llamba").prepare.items() if which == "small" else ():
         run(plain, name=f"claim-llamba-{key}", base=find("llamba").parent)
-    kl = {arm: {rate: [measure(which, arm, rate, SEEDS[0])] for rate in RATES[which]} for arm in arms(which)[1]}
+    kl = {arm: {rate: [measure(which, arm, rate, SEEDS[which][0])] for rate in RATES[which]} for arm in arms(which)[1]}
     for arm, table in kl.items():
         rates = list(table) if which == "small" else [min(table, key=lambda rate, table=table: table[rate][0])]
         for rate in rates:
-            table[rate] += [measure(which, arm, rate, seed) for seed in SEEDS[1:]]
-    means = {arm: {rate: statistics.fmean(values) for rate, values in table.items() if len(values) == len(SEEDS)} for arm, table in kl.items()}
+            table[rate] += [measure(which, arm, rate, seed) for seed in SEEDS[which][1:]]
+    means = {arm: {rate: statistics.fmean(values) for rate, values in table.items() if len(values) == len(SEEDS[which])} for arm, table in kl.items()}
     best = {arm: min(table, key=lambda rate, table=table: table[rate]) for arm, table in means.items()}
     name = "staged" if which == "small" else f"staged_{which}"
-    record(name, {"steps": STEPS, "blocks": BLOCKS[which], "seeds": SEEDS, "kl": kl, "best_rate": best})
+    record(name, {"steps": STEPS, "blocks": BLOCKS[which], "seeds": SEEDS[which], "kl": kl, "best_rate": best})
 
 
 if __name__ == "__main__":
