@@ -218,7 +218,7 @@ class Arm:
         self.restore("student", node.what.restart)
         trial = Trial(self.score or unscored, lambda role, steps: self.trial(number, node, role, steps), stop)
         kept = self.checkpoints(node) / "settled"
-        known, settled = self.students_own(node) or settled_in(kept), []
+        known, settled = self.students_own(node) or (settled_in(kept) if is_sound(kept) else []), []
         for surgery in known or node.what.surgery:
             settled.append(surgery if known else surgery.settle(self.world.models["student"], trial))
             self.world.models["student"] = settled[-1](self.world.models["student"])
@@ -247,7 +247,7 @@ class Arm:
     def students_own(self, node: Node) -> list[Surgery]:
         """For a baseline: what the student's arm has settled for this stage, so that both have the same build; for that arm itself nothing."""
         folder = inside(self.folder / "results" / "student", node.name)
-        return settled_in(folder) if self.name != "student" and node.what.surgery else []
+        return settled_in(folder) if self.name != "student" and node.what.surgery and is_sound(folder) else []
 
     def restore(self, node: str, roles: Sequence[str] | None = None) -> None:
         """Puts the tensors of a finished node into the roles, or into some of them."""
@@ -358,9 +358,8 @@ class Arm:
 
 
 def settled_in(folder: Path) -> list[Surgery]:
-    """The settled surgeries of a stage; none of a folder that is not whole."""
-    plain = read_json(folder / SETTLED) if is_sound(folder) else []
-    return [find(Surgery, one["kind"]).model_validate(one) for one in plain]  # type: ignore[type-abstract, misc]
+    """The settled surgeries of a stage, from a folder that is whole."""
+    return [find(Surgery, one["kind"]).model_validate(one) for one in read_json(folder / SETTLED)]  # type: ignore[type-abstract, misc]
 
 
 def unscored(role: Role) -> float:
